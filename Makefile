@@ -1,0 +1,66 @@
+# `make` lists the targets. PYTHON chooses the interpreter (3.10 to 3.13), VENV where its environment goes.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+ROUNDS ?= 10
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check fix bench soak package clean mosquitto
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' Makefile
+
+demo: $(VENV)/.all ## Train a model on emulated devices over MQTT, on this machine
+	$(BIN)/edgefl demo
+
+test: check mosquitto ## Check, then run every test
+	$(BIN)/pytest -n 2 --dist worksteal
+
+check: $(VENV)/.test ## Lint, format, types and who imports whom; changes nothing
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+fix: $(VENV)/.test ## Format, and repair what ruff can
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(VENV)/.test ## Run the benchmarks; those that need a data set only with DATA=FOLDER
+	@for file in $$(grep -l '^@options' bench/*.py); do \
+	  if ! grep -q '@data_option' $$file; then data=; \
+	  elif [ -n "$(DATA)" ]; then data="--data $(DATA)"; \
+	  else echo "$$file left out: it needs DATA=FOLDER, MNIST's four files"; continue; fi; \
+	  echo "== $$file"; $(BIN)/python $$file $$data || exit 1; \
+	done
+
+soak: $(VENV)/.test mosquitto ## Run the tests ROUNDS times (10), each time with other random seeds
+	@for round in $$(seq $(ROUNDS)); do \
+	  echo "== round $$round of $(ROUNDS)"; \
+	  PYTHONHASHSEED=$$round $(BIN)/pytest -n 2 --dist worksteal --hypothesis-seed=$$round || exit 1; \
+	done
+
+package: $(VENV)/.test ## Build the wheel and the source archive into dist/
+	$(BIN)/python -m hatchling build -d dist
+
+clean: ## Remove the environment, what was built and every cache
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# An environment is installed once, and again when pyproject.toml changes.
+$(VENV)/.%: pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) --upgrade 'pip>=24'
+	$(PIP_INSTALL) --editable '.[$*]'
+	@touch $@
+
+# Tests need a real mosquitto. Where it cannot be installed they are skipped and say so; with CI set they fail.
+mosquitto:
+	@if PATH="$$PATH:/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin" command -v mosquitto > /dev/null; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ]; then root=; else root="sudo -n"; fi; \
+	if command -v apt-get > /dev/null && $$root true 2> /dev/null; then \
+	  $$root apt-get update -qq && $$root env DEBIAN_FRONTEND=noninteractive \
+	    apt-get install -y -qq --no-install-recommends mosquitto openssl; \
+	else echo "mosquitto is missing and cannot be installed from here: tests that need it are skipped"; fi

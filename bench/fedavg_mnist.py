@@ -1,0 +1,185 @@
+"""FedAvg on MNIST as McMahan et al. measured it: rounds until the averaged model reaches a test accuracy.
+
+    python bench/fedavg_mnist.py --net 2nn --data mnist/
+    python bench/fedavg_mnist.py --net cnn --data mnist/ --split shards
+
+100 devices, 600 examples each, C = 0.1, B = 10, plain SGD (arXiv:1602.05629, tables 1 and 2). Everything but the
+network is the real thing: exporter, programs, tasks, coordinator, fusion. The devices share one runtime, because
+FedAvg leaves nothing on a device that the next round needs.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+from harness import Row, Target, data_option, finish, options
+
+from edgefl import bundle as bundles
+from edgefl.bundle import Bundle, Tensors
+from edgefl.coordinator import Action, Announce, Coordinator, RoundDone, RoundSettings
+from edgefl.method import Reply, Task
+from edgefl.methods.fedavg import FedAvg
+from edgefl.partition import PARTITIONS
+from edgefl_device.data import Dataset, Splits, fit_to_contract, read_splits
+from edgefl_device.interpreter import perform
+from edgefl_device.runtime import Runtime
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of the paper's tables, and the learning rate found best here (the paper tunes one per cell)."""
+
+    model: str
+    epochs: int
+    target: float
+    most_rounds: dict[str, float]  # split -> rounds in the paper
+    learning_rate: dict[str, float]
+
+
+CELLS = {
+    "2nn": Cell("mnist-2nn", 1, 0.97, {"iid": 87, "shards": 664}, {"iid": 0.2, "shards": 0.05}),
+    "cnn": Cell("mnist-cnn", 5, 0.99, {"iid": 20, "shards": 229}, {"iid": 0.1, "shards": 0.05}),
+}
+SPLITS = {"iid": {}, "shards": {"shards_per_device": 2}}
+BATCH_SIZE, FRACTION = 10, 0.1
+
+
+class Fleet:
+    """Emulated devices in this process: they answer what a coordinator announces."""
+
+    def __init__(self, bundle: Bundle, splits: Splits, devices: int, split: str, *, seed: int, threads: int) -> None:
+        assert splits.test is not None
+        self.runtime = Runtime(bundle, threads=threads)
+        contract = bundle.manifest.data
+        self.test = fit_to_contract(splits.test, contract, "test data")
+        train = fit_to_contract(splits.train, contract, "training data")
+        parts = PARTITIONS[split](train.labels, devices, rng=np.random.default_rng(seed), **SPLITS[split])
+        self.data: dict[str, Dataset] = {f"device-{i:03}": train.take(part) for i, part in enumerate(parts)}
+
+    def carry_out(self, announce: Announce, coordinator: Coordinator) -> list[Action]:
+        """Every asked device does its tasks and replies; what the coordinator wants next."""
+        actions: list[Action] = []
+        for device in announce.devices:
+            feeds = {"train": self.data[device]}
+            outcome = perform(self.runtime, announce.ask.tasks, announce.ask.tensors, feeds, device=device)
+            reply = Reply(device, announce.round, outcome.examples, outcome.tensors, outcome.metrics)
+            verdict, wanted = coordinator.replied(reply, announce.nonce, time.monotonic())
+            assert verdict.status == "accepted", verdict
+            actions += wanted
+        return actions
+
+    def accuracy(self, tensors: Tensors) -> tuple[float, float]:
+        """Test accuracy and loss of the averaged model."""
+        task = Task(program="evaluate", feed="test", load=("*",), batch_size=500)
+        metrics = perform(self.runtime, [task], tensors, {"test": self.test}, device="aggregator").metrics
+        return metrics["evaluate.correct"] / metrics["evaluate.examples"], metrics["evaluate.loss"]
+
+
+def rounds_to(target: float, accuracies: Sequence[float]) -> float | None:
+    """Where the best-so-far curve crosses `target`, interpolated between rounds as in the paper.
+
+    `accuracies[i]` is the test accuracy after round i + 1. None when it never gets there.
+    """
+    best = np.maximum.accumulate(np.asarray(accuracies, np.float64))
+    reached = np.flatnonzero(best >= target)
+    if len(reached) == 0:
+        return None
+    i = int(reached[0])
+    if i == 0:
+        return 1.0
+    return i + float((target - best[i - 1]) / (best[i] - best[i - 1]))
+
+
+def run(fleet: Fleet, method: FedAvg, fraction: float, target: float, seed: int) -> list[Row]:
+    """Rounds until the target or the method's end: one row each, with seconds since the start."""
+    coordinator = Coordinator(
+        method,
+        method.start(),
+        RoundSettings(fraction=fraction, min_devices=len(fleet.data), quorum=1.0, deadline_s=float("inf")),
+        seed=seed,
+    )
+    rows: list[Row] = []
+    started = time.monotonic()
+    pending: list[Action] = []
+    for device in fleet.data:
+        pending += coordinator.joined(device, started)
+    while pending:
+        action = pending.pop(0)
+        if isinstance(action, Announce):
+            pending += fleet.carry_out(action, coordinator)
+        elif isinstance(action, RoundDone):
+            seconds = time.monotonic() - started
+            accuracy, loss = fleet.accuracy(action.state.tensors)
+            rows.append({"round": action.round + 1, "accuracy": accuracy, "loss": loss, "seconds": seconds})
+            trained = action.fused.metrics["train.loss"]
+            print(
+                f"round {action.round + 1}: accuracy {accuracy:.4f}, loss {loss:.4f}, "
+                f"training loss {trained:.4f}, {seconds:.0f} s",
+                file=sys.stderr,
+            )
+            if accuracy < target:
+                pending += coordinator.begin(time.monotonic())
+    return rows
+
+
+@click.command(help=__doc__)
+@click.option("--net", type=click.Choice(list(CELLS)), default="2nn", show_default=True)
+@click.option("--split", type=click.Choice(list(SPLITS)), default="iid", show_default=True)
+@click.option("--lr", type=float, help="Learning rate of the devices; default: the best found for this cell.")
+@click.option("--rounds", type=int, help="Give up after so many; default: the paper's figure and a half.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of partition, sampling and shuffles.")
+@click.option("--threads", type=int, default=1, show_default=True, help="Cores for one operator.")
+@data_option
+@options
+def main(
+    data: Path,
+    form: str,
+    quick: bool,
+    net: str,
+    split: str,
+    lr: float | None,
+    rounds: int | None,
+    seed: int,
+    threads: int,
+) -> None:
+    cell = CELLS[net]
+    devices, epochs, fraction = (4, 1, 0.5) if quick else (100, cell.epochs, FRACTION)
+    splits = read_splits(data)
+    if quick and splits.test is not None:
+        splits = Splits(splits.train.take(np.arange(400)), splits.test.take(np.arange(500)))
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = _export(cell.model, Path(folder) / f"{net}.bundle")
+        fleet = Fleet(bundle, splits, devices, split, seed=seed, threads=threads)
+        weights = bundle.weights()
+        method = FedAvg(
+            initial={tensor.name: weights[tensor.name] for tensor in bundle.manifest.shared()},
+            rounds=2 if quick else rounds or int(1.5 * cell.most_rounds[split]),
+            epochs=epochs,
+            batch_size=BATCH_SIZE,
+            learning_rate=lr or cell.learning_rate[split],
+            seed=seed,
+        )
+        rows = run(fleet, method, fraction, cell.target, seed)
+    reached = rounds_to(cell.target, [row["accuracy"] for row in rows])
+    title = f"FedAvg, {net}, {split}, learning rate {method.learning_rate:g}"
+    finish(title, rows, [Target(f"rounds to {cell.target:.0%}", reached, cell.most_rounds[split])], form)
+
+
+def _export(model: str, out: Path) -> Bundle:
+    from edgefl_exporter.export import export  # torch takes seconds to import; --help need not wait
+    from edgefl_exporter.zoo import ZOO
+
+    module, example = ZOO[model]()
+    export(module, example, out=out, name=model, programs=("train", "evaluate"))
+    return bundles.read(out)
+
+
+if __name__ == "__main__":
+    main()

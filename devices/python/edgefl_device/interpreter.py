@@ -1,0 +1,222 @@
+"""Carries out tasks on a runtime. Everything a method wants from a device passes through `perform`.
+
+What each field of a task means is in `edgefl/method.py`. Nothing here knows a method, a network or a clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgefl.bundle import Array, Output, Tensors
+from edgefl.errors import EdgeflError, InputError
+from edgefl.method import Task
+from edgefl_device.contract import batches
+from edgefl_device.dataset import AnyArray, Dataset
+from edgefl_device.order import order_of
+from edgefl_device.plan import Plan, is_metric, plan
+from edgefl_device.runtime import Runtime
+
+Progress = Callable[[str, int, int], None]  # program, batches done, batches of this task
+
+
+class Stopped(EdgeflError):
+    """A stop was requested between two batches; the state is what it was before."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a device answers to the tasks of one ask; the fields of a `Reply` that are not its address."""
+
+    tensors: Mapping[str, Array]
+    metrics: Mapping[str, float]
+    examples: int
+
+
+def perform(
+    runtime: Runtime,
+    tasks: Sequence[Task],
+    announced: Tensors,
+    feeds: Mapping[str, Dataset],
+    *,
+    device: str,
+    stopped: Callable[[], bool] = lambda: False,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Carry out `tasks` in order. The state changes only when all of them succeed.
+
+    `feeds` holds the device's own "train" and "test" data, each from `fit_to_contract`. `device` is its name,
+    which takes part in the shuffle.
+
+    Metrics are "PROGRAM.OUTPUT" for every output that is one number, over the batches of the last epoch, and
+    "PROGRAM.examples", the examples of that epoch. When two tasks run one program, the later one's are kept.
+    `examples` is how many different examples of the "train" feed the tasks saw.
+
+    A "delta" is the difference to the state right after the task's `load` and `reset`; outputs are always values.
+
+    Raises InputError for a task that does not fit the bundle or the data, before anything runs; EdgeflError when
+    training diverges or a value does not fit float16; Stopped when `stopped()` turns true between batches.
+    """
+    plans = [plan(i, task, runtime.manifest, announced, feeds) for i, task in enumerate(tasks, 1)]
+    _refuse_double_sends(plans)
+    before = runtime.state(_changed_by(plans))
+    tensors: dict[str, Array] = {}
+    metrics: dict[str, float] = {}
+    try:
+        for one in plans:
+            sent, measured = _carry_out(runtime, one, announced, device, stopped, progress)
+            tensors |= sent
+            metrics |= measured
+    except BaseException:
+        runtime.load(before)
+        raise
+    seen = [one.examples for one in plans if one.task.feed == "train"]
+    return Outcome(tensors=tensors, metrics=metrics, examples=max(seen, default=0))
+
+
+def _carry_out(
+    runtime: Runtime,
+    one: Plan,
+    announced: Tensors,
+    device: str,
+    stopped: Callable[[], bool],
+    progress: Progress | None,
+) -> tuple[dict[str, Array], dict[str, float]]:
+    """One task: the tensors it sends and its metrics."""
+    task = one.task
+    runtime.load({name: announced[name] for name in one.load})
+    runtime.reset(one.reset)
+    base = runtime.state(one.send_state) if task.send_as == "delta" else {}
+    reduced = _Reduced(one)
+    for done, (epoch, x, y) in enumerate(_batches(one, device)):
+        if stopped():
+            raise Stopped("stopped on request")
+        if epoch != reduced.epoch:
+            reduced = _Reduced(one, epoch)
+        reduced.add(runtime.step(task.program, _inputs(one, x, y)), len(x), done)
+        if progress is not None:
+            progress(task.program, done + 1, one.batches)
+    _refuse_diverged_state(runtime, one)
+
+    outputs = reduced.finish()
+    tensors: dict[str, Array] = {}
+    for name in one.send_state:
+        value = runtime.view(name)
+        # The delta takes the place of its base: on a small board one copy of the weights less counts.
+        changed = np.subtract(value, base[name], out=base[name]) if name in base else value.copy()
+        tensors[name] = _encode(changed, one, name)
+    for name in one.send_outputs:
+        if name not in outputs:
+            raise InputError(f"{one.where}: send {name!r}: the task has no batches, so no outputs")
+        tensors[name] = _encode(outputs[name], one, name)
+    metrics = {f"{task.program}.{o.name}": outputs[o.name].item() for o in one.program.outputs if _reported(o, outputs)}
+    if reduced.examples:
+        metrics[f"{task.program}.examples"] = float(reduced.examples)
+    return tensors, {name: float(value) for name, value in metrics.items()}
+
+
+def _batches(one: Plan, device: str) -> Iterator[tuple[int, Array, Array]]:
+    """Epoch, features and labels of every batch of the task; `steps` may stop in the middle of an epoch."""
+    left, epoch = one.batches, 0
+    while left:
+        order = order_of(len(one.data), seed=one.task.seed, device=device, epoch=epoch)
+        for x, y in batches(one.data, one.contract, order, one.task.batch_size):
+            yield epoch, x, y
+            left -= 1
+            if not left:
+                return
+        epoch += 1
+
+
+def _inputs(one: Plan, x: Array, y: Array) -> dict[str, Array]:
+    fed = {"features": x, "labels": y}
+    return {i.name: fed[i.source] for i in one.program.inputs if i.source != "setting"} | dict(one.settings)
+
+
+class _Reduced:
+    """The outputs of one epoch, reduced batch by batch as the manifest says."""
+
+    def __init__(self, one: Plan, epoch: int = 0) -> None:
+        self.epoch = epoch
+        self.examples = 0
+        self._one = one
+        self._sums: dict[str, AnyArray] = {}
+        self._parts: dict[str, list[Array]] = {}
+
+    def add(self, outputs: Mapping[str, Array], examples: int, batch: int) -> None:
+        """`batch` counts from 0, over all epochs."""
+        self.examples += examples
+        for described in self._one.program.outputs:
+            name, value = described.name, outputs[described.name]
+            if not np.isfinite(value).all():
+                got = value.item() if value.size == 1 else "not finite"
+                raise _diverged(self._one, f"{self._one.task.program}.{name} is {got} at batch {batch + 1}")
+            if described.over_batches == "concat":
+                self._parts.setdefault(name, []).append(value)
+            elif described.over_batches == "last":
+                self._sums[name] = value
+            else:  # float64: a float32 sum of a large epoch loses digits
+                weight = examples if described.over_batches == "mean" else 1
+                self._sums[name] = self._sums.get(name, np.float64(0)) + value.astype(np.float64) * weight
+
+    def finish(self) -> dict[str, Array]:
+        """Output -> its value for the epoch, in its own dtype where that is an array to send."""
+        finished = {name: np.concatenate(parts) for name, parts in self._parts.items()}
+        for described in self._one.program.outputs:
+            if described.name in self._sums:
+                total = self._sums[described.name]
+                value = total / self.examples if described.over_batches == "mean" else total
+                # Metrics stay float64, and a mean of integers is no integer.
+                narrow = described.dtype in ("float32", "float16") and not is_metric(described)
+                finished[described.name] = np.asarray(value, described.dtype if narrow else None)
+        return finished
+
+
+def _reported(output: Output, outputs: Mapping[str, Array]) -> bool:
+    return is_metric(output) and output.name in outputs
+
+
+def _encode(array: Array, one: Plan, name: str) -> Array:
+    """`array` as it travels: floats as the task's encoding, never wider than they are."""
+    if array.dtype.kind != "f":
+        return array
+    wanted = np.dtype(one.task.encoding)
+    if array.dtype.itemsize <= wanted.itemsize:
+        return array
+    with np.errstate(over="ignore"):
+        narrow = array.astype(wanted)
+    if not np.isfinite(narrow).all():
+        largest = float(np.abs(array).max())
+        raise EdgeflError(
+            f"{one.where}: {name!r} holds {largest:g}, too large for {wanted}", hint="ask with encoding float32"
+        )
+    return narrow
+
+
+def _refuse_diverged_state(runtime: Runtime, one: Plan) -> None:
+    for name in one.program.writes:
+        value = runtime.view(name)
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise _diverged(one, f"state tensor {name!r} is not finite after {one.batches} batches")
+
+
+def _diverged(one: Plan, what: str) -> EdgeflError:
+    if not one.program.writes:
+        return EdgeflError(f"{one.where}: {what}", hint="the announced state may have diverged")
+    return EdgeflError(f"training diverged: {one.where}: {what}", hint="lower learning_rate")
+
+
+def _refuse_double_sends(plans: Sequence[Plan]) -> None:
+    sent: set[str] = set()
+    for one in plans:
+        for name in (*one.send_state, *one.send_outputs):
+            if name in sent:
+                raise InputError(f"{one.where}: {name!r} is already sent by an earlier task of this ask")
+            sent.add(name)
+
+
+def _changed_by(plans: Sequence[Plan]) -> list[str]:
+    """State tensors that the plans may change."""
+    return sorted({name for one in plans for name in (*one.load, *one.reset, *one.program.writes)})

@@ -1,0 +1,305 @@
+"""A device process: connects, trains on a thread of its own, and takes part until the run is finished."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgefl import protocol
+from edgefl.bundle import Tensors
+from edgefl.errors import BrokerError, ConfigError, EdgeflError, ProtocolError
+from edgefl.mqtt import Address, Broken, Connected, Connection, Disconnected, Received, Tls
+from edgefl.protocol import AggregatorStatus, Outgoing
+from edgefl_device.contract import fit_to_contract
+from edgefl_device.dataset import Splits
+from edgefl_device.interpreter import Outcome, Stopped, perform
+from edgefl_device.runtime import Runtime
+from edgefl_device.session import (
+    Action,
+    Cancel,
+    Conflict,
+    Done,
+    Job,
+    Perform,
+    Prepare,
+    Session,
+    Subscribe,
+    Unsubscribe,
+)
+
+RUNS_SETTLE_S = 0.2  # retained messages of all runs arrive together; wait so long for a second run
+
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a device takes part. `run` None: the one run that is up on the broker."""
+
+    broker: Address
+    name: str
+    data: Splits
+    state: Path
+    run: str | None = None
+    tls: Tls | None = None
+    threads: int = 1
+    parent: int | None = None  # end when this process is no longer our parent
+
+
+@dataclass(frozen=True)
+class _Performed:
+    job: Job
+    outcome: Outcome
+    private: Tensors
+
+
+@dataclass(frozen=True)
+class _Failed:
+    job: Job
+    reason: str
+
+
+def participate(options: Options, log: Log) -> None:
+    """Take part in one run until it is finished.
+
+    Raises BrokerError, DataError (the data does not fit the run's bundle), ConfigError; KeyboardInterrupt leaves
+    cleanly.
+    """
+    with _Lock(options.state):
+        run = options.run or find_run(options.broker, options.name, options.tls, log)
+        _Participant(options, run, log).take_part()
+
+
+def find_run(broker: Address, name: str, tls: Tls | None, log: Log) -> str:
+    """The run whose aggregator is up; waits until there is one. Raises ConfigError when there are several."""
+    connection = Connection(broker, f"edgefl-find-{name}", tls=tls)
+    connection.subscribe(protocol.aggregator_topic("+"))
+    connection.connect()
+    up: set[str] = set()
+    waiting = False
+    try:
+        while True:
+            try:
+                event = connection.inbox.get(timeout=RUNS_SETTLE_S)
+            except queue.Empty:
+                if len(up) == 1:
+                    return up.pop()
+                if up:
+                    raise ConfigError(
+                        f"{len(up)} runs are up: {', '.join(sorted(up))}", hint="choose with --run"
+                    ) from None
+                if not waiting:
+                    log(f"connected to {broker}; waiting for an aggregator")
+                    waiting = True
+                continue
+            if isinstance(event, Broken):
+                raise event.error
+            if isinstance(event, Received):
+                _note_run(event, up)
+    finally:
+        connection.close()
+
+
+def _note_run(event: Received, up: set[str]) -> None:
+    try:
+        message, _ = protocol.decode(event.payload)
+        run = protocol.run_of(event.topic)
+    except ProtocolError:
+        return
+    if isinstance(message, AggregatorStatus):
+        if message.status == "up":
+            up.add(run)
+        else:
+            up.discard(run)
+
+
+class _Participant:
+    """The connection, the clock and the training thread of one session."""
+
+    def __init__(self, options: Options, run: str, log: Log) -> None:
+        self._options = options
+        self._log = log
+        self._runtime: Runtime | None = None
+        self._data: Splits | None = None
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._stop_job = threading.Event()
+        self._fatal: EdgeflError | None = None
+        self._done = False
+        capabilities: dict[str, int | str] = {
+            "memory_mb": _memory_mb(),
+            "runtime": _runtime_name(),
+            "train_examples": len(options.data.train),
+            "test_examples": len(options.data.test) if options.data.test is not None else 0,
+        }
+        self._session = Session(run, options.name, options.state, capabilities=capabilities, log=log)
+        self._connection = Connection(options.broker, f"edgefl-{run}-{options.name}", will=self._will, tls=options.tls)
+        self._events: queue.SimpleQueue[object] = self._connection.inbox  # type: ignore[assignment]
+
+    def take_part(self) -> None:
+        worker = threading.Thread(target=self._work, daemon=True)
+        worker.start()
+        self._connection.subscribe(*self._session.subscriptions())
+        self._connection.connect()
+        self._log(f"connected to {self._options.broker}, run {self._session.run}")
+        try:
+            while not self._done:
+                self._step()
+        finally:
+            self._stop_job.set()
+            self._jobs.put(None)
+            self._leave()
+        if self._fatal is not None:
+            raise self._fatal
+
+    def _step(self) -> None:
+        now_s = time.monotonic()
+        try:
+            event = self._events.get(timeout=max(0.0, self._session.wake_s(now_s) - now_s))
+        except queue.Empty:
+            event = None
+        now_s = time.monotonic()
+        actions: list[Action] = []
+        match event:
+            case Connected(first):
+                self._session.chunk_bytes = self._connection.chunk_bytes(protocol.CHUNK_BYTES, protocol.MIN_CHUNK_BYTES)
+                actions = self._session.connected(now_s, again=not first)
+            case Disconnected(reason):
+                self._log(f"connection lost ({reason}); connecting again")
+            case Received(topic, payload, retained):
+                actions = self._session.receive(topic, payload, now_s, retained=retained)
+            case Broken(error):
+                raise error
+            case _Performed(job, outcome, private):
+                self._log(f"round {job.announcement.round}: {_summary(outcome)}")
+                actions = self._session.performed(job, outcome, private, now_s)
+            case _Failed(job, reason):
+                self._log(f"round {job.announcement.round}: cannot do it: {reason}")
+                actions = self._session.failed(job, reason, now_s)
+        self._carry_out([*actions, *self._session.tick(now_s)])
+        if self._options.parent is not None and os.getppid() != self._options.parent:
+            self._done = True
+
+    def _carry_out(self, actions: list[Action]) -> None:
+        for action in actions:
+            match action:
+                case Outgoing(topic, payload, retain):
+                    self._connection.publish(topic, payload, retain=retain)
+                case Subscribe(topic):
+                    self._connection.subscribe(topic)
+                case Unsubscribe(topic):
+                    self._connection.unsubscribe(topic)
+                case Prepare():
+                    self._prepare(action)
+                case Perform(job):
+                    self._stop_job.set()  # of the job before
+                    self._stop_job = threading.Event()
+                    self._jobs.put(job)
+                case Cancel():
+                    self._stop_job.set()
+                case Done():
+                    self._log("the run is finished")
+                    self._done = True
+                case Conflict():
+                    raise BrokerError(
+                        f"another device named {self._options.name!r} is connected to {self._options.broker}",
+                        hint="give every device its own --name",
+                    )
+
+    def _prepare(self, action: Prepare) -> None:
+        contract = action.bundle.manifest.data
+        data = self._options.data
+        try:
+            train = fit_to_contract(data.train, contract, "training data")
+            test = fit_to_contract(data.test, contract, "test data") if data.test is not None else None
+            self._runtime = Runtime(action.bundle, threads=self._options.threads)
+            self._runtime.load(action.private)
+        except EdgeflError as error:
+            self._carry_out(self._session.unfit(error.message))
+            self._fatal, self._done = error, True
+            return
+        self._data = Splits(train, test)
+        self._log(f"bundle {action.bundle.manifest.name}: {len(train)} training examples")
+
+    def _work(self) -> None:
+        """The training thread: one job after the other; never touches the connection."""
+        while (job := self._jobs.get()) is not None:
+            stop, runtime, data = self._stop_job, self._runtime, self._data
+            if runtime is None or data is None:
+                continue
+            feeds = {"train": data.train} | ({"test": data.test} if data.test is not None else {})
+            try:
+                outcome = perform(
+                    runtime,
+                    job.announcement.tasks,
+                    job.tensors,
+                    feeds,
+                    device=self._options.name,
+                    stopped=stop.is_set,
+                )
+                private = runtime.state([t.name for t in runtime.bundle.manifest.state if t.fuse == "local"])
+                self._events.put(_Performed(job, outcome, private))
+            except Stopped:
+                continue
+            except EdgeflError as error:
+                self._events.put(_Failed(job, error.message))
+            except Exception as error:  # a bug of ours or of the runtime's: the aggregator should not wait for it
+                self._events.put(_Failed(job, f"{type(error).__name__}: {error}"))
+
+    def _leave(self) -> None:
+        try:
+            message = self._session.leave()
+            self._connection.publish(message.topic, message.payload, retain=message.retain)
+        except EdgeflError:
+            pass  # the connection is the reason why we leave
+        self._connection.close(timeout_s=2.0)
+
+    def _will(self) -> tuple[str, bytes]:
+        message = self._session.will()
+        return message.topic, message.payload
+
+
+class _Lock:
+    """One process per state directory: two would overwrite each other's journal."""
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self._file = open(directory / "lock", "w")  # noqa: SIM115 - held until the process ends
+
+    def __enter__(self) -> None:
+        try:
+            import fcntl
+        except ImportError:
+            return  # Windows; the broker's take-over is noticed there
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(
+                f"another device process uses {Path(self._file.name).parent}",
+                hint="give every device its own --name, or its own --state",
+            ) from None
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+
+
+def _summary(outcome: Outcome) -> str:
+    metrics = (f"{name} {value:.4g}" for name, value in outcome.metrics.items())
+    return ", ".join(metrics)
+
+
+def _memory_mb() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
+    except (ValueError, AttributeError, OSError):
+        return 0
+
+
+def _runtime_name() -> str:
+    import onnxruntime
+
+    return f"onnxruntime {onnxruntime.__version__}"

@@ -1,0 +1,201 @@
+"""A task checked against the bundle, the announced tensors and the device's data, before anything runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+
+from edgefl.bundle import Array, DataContract, Input, Manifest, Normalisation, Output, Program, Tensors, select
+from edgefl.errors import DataError, InputError
+from edgefl.method import Task
+from edgefl_device.contract import fit_to_contract
+from edgefl_device.dataset import Dataset
+
+FEATURES, LABELS = "x", "y"  # the announced tensors of the feed "announced"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One task, its names resolved and its data in hand. `where` names the task in errors."""
+
+    where: str
+    task: Task
+    program: Program
+    data: Dataset
+    contract: DataContract
+    load: tuple[str, ...]
+    reset: tuple[str, ...]
+    send_state: tuple[str, ...]
+    send_outputs: tuple[str, ...]
+    settings: Mapping[str, Array]
+
+    @property
+    def batches_per_epoch(self) -> int:
+        return math.ceil(len(self.data) / (self.task.batch_size or len(self.data)))
+
+    @property
+    def batches(self) -> int:
+        """How many batches the whole task is."""
+        return self.task.steps or self.task.epochs * self.batches_per_epoch
+
+    @property
+    def examples(self) -> int:
+        """How many different examples of its feed the task sees."""
+        return min(len(self.data), self.batches * (self.task.batch_size or len(self.data)))
+
+
+def plan(number: int, task: Task, manifest: Manifest, announced: Tensors, feeds: Mapping[str, Dataset]) -> Plan:
+    """Check one task. Raises InputError (DataError for data) that names the task and what is wrong with it."""
+    where = f"task {number} ({task.program!r})"
+    program = manifest.programs.get(task.program)
+    if program is None:
+        raise InputError(
+            f"{where}: bundle {manifest.name!r} has no such program; it has {', '.join(manifest.programs)}",
+            hint="does the aggregator use the same bundle?",
+        )
+    for name in ("epochs", "steps", "batch_size"):
+        if getattr(task, name) < 0:
+            raise InputError(f"{where}: {name} is {getattr(task, name)}; expected 0 or more")
+    contract, data = _feed(where, task, program, manifest.data, announced, feeds)
+    send_state, send_outputs = _sends(where, task, program, manifest)
+    return Plan(
+        where=where,
+        task=task,
+        program=program,
+        data=data,
+        contract=contract,
+        load=_loads(where, task, manifest, announced),
+        reset=_matches(where, "reset", task.reset, [tensor.name for tensor in manifest.state]),
+        send_state=send_state,
+        send_outputs=send_outputs,
+        settings=_settings(where, task, program),
+    )
+
+
+def is_metric(output: Output) -> bool:
+    """Whether an output is one number per batch that a reply reports as a metric."""
+    return output.over_batches != "concat" and all(n == 1 for n in output.shape)
+
+
+def _feed(
+    where: str, task: Task, program: Program, contract: DataContract, announced: Tensors, feeds: Mapping[str, Dataset]
+) -> tuple[DataContract, Dataset]:
+    if task.feed == "announced":
+        return _announced(where, program, contract, announced)
+    if task.feed.startswith("kept:"):
+        raise DataError(
+            f"{where}: feed {task.feed!r}: this device keeps no buffers", hint="upgrade edgefl on the device"
+        )
+    if task.feed not in ("train", "test"):
+        raise InputError(f"{where}: unknown feed {task.feed!r}; expected 'train', 'test' or 'announced'")
+    if task.feed not in feeds or len(feeds[task.feed]) == 0:
+        raise DataError(
+            f"{where}: this device has no {task.feed!r} data", hint="give the device a source that holds it"
+        )
+    return contract, feeds[task.feed]
+
+
+def _announced(
+    where: str, program: Program, contract: DataContract, announced: Tensors
+) -> tuple[DataContract, Dataset]:
+    """The announced "x" and "y" as data, in the shapes and dtypes of the program's own inputs.
+
+    Floating-point "x" is taken as it is: whoever announces dreams makes them in the program's input space.
+    uint8 "x" are pixels and normalised like the device's own.
+    """
+    features = next((i for i in program.inputs if i.source == "features"), None)
+    labels = next((i for i in program.inputs if i.source == "labels"), None)
+    if FEATURES not in announced or (labels is not None and LABELS not in announced):
+        missing = LABELS if FEATURES in announced else FEATURES
+        raise InputError(f"{where}: feed 'announced' needs the tensor {missing!r}, which was not announced")
+    x = announced[FEATURES]
+    y = np.zeros(len(np.atleast_1d(x)), np.int64) if labels is None else announced[LABELS]
+    contract = msgspec.structs.replace(
+        contract,
+        features=contract.features if features is None else _example_shape(features, x),
+        dtype=contract.dtype if features is None else features.dtype,
+        labels=() if labels is None else _example_shape(labels, y),
+        labels_dtype="int64" if labels is None else labels.dtype,
+        classes=contract.classes if labels is not None and labels.dtype == contract.labels_dtype else None,
+        normalisation=contract.normalisation if x.dtype == np.uint8 else Normalisation(),
+    )
+    return contract, fit_to_contract(Dataset(x, y), contract, f"{where}: announced data")
+
+
+def _example_shape(described: Input, array: Array) -> tuple[int, ...]:
+    """The shape of one example; dimensions known only at run time are the array's own."""
+    wanted = described.shape[1:]
+    got = array.shape[1:] if len(array.shape) == len(described.shape) else (0,) * len(wanted)
+    return tuple(g if isinstance(w, str) else w for w, g in zip(wanted, got, strict=True))
+
+
+def _loads(where: str, task: Task, manifest: Manifest, announced: Tensors) -> tuple[str, ...]:
+    state = {tensor.name: tensor for tensor in manifest.state}
+    # A glob like "*" means the state; what the feed announces is not part of it.
+    offered = [name for name in announced if name in state or name not in (FEATURES, LABELS)]
+    names = _matches(where, "load", task.load, offered)
+    for name in names:
+        got, want = announced[name], state.get(name)
+        if want is None:
+            raise InputError(f"{where}: announced {name!r} is no state tensor of bundle {manifest.name!r}")
+        if got.dtype != np.dtype(want.dtype) or got.shape != want.shape:
+            raise InputError(
+                f"{where}: announced {name!r} is {got.dtype} {list(got.shape)}; "
+                f"expected {want.dtype} {list(want.shape)}",
+                hint="does the aggregator use the same bundle?",
+            )
+    return names
+
+
+def _sends(where: str, task: Task, program: Program, manifest: Manifest) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of state tensors and of outputs to send. Local state never matches: it never leaves the device.
+
+    A pattern reaches a metric only by its exact name, because metrics are reported anyway.
+    """
+    shared = {tensor.name: tensor for tensor in manifest.shared()}
+    outputs = {output.name: output for output in program.outputs if output.name not in shared}
+    for pattern in task.send:
+        local = [t.name for t in manifest.state if t.name == pattern and t.name not in shared]
+        if local and pattern not in outputs:
+            raise InputError(f"{where}: {pattern!r} is local: it never leaves the device")
+    offered = [*shared, *(name for name, o in outputs.items() if not is_metric(o) or name in task.send)]
+    names = _matches(where, "send", task.send, offered)
+    state = tuple(name for name in names if name in shared)
+    if task.send_as == "delta":
+        for name in state:
+            if shared[name].dtype in ("bool", "uint8"):
+                raise InputError(f"{where}: {name!r} is {shared[name].dtype}, which has no delta; send it as value")
+    return state, tuple(name for name in names if name in outputs)
+
+
+def _matches(where: str, what: str, globs: tuple[str, ...], names: list[str]) -> tuple[str, ...]:
+    for glob in globs:
+        optional = what == "reset" and any(c in glob for c in "*?[")  # "momentum.*" where there is no momentum
+        if not optional and not select(names, [glob]):
+            raise InputError(f"{where}: {what} {glob!r} matches no tensor")
+    return tuple(select(names, globs))
+
+
+def _settings(where: str, task: Task, program: Program) -> dict[str, Array]:
+    """Every scalar input of the program as an array: from the task, else the manifest's default."""
+    inputs = {i.name: i for i in program.inputs if i.source == "setting"}
+    for name in task.settings:
+        if name not in inputs:
+            known = ", ".join(inputs) or "none"
+            raise InputError(f"{where}: unknown setting {name!r}; the program has {known}")
+    arrays: dict[str, Array] = {}
+    for name, described in inputs.items():
+        value = task.settings.get(name, described.default)
+        if value is None:
+            raise InputError(f"{where}: setting {name!r} is missing and has no default")
+        dtype = np.dtype(described.dtype)
+        with np.errstate(over="ignore"):
+            number = np.array(value).astype(dtype) if math.isfinite(value) else None
+        if number is None or not np.isfinite(number) or (dtype.kind != "f" and number != value):
+            raise InputError(f"{where}: setting {name!r} is {value}; expected a finite {dtype}")
+        arrays[name] = np.full([n if isinstance(n, int) else 1 for n in described.shape], number)
+    return arrays

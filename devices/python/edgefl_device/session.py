@@ -1,0 +1,465 @@
+"""A device's side of the wire, without I/O but for its journal and its bundles: frames in, actions out.
+
+    for action in session.receive(topic, payload, now_s): ...   Outgoing | Subscribe | Unsubscribe | Prepare | Perform
+    session.performed(job, outcome, private, now_s)             when the work of a `Perform` is done
+    session.tick(now_s)                                         repeats what was not answered
+
+The driver (`edgefl_device.participate`) owns the connection, the clock and the thread that trains.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgefl import bundle as bundles
+from edgefl import protocol
+from edgefl.bundle import Bundle, Tensors
+from edgefl.errors import BundleError, ProtocolError, RemoteProtocolError
+from edgefl.files import sha256_hex, write_atomic
+from edgefl.protocol import (
+    AggregatorStatus,
+    Announcement,
+    BlobChunk,
+    BlobRef,
+    BlobRequest,
+    Offer,
+    Outgoing,
+    Permit,
+    Presence,
+    Receipt,
+    TaskFailed,
+    UploadChunk,
+)
+from edgefl_device.fetch import Fetches
+from edgefl_device.interpreter import Outcome
+from edgefl_device.journal import Journal, Kept
+
+OFFER_AGAIN_S = 3.0  # first repetition of an offer without an answer; doubles up to a minute
+OFFER_AGAIN_MOST_S = 60.0
+
+
+@dataclass(frozen=True)
+class Subscribe:
+    topic: str
+
+
+@dataclass(frozen=True)
+class Unsubscribe:
+    topic: str
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """A bundle is here and verified: make a runtime and fit the data to its contract."""
+
+    bundle: Bundle
+    private: Tensors  # private state to load into it; empty at the beginning
+
+
+@dataclass(frozen=True)
+class Job:
+    """The work of one ask."""
+
+    announcement: Announcement
+    tensors: Tensors
+
+    @property
+    def key(self) -> tuple[int, str]:
+        return (self.announcement.round, self.announcement.nonce)
+
+
+@dataclass(frozen=True)
+class Perform:
+    """Carry out this job, instead of any other that is under way."""
+
+    job: Job
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """The round is over or somebody else's: stop the work under way."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """The run is finished."""
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """Another device uses our name."""
+
+
+Action = Outgoing | Subscribe | Unsubscribe | Prepare | Perform | Cancel | Done | Conflict
+
+
+@dataclass
+class _Offering:
+    offer: Offer
+    data: bytes
+    again_s: float
+    delay_s: float = OFFER_AGAIN_S
+    accepted: bool = False
+
+
+class Session:
+    """One device in one run."""
+
+    def __init__(
+        self,
+        run: str,
+        device: str,
+        directory: Path,
+        *,
+        capabilities: dict[str, int | str] | None = None,
+        log: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        """`directory` holds what survives a restart: bundles, the journal, the connection counter."""
+        self.run = run
+        self.device = device
+        self.chunk_bytes = protocol.CHUNK_BYTES
+        self.instance = secrets.token_hex(8)
+        self.working: Job | None = None
+        self._directory = directory
+        self._capabilities = capabilities or {}
+        self._log = log
+        self._journal = Journal(directory, run)
+        self._kept = self._journal.read()
+        self._epoch = 0
+        self._connections = _read_counter(directory / "connections")
+        self._reconnected = False
+        self._announcement: Announcement | None = None
+        self._failed: tuple[int, str] | None = None
+        self._broken = ""
+        self._bundle: Bundle | None = None
+        self._bundle_ref: BlobRef | None = None
+        self._manifest_bytes = b""
+        self._tensors: tuple[str, bytes] | None = None  # SHA-256, safetensors
+        self._fetches = Fetches()
+        self._offering: _Offering | None = None
+        self._ending = False
+
+    # --- the connection ---------------------------------------------------------------------------------------
+
+    def will(self) -> Outgoing:
+        """Counts a new connection, and gives what the broker shall say when it is lost."""
+        self._connections += 1
+        self._directory.mkdir(parents=True, exist_ok=True)
+        # Not fsynced: after a power cut an old number means only that a late will may count for once.
+        (self._directory / "connections").write_text(str(self._connections))
+        return self._presence("down")
+
+    def subscriptions(self) -> list[str]:
+        return [
+            protocol.aggregator_topic(self.run),
+            protocol.round_topic(self.run),
+            protocol.down_topic(self.run, self.device),
+            protocol.device_topic(self.run, self.device),
+        ]
+
+    def connected(self, now_s: float, *, again: bool) -> list[Action]:
+        """The connection stands (again): say that we are here, repeat what may have been lost."""
+        self._reconnected = again
+        actions: list[Action] = [self._presence("up")]
+        if self._offering is not None:
+            self._offering.again_s = now_s
+        self._fetches.repeat_now(now_s)
+        return actions + self.tick(now_s)
+
+    def leave(self) -> Outgoing:
+        """What to publish before a clean disconnect."""
+        return self._presence("sleeping")
+
+    # --- events -----------------------------------------------------------------------------------------------
+
+    def receive(self, topic: str, payload: bytes, now_s: float, *, retained: bool = False) -> list[Action]:
+        """Handle one message. What breaks the protocol is logged and dropped."""
+        try:
+            message, body = protocol.decode(payload)
+            match message:
+                case Presence():
+                    return self._other(message, retained)
+                case AggregatorStatus():
+                    return self._aggregator(message, now_s)
+                case Announcement():
+                    return self._announced(message, body, now_s)
+                case BlobChunk():
+                    return self._blob(message, body, now_s)
+                case Permit():
+                    return self._permitted(message, now_s)
+                case Receipt():
+                    return self._received(message)
+                case _:
+                    return []
+        except ProtocolError as error:
+            self._log(f"dropped a message on {topic}: {error.message}")
+            return []
+
+    def performed(self, job: Job, outcome: Outcome, private: Tensors, now_s: float) -> list[Action]:
+        """A job is done. Its reply is on disk before anybody hears of it."""
+        if self.working is None or self.working.key != job.key:
+            return []
+        self.working = None
+        assert self._bundle is not None
+        self._kept = Kept(
+            bundle=self._bundle.sha256,
+            round=job.announcement.round,
+            nonce=job.announcement.nonce,
+            examples=outcome.examples,
+            metrics=outcome.metrics,
+            reply=outcome.tensors,
+            private=private,
+        )
+        self._journal.write(self._kept)
+        return self._go_on(now_s)
+
+    def failed(self, job: Job, reason: str, now_s: float) -> list[Action]:
+        """A job cannot be done: the aggregator need not wait for us."""
+        if self.working is None or self.working.key != job.key:
+            return []
+        self.working = None
+        self._failed = job.key
+        return [self._fail(reason)]
+
+    def unfit(self, reason: str) -> list[Action]:
+        """The bundle cannot be used here (its data contract is not met): every ask will be answered with this."""
+        self._broken = reason
+        asked = self._announcement is not None and self.device in self._announcement.devices
+        return [self._fail(reason)] if asked else []
+
+    def tick(self, now_s: float) -> list[Action]:
+        """Repeat requests and offers that were not answered."""
+        actions: list[Action] = [self._up(BlobRequest(sha256, missing)) for sha256, missing in self._fetches.due(now_s)]
+        offering = self._offering
+        if offering is not None and not offering.accepted and now_s >= offering.again_s:
+            offering.again_s = now_s + offering.delay_s * random.uniform(0.8, 1.2)
+            offering.delay_s = min(2 * offering.delay_s, OFFER_AGAIN_MOST_S)
+            inline = len(offering.data) <= min(protocol.INLINE_BYTES, self.chunk_bytes)
+            actions.append(self._up(offering.offer, offering.data if inline else b""))
+        return actions
+
+    def wake_s(self, now_s: float) -> float:
+        """When `tick` next has something to do; at most a second away."""
+        times = [now_s + 1.0, *self._fetches.times()]
+        if self._offering is not None and not self._offering.accepted:
+            times.append(self._offering.again_s)
+        return min(times)
+
+    # --- what the aggregator says -----------------------------------------------------------------------------
+
+    def _aggregator(self, status: AggregatorStatus, now_s: float) -> list[Action]:
+        if status.epoch < self._epoch:
+            return []  # of an instance that was replaced
+        restarted = status.epoch > self._epoch > 0
+        self._epoch = status.epoch
+        if status.status == "finished":
+            self._offering = None
+            return [Cancel(), Done()]
+        if status.status == "down":
+            return []
+        actions = self._want_bundle(status.bundle, now_s)
+        if restarted and self._offering is not None:
+            self._offering.accepted = False  # what it counted before its restart is gone unless the round was closed
+            self._offering.again_s = now_s
+            actions += [self._presence("up"), *self.tick(now_s)]
+        return actions
+
+    def _announced(self, announcement: Announcement, body: memoryview, now_s: float) -> list[Action]:
+        if announcement.epoch < self._epoch:
+            return []
+        self._epoch = announcement.epoch
+        before, self._announcement = self._announcement, announcement
+        actions = self._want_bundle(announcement.bundle, now_s)
+        if (
+            before is not None
+            and before.tensors != announcement.tensors
+            and self._bundle
+            and self._fetches.drop(before.tensors.sha256)
+        ):
+            actions.append(Unsubscribe(protocol.blob_topic(self.run, before.tensors.sha256)))
+        key = (announcement.round, announcement.nonce)
+        if self._offering is not None and (self._offering.offer.round, self._offering.offer.nonce) != key:
+            self._offering = None  # its round is durable, or was given up
+        if self.working is not None and self.working.key != key:
+            self.working = None
+            actions.append(Cancel())
+        if self.device not in announcement.devices:
+            return actions
+        if body:
+            data = bytes(body)
+            if sha256_hex(data) != announcement.tensors.sha256:
+                raise RemoteProtocolError("announced tensors whose SHA-256 does not match")
+            self._tensors = (announcement.tensors.sha256, data)
+        if announcement.attempt > 0:
+            self._failed = None  # asked again: try again
+        return actions + self._go_on(now_s)
+
+    def _want_bundle(self, ref: BlobRef, now_s: float) -> list[Action]:
+        if self._bundle_ref is not None and self._bundle_ref.sha256 == ref.sha256:
+            return []
+        self._bundle, self._bundle_ref, self._broken = None, ref, ""
+        if (self._bundle_directory(ref.sha256) / bundles.MANIFEST).exists():
+            return self._use_bundle()
+        return self._fetch(ref, now_s)
+
+    def _go_on(self, now_s: float) -> list[Action]:
+        """Do the next thing that the current announcement needs of us."""
+        announcement = self._announcement
+        if announcement is None or self.device not in announcement.devices:
+            return []
+        key = (announcement.round, announcement.nonce)
+        if self._broken:
+            return [self._fail(self._broken)]
+        if self._bundle is None or self._failed == key:
+            return []
+        if self._kept is not None and (self._kept.round, self._kept.nonce) == key:
+            return self._offer(self._kept, now_s)
+        if self.working is not None:
+            return []
+        if self._bundle.manifest.weights.sha256 == announcement.tensors.sha256:
+            self._tensors = (announcement.tensors.sha256, self._bundle.bytes_of(self._bundle.manifest.weights))
+        if self._tensors is None or self._tensors[0] != announcement.tensors.sha256:
+            return self._fetch(announcement.tensors, now_s)
+        tensors = protocol.bytes_to_tensors(self._tensors[1], "the announced tensors")
+        self.working = Job(announcement, tensors)
+        return [Perform(self.working)]
+
+    # --- blobs ------------------------------------------------------------------------------------------------
+
+    def _fetch(self, ref: BlobRef, now_s: float) -> list[Action]:
+        if ref.sha256 in self._fetches:
+            return []
+        self._fetches.add(ref.sha256, ref.size_bytes, now_s)
+        return [Subscribe(protocol.blob_topic(self.run, ref.sha256)), *self.tick(now_s)]
+
+    def _blob(self, chunk: BlobChunk, body: memoryview, now_s: float) -> list[Action]:
+        data = self._fetches.take(chunk, body, now_s)
+        if data is None:
+            return []
+        actions: list[Action] = [Unsubscribe(protocol.blob_topic(self.run, chunk.sha256))]
+        # One blob can be both: the first round announces what the bundle calls its weights.
+        if self._announcement is not None and chunk.sha256 == self._announcement.tensors.sha256:
+            self._tensors = (chunk.sha256, data)
+        if self._bundle is None:
+            actions += self._bundle_part(chunk.sha256, data, now_s)
+        return actions + self._go_on(now_s)
+
+    def _bundle_part(self, sha256: str, data: bytes, now_s: float) -> list[Action]:
+        """A file of the wanted bundle. The manifest comes first and names the others; it is written last."""
+        ref = self._bundle_ref
+        if ref is None:
+            return []
+        directory = self._bundle_directory(ref.sha256)
+        try:
+            if sha256 == ref.sha256:
+                self._manifest_bytes = data
+                manifest = bundles.parse_manifest(data, where=f"the bundle of run {self.run}")
+            else:
+                manifest = bundles.parse_manifest(self._manifest_bytes, where=f"the bundle of run {self.run}")
+        except BundleError as error:
+            return self.unfit(error.message)
+        actions: list[Action] = []
+        missing = 0
+        for file in manifest.files(golden=False):
+            path = directory / file.path
+            if file.sha256 == sha256:
+                write_atomic(path, data)
+            elif not path.exists() or sha256_hex(path.read_bytes()) != file.sha256:
+                missing += 1
+                actions += self._fetch(BlobRef(file.sha256, file.size_bytes), now_s)
+        if missing:
+            return actions
+        write_atomic(directory / bundles.MANIFEST, self._manifest_bytes)
+        return actions + self._use_bundle()
+
+    def _use_bundle(self) -> list[Action]:
+        assert self._bundle_ref is not None
+        self._bundle = bundles.read(self._bundle_directory(self._bundle_ref.sha256), golden=False)
+        same = self._kept is not None and self._kept.bundle == self._bundle.sha256
+        return [Prepare(self._bundle, self._kept.private if same and self._kept else {})]
+
+    def _bundle_directory(self, sha256: str) -> Path:
+        return self._directory / "bundles" / sha256[:16]
+
+    # --- replies ----------------------------------------------------------------------------------------------
+
+    def _offer(self, kept: Kept, now_s: float) -> list[Action]:
+        if self._offering is None:
+            data = protocol.tensors_to_bytes(kept.reply)
+            offer = Offer(
+                device=self.device,
+                round=kept.round,
+                nonce=kept.nonce,
+                upload=sha256_hex(data),
+                size_bytes=len(data),
+                chunk_bytes=self.chunk_bytes,
+                examples=kept.examples,
+                metrics=dict(kept.metrics),
+            )
+            self._offering = _Offering(offer, data, again_s=now_s)
+        return self.tick(now_s)
+
+    def _permitted(self, permit: Permit, now_s: float) -> list[Action]:
+        offering = self._offering
+        if offering is None or offering.offer.upload != permit.upload:
+            return []
+        parts = (
+            protocol.chunks(offering.data, offering.offer.chunk_bytes, list(permit.missing)) if permit.missing else []
+        )
+        # A chunk that is lost makes no receipt: the offer is then repeated, and the next permit says what is missing.
+        offering.again_s = now_s + OFFER_AGAIN_S + 0.1 * len(parts)
+        return [self._up(UploadChunk(permit.upload, index), body) for index, body in parts]
+
+    def _received(self, receipt: Receipt) -> list[Action]:
+        offering = self._offering
+        if offering is None or offering.offer.upload != receipt.upload or offering.offer.round != receipt.round:
+            return []
+        if receipt.status in ("accepted", "duplicate"):
+            offering.accepted = True
+            self._log(f"round {receipt.round}: reply {receipt.status}")
+        else:
+            self._offering = None
+            self._failed = (offering.offer.round, offering.offer.nonce)
+            self._log(f"round {receipt.round}: reply {receipt.status}: {receipt.reason}")
+        return []
+
+    # --- small things -----------------------------------------------------------------------------------------
+
+    def _other(self, presence: Presence, retained: bool) -> list[Action]:
+        """Our own presence comes back to us; a foreign instance's means that two devices use one name.
+
+        What the broker retained from before our first connection may be of an earlier life of this device.
+        """
+        foreign = presence.instance != self.instance and presence.status == "up"
+        return [Conflict()] if foreign and (self._reconnected or not retained) else []
+
+    def _fail(self, reason: str) -> Outgoing:
+        assert self._announcement is not None
+        announcement = self._announcement
+        return self._up(TaskFailed(self.device, announcement.round, announcement.nonce, reason[:1000]))
+
+    def _up(self, message: protocol.Message, body: bytes | memoryview = b"") -> Outgoing:
+        return Outgoing(protocol.up_topic(self.run, self.device), protocol.encode(message, body))
+
+    def _presence(self, status: str) -> Outgoing:
+        presence = Presence(
+            device=self.device,
+            session=self._connections,
+            status=status,  # type: ignore[arg-type]
+            instance=self.instance,
+            cores=os.cpu_count() or 0,
+            **self._capabilities,  # type: ignore[arg-type]
+        )
+        return Outgoing(protocol.device_topic(self.run, self.device), protocol.encode(presence), retain=True)
+
+
+def _read_counter(path: Path) -> int:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return 0

@@ -1,0 +1,3 @@
+from edgefl.cli import main
+
+main()

@@ -1,0 +1,359 @@
+"""A bundle: what the exporter writes and a device downloads. Read, verify, write.
+
+    digits.bundle/
+        manifest.json           the types below; names every other file by its SHA-256
+        weights.safetensors     the initial state
+        programs/*.onnx         standard ONNX, weights are inputs
+        golden/*.safetensors    inputs ("in.*") and PyTorch's outputs ("out.*") of each program
+
+The SHA-256 of manifest.json is the bundle's identity: it names the files, so it fixes every byte.
+Nothing here needs torch or onnx.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load as safetensors_load
+from safetensors.numpy import save as safetensors_save
+
+from edgefl.errors import BundleError
+from edgefl.files import directory_atomic, sha256_hex
+
+FORMAT = 1  # of the manifest; a reader refuses a newer one
+MANIFEST = "manifest.json"
+WEIGHTS = "weights.safetensors"
+MAX_MANIFEST_BYTES = 16 * 2**20
+
+Array = npt.NDArray[Any]
+Tensors = Mapping[str, Array]
+Dtype = Literal["float32", "float16", "int64", "int32", "uint8", "bool"]
+
+
+class _Frozen(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    pass
+
+
+class File(_Frozen, frozen=True):
+    """One file of a bundle, by its path inside the bundle and its content."""
+
+    path: str
+    sha256: str
+    size_bytes: int
+
+
+class StateTensor(_Frozen, frozen=True):
+    """A named tensor that lives on a device between programs.
+
+    `fuse` is the rule for federation: "mean" travels and is averaged, "local" never leaves the device.
+    By default parameters and floating-point buffers are "mean"; integer buffers (BatchNorm's
+    num_batches_tracked) and optimizer moments are "local".
+    """
+
+    name: str
+    dtype: Dtype
+    shape: tuple[int, ...]
+    role: Literal["parameter", "buffer", "optimizer"]
+    fuse: Literal["mean", "local"] = "mean"
+
+    @property
+    def size_bytes(self) -> int:
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+class Input(_Frozen, frozen=True):
+    """A program's input that is not state. A string in `shape` is a dimension known at run time ("batch").
+
+    `source`: "features" and "labels" come from the task's feed; "setting" is a scalar from the task's
+    settings, else `default`.
+    """
+
+    name: str
+    dtype: Dtype
+    shape: tuple[int | str, ...]
+    source: Literal["features", "labels", "setting"]
+    default: float | None = None
+
+
+class Output(_Frozen, frozen=True):
+    """A program's output that is not state.
+
+    `over_batches`: how a task reports it over its batches. "mean" is weighted by the examples of each
+    batch, "sum" adds, "last" keeps the newest, "concat" stacks along the batch dimension.
+    """
+
+    name: str
+    dtype: Dtype
+    shape: tuple[int | str, ...]
+    over_batches: Literal["mean", "sum", "last", "concat"]
+
+
+class Parity(_Frozen, frozen=True):
+    """How far a program in the target runtime was from PyTorch: |program - torch| / |torch| of whole tensors."""
+
+    runtime: str
+    tolerance: float
+    checks: dict[str, float]  # check name -> worst relative error over its outputs
+
+    @property
+    def worst(self) -> float:
+        return max(self.checks.values(), default=math.nan)
+
+
+class Program(_Frozen, frozen=True):
+    """One ONNX graph, `state + inputs -> state + outputs`.
+
+    `reads`: state tensors, each a graph input of the same name. `writes`: state tensor -> the graph output
+    that holds its next value.
+    """
+
+    file: File
+    inputs: tuple[Input, ...]
+    outputs: tuple[Output, ...]
+    reads: tuple[str, ...]
+    writes: dict[str, str]
+    parity: Parity
+    golden: File
+
+    def settings(self) -> dict[str, float]:
+        """Scalar run-time inputs with their defaults."""
+        return {i.name: i.default for i in self.inputs if i.source == "setting" and i.default is not None}
+
+
+class Normalisation(_Frozen, frozen=True):
+    """x = (pixels - mean) / std, per channel or one for all; uint8 features are divided by 255 first."""
+
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+
+
+class DataContract(_Frozen, frozen=True):
+    """What a device's own data must look like: `features` without the batch dimension, `classes` labels 0..n-1.
+
+    `classes` is None where labels are not class numbers (regression).
+    """
+
+    features: tuple[int, ...]
+    dtype: Dtype
+    labels: tuple[int, ...] = ()
+    labels_dtype: Dtype = "int64"
+    classes: int | None = None
+    normalisation: Normalisation = Normalisation()
+
+
+class Manifest(_Frozen, frozen=True):
+    """Everything a device or an aggregator must know about a bundle."""
+
+    format: int
+    name: str
+    method: str
+    made_by: str  # e.g. "edgefl 0.1.0, torch 2.13.0, onnxruntime 1.31.1"
+    data: DataContract
+    state: tuple[StateTensor, ...]
+    programs: dict[str, Program]
+    weights: File
+
+    def files(self, *, golden: bool = True) -> tuple[File, ...]:
+        """Every file of the bundle except the manifest itself. A device that does not test itself needs no golden."""
+        programs = self.programs.values()
+        return (self.weights, *(p.file for p in programs), *(p.golden for p in programs if golden))
+
+    def tensor(self, name: str) -> StateTensor:
+        """The state tensor called `name`; BundleError when there is none."""
+        for tensor in self.state:
+            if tensor.name == name:
+                return tensor
+        raise BundleError(f"bundle {self.name!r} has no state tensor {name!r}")
+
+    def program(self, name: str) -> Program:
+        """The program called `name`; BundleError when there is none."""
+        if name not in self.programs:
+            raise BundleError(f"bundle {self.name!r} has no program {name!r}; it has {', '.join(self.programs)}")
+        return self.programs[name]
+
+    def shared(self) -> tuple[StateTensor, ...]:
+        """The state tensors that travel between device and aggregator."""
+        return tuple(t for t in self.state if t.fuse == "mean")
+
+
+class Bundle:
+    """A verified bundle on disk. Make one with `read`."""
+
+    def __init__(self, path: Path, manifest: Manifest, manifest_bytes: bytes) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.manifest_bytes = manifest_bytes
+        self.sha256 = sha256_hex(manifest_bytes)
+
+    def weights(self) -> dict[str, Array]:
+        """The initial state: name -> array."""
+        return load_tensors(self.bytes_of(self.manifest.weights), self.path / WEIGHTS)
+
+    def golden(self, program: str) -> dict[str, Array]:
+        """A program's golden inputs ("in.NAME") and outputs ("out.NAME")."""
+        file = self.manifest.program(program).golden
+        return load_tensors(self.bytes_of(file), self.path / file.path)
+
+    def bytes_of(self, file: File) -> bytes:
+        """A file's bytes, checked against the manifest."""
+        return _read_file(self.path, file)
+
+
+def read(path: Path | str, *, golden: bool = True) -> Bundle:
+    """Read a bundle and check every byte of it; without the golden files where `golden` is false.
+
+    Raises BundleError for a missing, damaged or newer bundle.
+    """
+    path = Path(path)
+    manifest_path = path / MANIFEST
+    if not manifest_path.is_file():
+        raise BundleError(f"no bundle at {path}: {MANIFEST} is missing", hint="make one with `edgefl export`")
+    manifest_bytes = manifest_path.read_bytes()
+    manifest = parse_manifest(manifest_bytes, where=str(manifest_path))
+    bundle = Bundle(path, manifest, manifest_bytes)
+    for file in manifest.files(golden=golden):
+        bundle.bytes_of(file)
+    weights = bundle.weights()
+    check_tensors(weights, manifest.state, where=f"{path / WEIGHTS}", error=BundleError)
+    return bundle
+
+
+def parse_manifest(data: bytes, *, where: str) -> Manifest:
+    """Typed manifest from JSON bytes. Raises BundleError with the path of the wrong field."""
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise BundleError(f"{where}: {len(data)} bytes; a manifest has at most {MAX_MANIFEST_BYTES}")
+
+    class _Format(msgspec.Struct):
+        format: int
+
+    try:
+        version = msgspec.json.decode(data, type=_Format).format
+        if version > FORMAT:
+            raise BundleError(
+                f"{where}: bundle format {version}; this edgefl reads up to {FORMAT}", hint="upgrade edgefl"
+            )
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except msgspec.MsgspecError as error:
+        raise BundleError(f"{where}: {error}") from error
+    _check_manifest(manifest, where)
+    return manifest
+
+
+def write(
+    out: Path,
+    manifest: Manifest,
+    *,
+    weights: Tensors,
+    programs: Mapping[str, bytes],
+    golden: Mapping[str, Tensors],
+) -> Bundle:
+    """Write a bundle to the directory `out`, whole or not at all.
+
+    The manifest's `File` entries are filled in here; what they hold on entry is ignored.
+    """
+    contents: dict[str, bytes] = {WEIGHTS: save_tensors(weights)}
+    entries: dict[str, Program] = {}
+    for name, program in manifest.programs.items():
+        program_path, golden_path = f"programs/{name}.onnx", f"golden/{name}.safetensors"
+        contents[program_path] = programs[name]
+        contents[golden_path] = save_tensors(golden[name])
+        entries[name] = msgspec.structs.replace(
+            program,
+            file=describe(program_path, contents[program_path]),
+            golden=describe(golden_path, contents[golden_path]),
+        )
+    manifest = msgspec.structs.replace(manifest, programs=entries, weights=describe(WEIGHTS, contents[WEIGHTS]))
+    _check_manifest(manifest, str(out))
+    if out.exists() and not (out / MANIFEST).is_file():
+        raise BundleError(f"{out} exists and is not a bundle", hint="choose another name with -o")
+    with directory_atomic(out) as temporary:
+        for path, data in contents.items():
+            target = temporary / path
+            target.parent.mkdir(exist_ok=True)
+            target.write_bytes(data)
+        (temporary / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1))
+    return read(out)
+
+
+def describe(path: str, data: bytes) -> File:
+    """The manifest entry of a file."""
+    return File(path=path, sha256=sha256_hex(data), size_bytes=len(data))
+
+
+def select(names: Iterable[str], globs: Iterable[str]) -> list[str]:
+    """The names that match any of the shell-style patterns, in their own order."""
+    patterns = tuple(globs)
+    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+def check_tensors(
+    tensors: Tensors, expected: Iterable[StateTensor], *, where: str, error: type[BundleError] = BundleError
+) -> None:
+    """Raise `error` unless `tensors` are exactly the expected names, dtypes and shapes."""
+    wanted = {t.name: t for t in expected}
+    if missing := sorted(wanted.keys() - tensors.keys()):
+        raise error(f"{where}: tensor {missing[0]!r} is missing ({len(missing)} in all)")
+    if unknown := sorted(tensors.keys() - wanted.keys()):
+        raise error(f"{where}: tensor {unknown[0]!r} is not in the manifest ({len(unknown)} in all)")
+    for name, want in wanted.items():
+        got = tensors[name]
+        if got.dtype != np.dtype(want.dtype) or got.shape != want.shape:
+            raise error(f"{where}: {name!r} is {got.dtype} {list(got.shape)}; expected {want.dtype} {list(want.shape)}")
+
+
+def save_tensors(tensors: Tensors, metadata: dict[str, str] | None = None) -> bytes:
+    """Named arrays as safetensors bytes, names sorted, so that equal tensors give equal bytes."""
+    arrays = {name: np.ascontiguousarray(tensors[name]).reshape(tensors[name].shape) for name in sorted(tensors)}
+    return safetensors_save(arrays, metadata)
+
+
+def load_tensors(data: bytes, where: Path | str) -> dict[str, Array]:
+    """Named arrays from safetensors bytes. Raises BundleError when they are damaged."""
+    try:
+        return dict(safetensors_load(data))
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise BundleError(f"{where}: not safetensors ({error})") from error
+
+
+def load_metadata(data: bytes) -> dict[str, str]:
+    """The text that `save_tensors` was given beside the tensors. Raises ValueError when there is none."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    if not isinstance(header, dict) or not isinstance(header.get("__metadata__"), dict):
+        raise ValueError("no metadata")
+    return dict(header["__metadata__"])
+
+
+def _read_file(root: Path, file: File) -> bytes:
+    path = root / file.path
+    if not path.is_file():
+        raise BundleError(f"{path} is missing")
+    data = path.read_bytes()
+    if len(data) != file.size_bytes or sha256_hex(data) != file.sha256:
+        raise BundleError(f"{path} was changed: its SHA-256 is not the manifest's", hint="export or download it again")
+    return data
+
+
+def _check_manifest(manifest: Manifest, where: str) -> None:
+    """What the types cannot say: safe paths, names that exist."""
+    for file in manifest.files():
+        parts = PurePosixPath(file.path).parts
+        if not parts or file.path.startswith("/") or ".." in parts or "\\" in file.path or ":" in file.path:
+            raise BundleError(f"{where}: unsafe path {file.path!r}")
+    names = [t.name for t in manifest.state]
+    if len(set(names)) != len(names):
+        raise BundleError(f"{where}: two state tensors have one name")
+    known = set(names)
+    for name, program in manifest.programs.items():
+        for tensor in (*program.reads, *program.writes):
+            if tensor not in known:
+                raise BundleError(f"{where}: program {name!r} names unknown state tensor {tensor!r}")

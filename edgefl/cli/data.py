@@ -1,0 +1,71 @@
+"""Commands on data: split."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import click
+import numpy as np
+
+from edgefl.cli.output import format_option, print_json, print_table
+from edgefl.files import write_atomic
+
+
+@click.command()
+@click.argument("data")
+@click.option("--devices", type=click.IntRange(1), required=True, help="How many parts.")
+@click.option("-o", "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder to write.")
+@click.option(
+    "--partition", type=click.Choice(["iid", "dirichlet", "shards", "classes"]), default="dirichlet", show_default=True
+)
+@click.option("--alpha", type=float, default=0.5, show_default=True, help="Of dirichlet: small is uneven.")
+@click.option("--per-device", type=int, default=2, show_default=True, help="Of shards and classes.")
+@click.option("--prefix", default="pi", show_default=True, help="Parts are called PREFIX-1, PREFIX-2 ...")
+@click.option("--seed", type=int, default=0, show_default=True)
+@format_option
+def split(
+    data: str, devices: int, out: Path, partition: str, alpha: float, per_device: int, prefix: str, seed: int, form: str
+) -> None:
+    """Cut a data set into one part per device, and its test part.
+
+    DATA is a folder of IDX files (MNIST), an .npz or .csv file, a folder of images per class, or `digits`.
+
+    \b
+    Example:
+      edgefl split digits --devices 8 -o parts      # parts/pi-1.npz ... parts/test.npz
+    """
+    counts = write_parts(data, out, [f"{prefix}-{i + 1}" for i in range(devices)], partition, alpha, per_device, seed)
+    if form == "json":
+        print_json({"out": str(out), "parts": {name: sum(classes) for name, classes in counts.items()}})
+        return
+    classes = max(len(c) for c in counts.values())
+    print_table(
+        f"{out}: examples of each class",
+        ["part", *(str(c) for c in range(classes)), "all"],
+        [[name, *(str(n) for n in c), str(sum(c))] for name, c in counts.items()],
+    )
+
+
+def write_parts(
+    data: str, out: Path, names: list[str], partition: str, alpha: float, per_device: int, seed: int
+) -> dict[str, list[int]]:
+    """Write OUT/NAME.npz for each name, and OUT/test.npz where there is a test part: examples of each class by part."""
+    from edgefl.partition import PARTITIONS
+    from edgefl_device.data import Dataset, read_splits
+
+    splits = read_splits(data)
+    rng = np.random.default_rng(seed)
+    extra = {"dirichlet": (alpha,), "shards": (per_device,), "classes": (per_device,)}.get(partition, ())
+    parts = PARTITIONS[partition](splits.train.labels, len(names), *extra, rng)
+    written: dict[str, Dataset] = {name: splits.train.take(part) for name, part in zip(names, parts, strict=True)}
+    if splits.test is not None:
+        written["test"] = splits.test
+    classes = int(splits.train.labels.max()) + 1
+    for name, part in written.items():
+        buffer = io.BytesIO()
+        np.savez(buffer, x=part.features, y=part.labels)
+        write_atomic(out / f"{name}.npz", buffer.getvalue())
+    return {
+        name: np.bincount(part.labels.astype(np.int64), minlength=classes).tolist() for name, part in written.items()
+    }

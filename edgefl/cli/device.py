@@ -1,0 +1,72 @@
+"""The command that is a device."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+
+import click
+
+from edgefl.cli.output import tell
+from edgefl.errors import ConfigError
+from edgefl.protocol import NAME
+
+
+@click.command()
+@click.option("--broker", "url", required=True, help="mqtt://HOST:PORT, or mqtts:// with --ca --cert --key.")
+@click.option("--name", required=True, help="Name of this device: a-z 0-9 _ -, at most 36.")
+@click.option("--data", required=True, help="Its own data: .npz, .csv, IDX files, a folder of images per class.")
+@click.option("--run", help="Run to take part in; default: the one that is up.")
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path),
+    envvar="EDGEFL_STATE",
+    help="Folder for what must survive a restart; default: ~/.edgefl/NAME.",
+)
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--ca", type=click.Path(path_type=Path))
+@click.option("--cert", type=click.Path(path_type=Path))
+@click.option("--key", type=click.Path(path_type=Path))
+@click.option("--quiet", is_flag=True, help="Print errors only.")
+@click.option("--parent", type=int, hidden=True, help="End when this process is no longer our parent.")
+def device(
+    url: str,
+    name: str,
+    data: str,
+    run: str | None,
+    state: Path | None,
+    threads: int,
+    ca: Path | None,
+    cert: Path | None,
+    key: Path | None,
+    quiet: bool,
+    parent: int | None,
+) -> None:
+    """Be a device: download the bundle, train on your own data, send updates, until the run is finished.
+
+    \b
+    Example:
+      edgefl device --broker mqtt://127.0.0.1:1883 --name pi-1 --data parts/pi-1.npz
+    """
+    from edgefl.mqtt import Address, Tls
+    from edgefl_device.participate import Options, participate
+    from edgefl_device.sources import read_splits
+
+    if not re.fullmatch(NAME, name):
+        raise ConfigError(f"device name {name!r} cannot be used", hint="a-z, 0-9, _ and -, at most 36 characters")
+    options = Options(
+        broker=Address.parse(url),
+        name=name,
+        data=read_splits(data),
+        state=state or Path.home() / ".edgefl" / name,
+        run=run,
+        tls=Tls(ca, cert, key),
+        threads=threads,
+        parent=parent,
+    )
+    try:
+        participate(options, (lambda line: None) if quiet else lambda line: tell(f"{time.strftime('%H:%M:%S')} {line}"))
+    except KeyboardInterrupt:
+        tell(f"left; {options.state} keeps what is needed to come back")
+        raise SystemExit(130) from None

@@ -1,0 +1,83 @@
+"""What a person sees while a run goes on: a live table on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from edgefl.report import COLUMNS
+from edgefl.serve import Watcher
+from edgefl.store import Record
+
+SHOWN_ROUNDS = 25
+_WIDTHS = [max(len(c.title), 9) for c in COLUMNS]
+
+
+class LiveTable:
+    """The rounds so far and one line of progress, on stderr: stdout is for the result."""
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._records: list[Record] = []
+        self._line = ""
+        self._console = Console(stderr=True)
+        self._live = Live(self._table(), console=self._console, auto_refresh=False) if self._terminal else None
+
+    @property
+    def _terminal(self) -> bool:
+        return sys.stderr.isatty()
+
+    def watcher(self) -> Watcher:
+        return Watcher(round_done=self._round_done, progress=self._progress)
+
+    def __enter__(self) -> LiveTable:
+        if self._live:
+            self._live.start()
+        else:
+            self._print(self._title)
+            self._print(_cells([c.title for c in COLUMNS]))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._line = ""
+            self._live.update(self._table(), refresh=True)
+            self._live.stop()
+
+    def _round_done(self, record: Record) -> None:
+        self._records.append(record)
+        if self._live:
+            self._live.update(self._table(), refresh=True)
+        else:
+            self._print(_cells([c.cell(record) for c in COLUMNS]))
+
+    def _progress(self, line: str) -> None:
+        if line == self._line:
+            return
+        self._line = line
+        if self._live:
+            self._live.update(self._table(), refresh=True)
+        elif "replies" not in line and "waiting" not in line:
+            self._print(line)
+
+    def _table(self) -> Group:
+        table = Table(title=self._title, title_justify="left", box=None, pad_edge=False)
+        for column in COLUMNS:
+            table.add_column(column.title, justify="right")
+        for record in self._records[-SHOWN_ROUNDS:]:
+            table.add_row(*(c.cell(record) for c in COLUMNS))
+        return Group(table, Text(self._line, style="dim"))
+
+    def _print(self, line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+
+def _cells(cells: list[str]) -> str:
+    return "  ".join(cell.rjust(width) for cell, width in zip(cells, _WIDTHS, strict=True))

@@ -1,0 +1,260 @@
+"""Commands that carry a run: aggregate, run, demo."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgefl.bundle import Bundle, read, save_tensors
+from edgefl.cli.live import LiveTable
+from edgefl.cli.output import format_option, print_json, tell
+from edgefl.config import BrokerSection, EvaluateSection, FleetSection, RunFile, make_method, read_run_file, to_toml
+from edgefl.coordinator import RoundSettings
+from edgefl.emulate import Fleet
+from edgefl.errors import ConfigError
+from edgefl.files import write_atomic
+from edgefl.mqtt import Address, Tls
+from edgefl.report import facts, size, write_report
+from edgefl.serve import Server, whole_state
+from edgefl.store import Store
+
+resume_option = click.option("--resume", is_flag=True, help="Go on with the last run of this file.")
+
+
+@click.command()
+@click.argument("run_file", type=click.Path(path_type=Path))
+@click.option("--broker", "url", help="Instead of the run file's [broker] url.")
+@resume_option
+@format_option
+def aggregate(run_file: Path, url: str | None, resume: bool, form: str) -> None:
+    """Run the aggregator of RUN_FILE against an MQTT broker; devices join by themselves.
+
+    \b
+    Example:
+      edgefl aggregate run.toml --broker mqtt://127.0.0.1:1883
+    """
+    config = read_run_file(run_file)
+    url = url or config.broker.url
+    if url is None:
+        raise ConfigError(f"{run_file}: no broker", hint='add [broker] url = "mqtt://127.0.0.1:1883", or give --broker')
+    place = _find_run(config, resume)
+    command = f"edgefl aggregate {run_file}" + (f" --broker {url}" if url != config.broker.url else "")
+    result = _aggregate(config, place, url, command, fleet=None)
+    _finish(result, form)
+
+
+@click.command()
+@click.argument("run_file", type=click.Path(path_type=Path))
+@resume_option
+@format_option
+def run(run_file: Path, resume: bool, form: str) -> None:
+    """Run broker, aggregator and an emulated fleet on this machine, all from RUN_FILE.
+
+    \b
+    Example:
+      edgefl run examples/digits.toml
+    """
+    config = read_run_file(run_file)
+    _finish(_run_here(config, resume, f"edgefl run {run_file}"), form)
+
+
+@click.command()
+@click.option("--devices", type=click.IntRange(1, 64), default=8, show_default=True)
+@click.option(
+    "--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Where to write."
+)
+@click.option("--engine", type=click.Choice(["auto", "mosquitto", "iotcore"]), default="auto", show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@resume_option
+@format_option
+def demo(devices: int, runs: Path, engine: str, seed: int, resume: bool, form: str) -> None:
+    """See it all: 8 emulated devices learn handwritten digits, each from its own uneven part.
+
+    Exports a small CNN, starts an MQTT broker, device processes and an aggregator, and leaves runs/ID/report.html.
+
+    \b
+    Example:
+      edgefl demo
+    """
+    config = RunFile(
+        name="demo",
+        model="zoo:digits",
+        seed=seed,
+        runs=str(runs.resolve()),
+        broker=BrokerSection(engine=engine),
+        method={"name": "fedavg", "rounds": 40, "epochs": 2, "batch_size": 16, "learning_rate": 0.1},
+        round=RoundSettings(min_devices=devices, deadline_s=60.0),
+        evaluate=EvaluateSection(data="digits", target_accuracy=0.97),
+        fleet=FleetSection(devices=devices, data="digits", partition="dirichlet", alpha=0.5),
+    )
+    again = "edgefl demo" + "".join(
+        f" --{name} {value}"
+        for name, value, default in (
+            ("devices", devices, 8), ("runs", runs, Path("runs")), ("engine", engine, "auto"), ("seed", seed, 0)
+        )
+        if value != default
+    )  # fmt: skip
+    _finish(_run_here(config, resume, again), form)
+
+
+# --- parts --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Result:
+    store: Store
+    finished: bool
+    again: str  # the command that goes on
+
+
+def _find_run(config: RunFile, resume: bool) -> Path:
+    """The directory of a new run, or of the one to go on with."""
+    runs = Path(config.runs)
+    if not resume:
+        return runs / f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    known = sorted(p for p in runs.glob(f"{config.name}-*") if (p / "run.json").exists())
+    if not known:
+        raise ConfigError(f"no run of {config.name!r} in {runs} to resume", hint="start one without --resume")
+    return known[-1]
+
+
+def _run_here(config: RunFile, resume: bool, again: str) -> _Result:
+    """Broker, fleet and aggregator on this machine."""
+    import edgefl_broker
+    from edgefl.cli.data import write_parts
+
+    if config.fleet is None:
+        raise ConfigError(
+            "the run file has no [fleet]", hint="add [fleet] devices = 8 and data = ..., or use `edgefl aggregate`"
+        )
+    fleet = config.fleet
+    place = _find_run(config, resume)
+    names = [f"device-{i + 1}" for i in range(fleet.devices)]
+    parts = place / "data"
+    if not (parts / f"{names[-1]}.npz").exists():
+        write_parts(fleet.data, parts, names, fleet.partition, fleet.alpha, fleet.per_device, config.seed)
+    with contextlib.ExitStack() as stack:
+        url = config.broker.url
+        if url is None:
+            broker = stack.enter_context(edgefl_broker.start(config.broker.engine))
+            url = broker.url
+            tell(f"broker: {broker.engine} {broker.version} at {url}")
+        data = {name: parts / f"{name}.npz" for name in names}
+        return _aggregate(config, place, url, again, fleet=data, threads=fleet.threads)
+
+
+def _aggregate(
+    config: RunFile, place: Path, url: str, again: str, *, fleet: dict[str, Path] | None, threads: int = 1
+) -> _Result:
+    """Carry a run to its end, with a fleet of our own or whoever comes."""
+    address = Address.parse(url)
+    bundle = _bundle_of(config, place)
+    method = make_method(config, {t.name: bundle.weights()[t.name] for t in bundle.manifest.shared()}, where="run file")
+    evaluate = _evaluator(config, bundle)
+    resumed = (place / "run.json").exists()
+    store = Store.open(place) if resumed else Store.create(place, to_toml(config))
+    run_id = place.name
+    with contextlib.ExitStack() as stack:
+        stack.callback(store.close)
+        table = stack.enter_context(
+            LiveTable(f"run {run_id}: {bundle.manifest.name}, {config.method.get('name', 'fedavg')}")
+        )
+        server = Server(
+            run_id,
+            bundle,
+            method,
+            store,
+            address,
+            settings=config.round,
+            seed=config.seed,
+            evaluate=evaluate,
+            target_accuracy=config.evaluate.target_accuracy if config.evaluate else None,
+            tls=_tls(config.broker),
+            watcher=table.watcher(),
+        )
+        devices = stack.enter_context(Fleet(url, run_id, fleet, place / "devices", threads=threads)) if fleet else None
+        finished = server.serve(devices.check if devices else None)
+        if finished:
+            _write_results(store, bundle, server, config)
+            if devices is not None:
+                devices.wait(10.0)
+    return _Result(store, finished, again)
+
+
+def _bundle_of(config: RunFile, place: Path) -> Bundle:
+    """The run's bundle, in the run directory: exported there, or copied, so that a resume needs nothing else."""
+    inside = place / "bundle"
+    if inside.exists():
+        return read(inside)
+    if config.bundle is not None:
+        bundle = read(config.bundle)
+        shutil.copytree(bundle.path, inside)
+        return read(inside)
+    from edgefl_exporter import export
+    from edgefl_exporter.load_model import load_model
+
+    assert config.model is not None
+    module, example = load_model(config.model, None, seed=config.seed)
+    name = config.model.rpartition(":")[2]
+    return export(module, example, out=inside, name=name, seed=config.seed, progress=tell)
+
+
+def _evaluator(config: RunFile, bundle: Bundle) -> Any:
+    if config.evaluate is None:
+        return None
+    from edgefl_device.evaluate import evaluator
+    from edgefl_device.sources import read_splits
+
+    splits = read_splits(config.evaluate.data)
+    held_out = splits.test if splits.test is not None else splits.train
+    return evaluator(bundle, held_out, batch_size=config.evaluate.batch_size)
+
+
+def _tls(broker: BrokerSection) -> Tls:
+    return Tls(*(Path(p) if p else None for p in (broker.ca, broker.cert, broker.key)))
+
+
+def _write_results(store: Store, bundle: Bundle, server: Server, config: RunFile) -> None:
+    """What a finished run leaves: weights, an inference model, a report."""
+    from edgefl.inference import write_model
+
+    state = whole_state(bundle.weights(), server.coordinator.state)
+    write_atomic(store.path / "weights.safetensors", save_tensors(state))
+    write_model(bundle, state, store.path / "model.onnx")
+    write_report(store.path / "report.html", store.path.name, store.records(), to_toml(config))
+
+
+def _finish(result: _Result, form: str) -> None:
+    """The last lines: how good, where it is, how to go on."""
+    records = result.store.records()
+    last = records[-1] if records else {}
+    place = result.store.path
+    shown = Path(os.path.relpath(place)) if place.is_relative_to(Path.cwd()) else place
+    if form == "json":
+        print_json(
+            {
+                "accuracy": last.get("accuracy"),
+                "rounds": last.get("round", 0),
+                "seconds": last.get("elapsed_s", 0.0),
+                "bytes_up": sum(r["bytes_up"] for r in records),
+                "bytes_down": sum(r["bytes_down"] for r in records),
+                "run_dir": str(place),
+                "finished": result.finished,
+            }
+        )
+    elif result.finished:
+        click.echo(", ".join(f"{name} {value}" for name, value in facts(records)))
+        click.echo(f"report:    {shown / 'report.html'}")
+        click.echo(f"model:     {shown / 'model.onnx'} ({size((place / 'model.onnx').stat().st_size)})")
+        click.echo(f"weights:   {shown / 'weights.safetensors'}")
+    if not result.finished:
+        tell(f"stopped after {last.get('round', 0)} rounds, everything is saved in {shown}")
+        tell(f"go on with: {result.again} --resume")
+        raise SystemExit(130)

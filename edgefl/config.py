@@ -1,0 +1,183 @@
+"""A run file (TOML) as frozen values. An unknown key or a wrong value is an error that names the nearest key."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import tomli_w
+from msgspec import Meta
+
+from edgefl.coordinator import RoundSettings
+from edgefl.errors import ConfigError
+from edgefl.fusion import fusion_named, weight_named
+from edgefl.method import Method
+from edgefl.methods import METHODS
+from edgefl.protocol import NAME
+
+Share = Annotated[float, Meta(gt=0, le=1)]
+Seconds = Annotated[float, Meta(gt=0)]
+
+
+class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    pass
+
+
+class BrokerSection(_Section, frozen=True):
+    """`[broker]`: where it is. Without `url`, `edgefl run` starts an embedded one.
+
+    Certificate files (PEM) are for mqtts://.
+    """
+
+    url: str | None = None
+    engine: str = "auto"
+    ca: str | None = None
+    cert: str | None = None
+    key: str | None = None
+
+
+class EvaluateSection(_Section, frozen=True):
+    """`[evaluate]`: held-out data on the aggregator; the run ends early at `target_accuracy` (0 to 1).
+
+    Where a data set has a test part, that part is used.
+    """
+
+    data: str
+    target_accuracy: Share | None = None
+    batch_size: Annotated[int, Meta(ge=1)] = 256
+
+
+class FleetSection(_Section, frozen=True):
+    """`[fleet]`: the devices that `edgefl run` emulates, each a process, and how they share `data`.
+
+    partition    "iid", "dirichlet" (label shares drawn with `alpha`), "shards" (`per_device` sorted pieces) or
+                 "classes" (`per_device` labels)
+    """
+
+    devices: Annotated[int, Meta(ge=1, le=1000)]
+    data: str
+    partition: str = "iid"
+    alpha: Annotated[float, Meta(gt=0)] = 0.5
+    per_device: Annotated[int, Meta(ge=1)] = 2
+    threads: Annotated[int, Meta(ge=1)] = 1
+
+
+class RunFile(_Section, frozen=True):
+    """A whole run file. Paths in it are relative to its folder. Exactly one of `bundle` and `model` is given."""
+
+    name: Annotated[str, Meta(pattern=NAME, max_length=20)]
+    bundle: str | None = None
+    model: str | None = None
+    seed: Annotated[int, Meta(ge=0)] = 0
+    runs: str = "runs"
+    broker: BrokerSection = BrokerSection()
+    method: dict[str, Any] = {}
+    round: RoundSettings = RoundSettings()
+    evaluate: EvaluateSection | None = None
+    fleet: FleetSection | None = None
+
+
+def read_run_file(path: Path) -> RunFile:
+    """Read a run file; relative paths in it become absolute. Raises ConfigError with one clear line."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ConfigError(f"run file {path} cannot be read: {reason}") from error
+    run = parse_run_file(text, where=str(path))
+    base = path.resolve().parent
+    evaluate, fleet = run.evaluate, run.fleet
+    if evaluate is not None:
+        evaluate = msgspec.structs.replace(evaluate, data=_beside(base, evaluate.data))
+    if fleet is not None:
+        fleet = msgspec.structs.replace(fleet, data=_beside(base, fleet.data))
+    broker = msgspec.structs.replace(
+        run.broker, **{k: _beside(base, v) for k in ("ca", "cert", "key") if (v := getattr(run.broker, k)) is not None}
+    )
+    return msgspec.structs.replace(
+        run,
+        bundle=_beside(base, run.bundle) if run.bundle else None,
+        model=_beside(base, run.model) if run.model and not run.model.startswith("zoo:") else run.model,
+        broker=broker,
+        evaluate=evaluate,
+        fleet=fleet,
+    )
+
+
+def parse_run_file(text: str, *, where: str) -> RunFile:
+    """A run file from its text."""
+    try:
+        raw = msgspec.toml.decode(text)
+    except msgspec.DecodeError as error:
+        raise ConfigError(f"{where}: not TOML: {error}") from error
+    _check_keys(raw, RunFile, where, "")
+    try:
+        run = msgspec.convert(raw, RunFile)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{where}: {_readable(error)}") from error
+    if (run.bundle is None) == (run.model is None):
+        raise ConfigError(f"{where}: give either `bundle` or `model`", hint='for example: bundle = "digits.bundle"')
+    make_method(run, {}, where=where)
+    return run
+
+
+def make_method(run: RunFile, initial: Mapping[str, Any], *, where: str) -> Method:
+    """The run's method with its settings. Raises ConfigError for an unknown method, key, or wrong value."""
+    settings = dict(run.method)
+    name = settings.pop("name", "fedavg")
+    if name not in METHODS:
+        raise ConfigError(f"{where}: [method] name is {name!r}", hint=_nearest(str(name), METHODS))
+    kind = METHODS[name]
+    allowed = {f for f in kind.__struct_fields__ if f != "initial"}
+    for key in settings:
+        if key not in allowed:
+            raise ConfigError(f"{where}: unknown key {key!r} in [method]", hint=_nearest(key, allowed))
+    try:
+        method = msgspec.convert({"seed": run.seed, **settings, "initial": dict(initial)}, kind)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{where}: [method]: {_readable(error)}") from error
+    fusion_named(getattr(method, "fusion", "mean"))
+    weight_named(getattr(method, "weight", "examples"))
+    result: Method = method
+    return result
+
+
+def to_toml(run: RunFile) -> str:
+    """The run file as text again, with every path resolved."""
+    return tomli_w.dumps(msgspec.to_builtins(run))
+
+
+def _check_keys(raw: Mapping[str, Any], kind: type[Any], where: str, section: str) -> None:
+    for key, value in raw.items():
+        if key not in kind.__struct_fields__:
+            place = f" in [{section}]" if section else ""
+            raise ConfigError(f"{where}: unknown key {key!r}{place}", hint=_nearest(key, kind.__struct_fields__))
+        if isinstance(value, dict) and (inner := _SECTIONS.get(key)) is not None and not section:
+            _check_keys(value, inner, where, key)
+
+
+_SECTIONS: dict[str, type[Any]] = {
+    "broker": BrokerSection,
+    "round": RoundSettings,
+    "evaluate": EvaluateSection,
+    "fleet": FleetSection,
+}
+
+
+def _nearest(key: str, known: Any) -> str:
+    near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
+
+
+def _readable(error: msgspec.ValidationError) -> str:
+    """msgspec's "Expected `int`, got `str` - at `$.round.quorum`" with the place first."""
+    what, _, place = str(error).partition(" - at ")
+    return f"{place.strip('`$.')}: {what}" if place else what
+
+
+def _beside(base: Path, path: str) -> str:
+    """`path` as seen from the run file's folder. A named data set ("digits") is no path."""
+    return path if path == "digits" else str((base / path).resolve()) if not Path(path).is_absolute() else path

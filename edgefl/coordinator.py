@@ -1,0 +1,340 @@
+"""Rounds, without I/O: who takes part, deadlines, quorum, duplicates and late replies live here and nowhere else.
+
+A coordinator is given events and the time, and returns what to do. MQTT, the emulator and the tests drive the
+same object:
+
+    actions = coordinator.begin(now_s)
+    actions = coordinator.joined("pi-1", now_s) | left(...) | replied(reply, ...) | failed(...) | tick(now_s)
+    ... RoundDone among the actions: make its state durable, then coordinator.begin(now_s) again
+
+`now_s` is any clock that never goes back. The driver carries out actions in order.
+
+A round, from announcement to fusion:
+
+    waiting --enough devices--> open --all asked replied, or left, or deadline; quorum--> fused, next round
+                                  `--the same without quorum--> open again: other devices are asked too
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+
+from edgefl.fusion import Fusion, fusion_named, weight_named
+from edgefl.method import Ask, Fused, Method, Reply, State
+
+
+class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a round is filled and closed.
+
+    fraction      C: share of the present devices asked in a round; at least one
+    min_devices   a round waits until so many devices are present
+    quorum        share of the devices asked first whose replies close a round at its deadline; at least one
+    deadline_s    seconds after which a round is closed, or asked again without quorum
+    """
+
+    fraction: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    min_devices: Annotated[int, Meta(ge=1)] = 1
+    quorum: Annotated[float, Meta(gt=0, le=1)] = 0.5
+    deadline_s: Annotated[float, Meta(gt=0)] = 600.0
+
+
+# --- what a coordinator wants done --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Announce:
+    """Tell the fleet: these devices are asked. Sent again with a higher `attempt` when a round is asked again."""
+
+    round: int
+    attempt: int
+    nonce: str
+    ask: Ask
+    devices: tuple[str, ...]
+    duration_s: float
+
+
+@dataclass(frozen=True)
+class RoundDone:
+    """A round is fused. Make `state` durable, then call `begin` for the next round."""
+
+    round: int
+    state: State
+    fused: Fused
+    attempts: int
+    asked: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The method asks for nothing more."""
+
+    state: State
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something a person may want to know, for the event log."""
+
+    event: str
+    round: int
+    device: str = ""
+    text: str = ""
+
+
+Action = Announce | RoundDone | Finished | Note
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a reply."""
+
+    status: str  # accepted | duplicate | late | refused
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class OpenRound:
+    """A round that was announced before the aggregator stopped: resuming announces the same one."""
+
+    round: int
+    attempt: int
+    devices: tuple[str, ...]
+
+
+@dataclass
+class _Round:
+    ask: Ask
+    nonce: str
+    fusion: Fusion
+    opened_s: float
+    quorum: int = 1
+    attempt: int = 0
+    deadline_s: float = 0.0
+    asked: set[str] = field(default_factory=set)
+    replied: set[str] = field(default_factory=set)
+    failed: set[str] = field(default_factory=set)
+
+
+class Coordinator:
+    """Carries a method to its end on a fleet, one round at a time."""
+
+    def __init__(
+        self,
+        method: Method,
+        state: State,
+        settings: RoundSettings = RoundSettings(),  # noqa: B008 - frozen
+        *,
+        seed: int = 0,
+        secret: str = "",
+        resumed: OpenRound | None = None,
+    ) -> None:
+        """`seed` decides who is asked; `secret` (kept in the run directory) makes nonces that nobody can guess."""
+        self.method = method
+        self.state = state
+        self.settings = settings
+        self.present: set[str] = set()
+        self.finished = False
+        self.stopping = False
+        self._satisfied = False
+        self._seed = seed
+        self._secret = secret
+        self._resumed = resumed
+        self._round: _Round | None = None
+
+    # --- events -----------------------------------------------------------------------------------------------
+
+    def begin(self, now_s: float) -> list[Action]:
+        """Open the next round: at the start, after a resume, and whenever a `RoundDone` is durable."""
+        return self._open_round(now_s)
+
+    def joined(self, device: str, now_s: float) -> list[Action]:
+        """A device is there. Joining twice changes nothing."""
+        new = device not in self.present
+        self.present.add(device)
+        notes: list[Action] = [Note("joined", self.state.round, device)] if new else []
+        if self._round is None:
+            return notes + self._open_round(now_s)
+        if len(self._round.asked) < self._wanted() and self._stuck():
+            return notes + self._ask_again(now_s)
+        return notes
+
+    def left(self, device: str, now_s: float) -> list[Action]:
+        """A device is gone; the round does not wait for it, but takes its reply should it come back in time."""
+        if device not in self.present:
+            return []
+        self.present.discard(device)
+        return [Note("left", self.state.round, device), *self._close_if_done(now_s)]
+
+    def failed(self, device: str, round: int, reason: str, now_s: float) -> list[Action]:
+        """A device could not carry out its tasks and says so."""
+        if self._round is None or round != self.state.round or device not in self._round.asked:
+            return []
+        self._round.failed.add(device)
+        return [Note("failed", round, device, reason), *self._close_if_done(now_s)]
+
+    def replied(self, reply: Reply, nonce: str, now_s: float) -> tuple[Verdict, list[Action]]:
+        """Count a reply, once. The reply's tensors were checked against the manifest before."""
+        verdict = self.judge(reply.device, reply.round, nonce)
+        if verdict.status != "accepted":
+            return verdict, [Note(verdict.status, reply.round, reply.device, verdict.reason)]
+        assert self._round is not None
+        weight = weight_named(self._round.ask.weight)(reply)
+        if not math.isfinite(weight) or weight <= 0:
+            verdict = Verdict("refused", f"weight rule {self._round.ask.weight!r} gives {weight}; expected above 0")
+            return verdict, self.failed(reply.device, reply.round, verdict.reason, now_s)
+        self._round.fusion.add(reply, weight)
+        self._round.replied.add(reply.device)
+        self._round.failed.discard(reply.device)
+        return verdict, [Note("replied", reply.round, reply.device), *self._close_if_done(now_s)]
+
+    def tick(self, now_s: float) -> list[Action]:
+        """Time has passed."""
+        if self._round is None or now_s < self._round.deadline_s:
+            return []
+        if self._has_quorum():
+            return self._close(now_s)
+        return self._ask_again(now_s)
+
+    def stop(self, now_s: float) -> list[Action]:
+        """Fuse what came, when that is a quorum, and open no further round."""
+        self.stopping = True
+        if self._round is not None and self._has_quorum():
+            return self._close(now_s)
+        return []
+
+    def finish(self) -> None:
+        """The run has what it wanted (a target accuracy, say): the next `begin` ends it."""
+        self._satisfied = True
+
+    # --- questions --------------------------------------------------------------------------------------------
+
+    def judge(self, device: str, round: int, nonce: str) -> Verdict:
+        """What would become of a reply: asked before its tensors travel."""
+        if self.finished or self._round is None or round < self.state.round:
+            return Verdict("late", f"round {round} is closed")
+        if round != self.state.round or nonce != self._round.nonce:
+            return Verdict("refused", f"round {round} was not announced with this nonce")
+        if device not in self._round.asked:
+            return Verdict("refused", "the device was not asked in this round")
+        if device in self._round.replied:
+            return Verdict("duplicate", "this device's reply is counted already")
+        return Verdict("accepted")
+
+    def waiting_for(self) -> tuple[str, ...]:
+        """Asked devices that are there and have neither replied nor failed."""
+        if self._round is None:
+            return ()
+        return tuple(sorted(self._outstanding()))
+
+    @property
+    def deadline_s(self) -> float | None:
+        """When `tick` has something to do; None when nothing is open."""
+        return self._round.deadline_s if self._round else None
+
+    @property
+    def replies(self) -> tuple[int, int]:
+        """Replies so far and devices asked, of the open round."""
+        return (len(self._round.replied), len(self._round.asked)) if self._round else (0, 0)
+
+    # --- rounds -----------------------------------------------------------------------------------------------
+
+    def _open_round(self, now_s: float) -> list[Action]:
+        if self._round is not None or self.finished or self.stopping:
+            return []
+        ask = None if self._satisfied else self.method.ask(self.state)
+        if ask is None:
+            self.finished = True
+            return [Finished(self.state)]
+        resumed = self._resumed if self._resumed and self._resumed.round == self.state.round else None
+        self._resumed = None
+        if resumed is None and len(self.present) < self.settings.min_devices:
+            return []
+        self._round = _Round(ask, self._nonce(), fusion_named(ask.fusion), opened_s=now_s)
+        if resumed is not None:
+            self._round.attempt = resumed.attempt
+        devices = resumed.devices if resumed else self._sample(self.present, self._wanted())
+        self._round.quorum = max(1, math.ceil(self.settings.quorum * len(devices)))
+        return self._announce(devices, now_s)
+
+    def _announce(self, devices: Iterable[str], now_s: float) -> list[Action]:
+        assert self._round is not None
+        self._round.asked |= set(devices)
+        self._round.deadline_s = now_s + self.settings.deadline_s
+        return [
+            Announce(
+                round=self.state.round,
+                attempt=self._round.attempt,
+                nonce=self._round.nonce,
+                ask=self._round.ask,
+                devices=tuple(sorted(self._round.asked)),
+                duration_s=self.settings.deadline_s,
+            )
+        ]
+
+    def _ask_again(self, now_s: float) -> list[Action]:
+        """No quorum: replies so far stay counted (the announced tensors are the same), others are asked too."""
+        assert self._round is not None
+        self._round.attempt += 1
+        self._round.failed.clear()
+        spare = self.present - self._round.asked
+        missing = self._wanted() - len(self._round.replied) - len(self._outstanding())
+        note = Note(
+            "asked again", self.state.round, text=f"{len(self._round.replied)} of {len(self._round.asked)} replied"
+        )
+        return [note, *self._announce(self._sample(spare, max(0, missing)), now_s)]
+
+    def _close_if_done(self, now_s: float) -> list[Action]:
+        if self._round is None or self._outstanding():
+            return []
+        if self._has_quorum():
+            return self._close(now_s)
+        # Nobody is left to wait for. With other devices there, ask them at once; else wait: devices come back.
+        if self.present - self._round.asked:
+            return self._ask_again(now_s)
+        return []
+
+    def _close(self, now_s: float) -> list[Action]:
+        assert self._round is not None
+        closed = self._round
+        fused = closed.fusion.finish()
+        round = self.state.round
+        self.state = self.method.advance(self.state, fused)
+        self._round = None
+        return [RoundDone(round, self.state, fused, closed.attempt + 1, len(closed.asked), now_s - closed.opened_s)]
+
+    # --- small questions --------------------------------------------------------------------------------------
+
+    def _outstanding(self) -> set[str]:
+        assert self._round is not None
+        return (self._round.asked & self.present) - self._round.replied - self._round.failed
+
+    def _stuck(self) -> bool:
+        return self._round is not None and not self._outstanding() and not self._has_quorum()
+
+    def _has_quorum(self) -> bool:
+        assert self._round is not None
+        return len(self._round.replied) >= self._round.quorum
+
+    def _wanted(self) -> int:
+        """m = max(C*K, 1), K the devices that are there (McMahan et al. 2017, Algorithm 1)."""
+        return max(1, round(self.settings.fraction * len(self.present)))
+
+    def _sample(self, devices: set[str], count: int) -> list[str]:
+        """`count` devices, uniformly; a function of seed, round, attempt and who is there."""
+        assert self._round is not None
+        rng = np.random.default_rng([self._seed, self.state.round, self._round.attempt])
+        names = sorted(devices)
+        return [names[i] for i in rng.permutation(len(names))[:count]]
+
+    def _nonce(self) -> str:
+        """The same after a resume, so that devices which finished their work meanwhile need not repeat it."""
+        return hashlib.sha256(f"{self._secret}/{self.state.round}".encode()).hexdigest()[:16]

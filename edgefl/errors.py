@@ -1,0 +1,80 @@
+"""Every error edgefl raises on purpose, and the exit code the command line gives it.
+
+    EdgeflError                 exit 1    the root; also: a proof or a run that failed
+    |-- InputError              exit 3    a file, a model, data or an option that cannot be used
+    |   |-- BundleError                   a bundle that is damaged, too new or does not fit
+    |   |-- DataError                     data that does not fit the bundle's data contract
+    |   |-- ConfigError                   a run file with an unknown key or a wrong value
+    |   `-- LoweringError                 a model that cannot become a program
+    |-- BrokerError             exit 4    a broker that is unreachable or refuses us
+    |-- ProtocolError           exit 5    bytes on the wire that break the protocol
+    |   |-- RemoteProtocolError           they broke it
+    |   `-- LocalProtocolError            we would have broken it
+    `-- ParityError             exit 6    a program that does not compute what PyTorch computes
+
+An interrupted command (Ctrl-C) exits 130; wrong usage exits 2 (click's own).
+"""
+
+from __future__ import annotations
+
+
+class EdgeflError(Exception):
+    """One clear line for a person, and a hint: what to do next.
+
+    `message` names the thing, the place, what was expected and what came.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class InputError(EdgeflError):
+    """A file, a model, data or an option that cannot be used."""
+
+    exit_code = 3
+
+
+class BundleError(InputError):
+    """A bundle that is damaged, of a newer format, or does not fit."""
+
+
+class DataError(InputError):
+    """Data that does not fit the bundle's data contract."""
+
+
+class ConfigError(InputError):
+    """A run file with an unknown key or a wrong value."""
+
+
+class LoweringError(InputError):
+    """A model that cannot become a program; names the operator and its module."""
+
+
+class BrokerError(EdgeflError):
+    """A broker that is unreachable, or that refuses us."""
+
+    exit_code = 4
+
+
+class ProtocolError(EdgeflError):
+    """Bytes or messages that break the protocol."""
+
+    exit_code = 5
+
+
+class RemoteProtocolError(ProtocolError):
+    """The other side broke the protocol."""
+
+
+class LocalProtocolError(ProtocolError):
+    """Our side was about to break the protocol."""
+
+
+class ParityError(EdgeflError):
+    """A program that does not compute what PyTorch computes."""
+
+    exit_code = 6

@@ -1,0 +1,110 @@
+"""Proving a bundle again, anywhere: its golden inputs through onnxruntime, against the outputs PyTorch gave.
+
+Needs neither torch nor the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from edgefl.bundle import Array, Bundle, Program
+from edgefl.errors import BundleError, ParityError
+
+# Below this norm an error is measured absolutely (against this), not relatively: a gradient that is zero in theory
+# (a bias before BatchNorm) is rounding noise, and the noise of two correct programs differs.
+SMALL = 1e-2
+# A state tensor's error is measured against how far it moved, but at least this part of the tensor: closer than that,
+# the float32 rounding of the sum itself would be counted (6e-8 of the tensor is 6e-6 of a hundredth of it).
+MOVED = 1e-2
+
+
+def replay(bundle: Bundle) -> dict[str, float]:
+    """Run every program's golden inputs: program -> worst relative error over its outputs.
+
+    Raises ParityError when an error is over the manifest's tolerance.
+    """
+    weights = bundle.weights()
+    worst: dict[str, float] = {}
+    for name, program in bundle.manifest.programs.items():
+        golden = bundle.golden(name)
+        given = {key.removeprefix("in."): value for key, value in golden.items() if key.startswith("in.")}
+        want = {key.removeprefix("out."): value for key, value in golden.items() if key.startswith("out.")}
+        values = {**weights, **given}
+        got = Runner(bundle.bytes_of(program.file)).run(values)
+        errors = compare(program, values, got, want)
+        worst[name] = max(errors.values(), default=0.0)
+        require(errors, program.parity.tolerance, program=name, check="golden")
+    return worst
+
+
+class Runner:
+    """One program in onnxruntime: named arrays in, named arrays out. For proofs; a device keeps state in place."""
+
+    def __init__(self, data: bytes, threads: int = 1) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        try:
+            self._session: Any = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's errors share no base class
+            raise BundleError(f"onnxruntime {onnxruntime.__version__} cannot load the program: {error}") from error
+        self.inputs: tuple[str, ...] = tuple(i.name for i in self._session.get_inputs())
+        self.outputs: tuple[str, ...] = tuple(o.name for o in self._session.get_outputs())
+
+    def run(self, values: Mapping[str, Array]) -> dict[str, Array]:
+        """All outputs. `values` may hold more than the program reads."""
+        results = self._session.run(None, {name: values[name] for name in self.inputs})
+        return dict(zip(self.outputs, results, strict=True))
+
+
+def compare(
+    program: Program,
+    values: Mapping[str, Array],
+    got: Mapping[str, Array],
+    want: Mapping[str, Array],
+    floors: Mapping[str, float] | None = None,
+) -> dict[str, float]:
+    """Output -> its error. Outputs that are a state tensor's next value are measured by how far it moved."""
+    before = {output: values[name] for name, output in program.writes.items() if name in values}
+    return {
+        name: relative_error(got[name], wanted, before.get(name), (floors or {}).get(name, 0.0))
+        for name, wanted in want.items()
+    }
+
+
+def relative_error(got: Array, want: Array, before: Array | None = None, floor: float = 0.0) -> float:
+    """|got - want| / |want|, norms of whole tensors; with `before`, |got - want| / |want - before|.
+
+    Infinite when shapes differ or when they are not finite in the same places. Small norms: see SMALL and MOVED;
+    `floor` is a least norm of the caller's.
+    """
+    if got.shape != want.shape:
+        return float("inf")
+    a, b = got.astype(np.float64), want.astype(np.float64)
+    if not np.isfinite(b).all():
+        return 0.0 if np.array_equal(np.isfinite(a), np.isfinite(b)) else float("inf")
+    if not np.isfinite(a).all():
+        return float("inf")
+    size = float(np.linalg.norm(b))
+    if before is not None:
+        moved = float(np.linalg.norm(b - before.astype(np.float64)))
+        size = max(moved, MOVED * size)
+    return float(np.linalg.norm(a - b)) / max(size, SMALL, floor)
+
+
+def require(errors: Mapping[str, float], tolerance: float, *, program: str, check: str) -> None:
+    """Raise ParityError for the worst tensor over the tolerance."""
+    if not errors:
+        return
+    tensor = max(errors, key=lambda name: errors[name])
+    if not errors[tensor] <= tolerance:
+        raise ParityError(
+            f"program {program!r}, check {check!r}: {tensor!r} differs from PyTorch by {errors[tensor]:.3g} "
+            f"(relative), over the tolerance of {tolerance:.3g}",
+            hint="this program would train wrongly; please report the model",
+        )

@@ -1,0 +1,28 @@
+"""An ONNX model that predicts: the bundle's `predict` program with fused weights inside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgefl.bundle import Array, Bundle
+from edgefl.errors import InputError
+from edgefl.files import write_atomic
+
+
+def write_model(bundle: Bundle, state: dict[str, Array], path: Path) -> None:
+    """Write `path`: features in, logits out, no other input. Raises InputError without the onnx package."""
+    try:
+        import onnx
+        from onnx import numpy_helper
+    except ImportError as error:
+        raise InputError(
+            "writing the inference model needs the onnx package", hint="pip install 'edgefl[aggregator]'"
+        ) from error
+    program = bundle.manifest.program("predict")
+    model = onnx.load_from_string(bundle.bytes_of(program.file))
+    inputs = [i for i in model.graph.input if i.name not in program.reads]
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
+    model.graph.initializer.extend(numpy_helper.from_array(state[name], name) for name in program.reads)
+    onnx.checker.check_model(model)
+    write_atomic(path, model.SerializeToString())

@@ -1,0 +1,120 @@
+"""The nouns of federated learning as edgefl sees it. Read this file first.
+
+A *method* is the aggregator's half of a published algorithm: explicit state and three pure functions.
+A *device* is an interpreter of *tasks*, which are plain data. One *round* is one *ask*, its *replies*,
+one fusion:
+
+    state = method.start()
+    while (ask := method.ask(state)) is not None:
+        replies = every asked device carries out ask.tasks
+        state = method.advance(state, fuse(replies))
+
+A method sees no clock, no sampling of devices, no bytes, no MQTT. The coordinator does that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, Protocol
+
+import msgspec
+
+from edgefl.bundle import Array
+
+
+class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One instruction to a device: run this program on that data, with these settings, then send those tensors.
+
+    program     name in the bundle's manifest
+    feed        where batches come from: the device's own "train" or "test" data, "announced" tensors "x" and
+                "y", or "kept:BUFFER"
+    load        globs of announced tensors copied into the state first
+    reset       globs of state tensors set back to the bundle's initial value first (optimizer moments)
+    epochs      passes over the feed; `steps`, where not 0, is the number of batches instead
+    batch_size  examples per batch; 0 is the whole feed in one batch. The last batch may be short
+    seed        of the shuffle; None keeps the feed's order
+    settings    scalar inputs of the program: learning_rate, temperature, max_steps ...
+    send        globs of state tensors and outputs to return
+    send_as     "value", or "delta" to what this device had when the task began
+    encoding    of floats on the wire
+    """
+
+    program: str
+    feed: str = "train"
+    load: tuple[str, ...] = ()
+    reset: tuple[str, ...] = ()
+    epochs: int = 1
+    steps: int = 0
+    batch_size: int = 32
+    seed: int | None = None
+    settings: dict[str, float] = {}
+    send: tuple[str, ...] = ()
+    send_as: Literal["value", "delta"] = "value"
+    encoding: Literal["float32", "float16"] = "float32"
+
+
+class Ask(msgspec.Struct, frozen=True):
+    """What the aggregator announces for one round.
+
+    tensors     announced to every asked device: name -> array
+    fusion      how replies become one, a name in `edgefl.fusion.FUSIONS`
+    weight      how much a reply counts, a name in `edgefl.fusion.WEIGHTS`
+    """
+
+    tasks: tuple[Task, ...]
+    tensors: Mapping[str, Array]
+    fusion: str = "mean"
+    weight: str = "examples"
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """What one device sends back for one ask.
+
+    examples    training examples of the device that the tasks saw (one epoch's worth)
+    metrics     "PROGRAM.OUTPUT" -> number over the task's batches, e.g. "train.loss"; "PROGRAM.examples" says
+                over how many
+    """
+
+    device: str
+    round: int
+    examples: int
+    tensors: Mapping[str, Array]
+    metrics: Mapping[str, float]
+
+
+class Fused(msgspec.Struct, frozen=True):
+    """Many replies as one: tensors fused by the ask's fusion, metrics as means weighted by examples."""
+
+    tensors: Mapping[str, Array]
+    metrics: Mapping[str, float]
+    devices: tuple[str, ...]
+    examples: int
+
+
+class State(msgspec.Struct, frozen=True):
+    """A method's whole memory between rounds: saved after every round, and loading it is resuming.
+
+    round       rounds completed
+    tensors     name -> array, never changed in place
+    numbers     anything scalar a method wants to remember
+    """
+
+    round: int
+    tensors: Mapping[str, Array]
+    numbers: Mapping[str, float] = {}
+
+
+class Method(Protocol):
+    """The aggregator's half of a published algorithm: three pure functions on `State`."""
+
+    def start(self) -> State:
+        """The state before the first round."""
+        ...
+
+    def ask(self, state: State) -> Ask | None:
+        """What devices should do next; None ends the run. Asking twice gives equal asks."""
+        ...
+
+    def advance(self, state: State, fused: Fused) -> State:
+        """The state after a round. Leaves its arguments as they were."""
+        ...

@@ -1,0 +1,78 @@
+"""FedAvg: McMahan, Moore, Ramage, Hampson, Aguera y Arcas, "Communication-Efficient Learning of Deep Networks
+from Decentralized Data", AISTATS 2017, Algorithm 1.
+
+    w_0: one random init, shared by everybody
+    round t: each asked device starts from w_t, runs E epochs of SGD with batch size B, returns w_k and n_k
+    w_{t+1} = sum_k (n_k / m_t) w_k,   m_t = sum of n_k over the devices that answered
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from edgefl.method import Ask, Fused, State, Task
+
+
+class FedAvg(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Federated averaging of every shared tensor.
+
+    initial         shared tensors of the bundle: name -> array
+    rounds          how many rounds; the run ends after the last
+    epochs          E, passes over a device's own data
+    batch_size      B; 0 is all of a device's data in one batch (FedSGD, with epochs = 1)
+    learning_rate   of the devices' SGD; multiplied by `decay` after each round
+    reset           state set back before each round: momentum does not survive it by default
+    send_as         "delta" sends what changed; what is fused is the same up to rounding
+    encoding        of floats on the wire
+    evaluate        also evaluate the announced model on each device's own test data
+    weight          weight rule (edgefl.fusion.WEIGHTS)
+    fusion          how replies become one (edgefl.fusion.FUSIONS)
+    seed            of the devices' shuffles
+    """
+
+    initial: Mapping[str, Any]
+    rounds: Annotated[int, Meta(ge=1)] = 10
+    epochs: Annotated[int, Meta(ge=1)] = 1
+    batch_size: Annotated[int, Meta(ge=0)] = 32
+    learning_rate: Annotated[float, Meta(gt=0)] = 0.1
+    decay: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    reset: tuple[str, ...] = ("momentum.*",)
+    send_as: Literal["value", "delta"] = "value"
+    encoding: Literal["float32", "float16"] = "float32"
+    evaluate: bool = False
+    weight: str = "examples"
+    fusion: str = "mean"
+    seed: int = 0
+
+    def start(self) -> State:
+        return State(round=0, tensors=dict(self.initial))
+
+    def ask(self, state: State) -> Ask | None:
+        if state.round >= self.rounds:
+            return None
+        train = Task(
+            program="train",
+            load=("*",),
+            reset=self.reset,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            seed=self.seed + state.round,
+            settings={"learning_rate": self.learning_rate * self.decay**state.round},
+            send=tuple(sorted(self.initial)),
+            send_as=self.send_as,
+            encoding=self.encoding,
+        )
+        evaluate = Task(program="evaluate", feed="test", load=("*",), batch_size=256)
+        tasks = (evaluate, train) if self.evaluate else (train,)
+        return Ask(tasks, state.tensors, fusion=self.fusion, weight=self.weight)
+
+    def advance(self, state: State, fused: Fused) -> State:
+        if self.send_as == "value":
+            tensors = dict(fused.tensors)
+        else:
+            tensors = {name: (value + fused.tensors[name]).astype(value.dtype) for name, value in state.tensors.items()}
+        return State(round=state.round + 1, tensors=tensors, numbers=state.numbers)

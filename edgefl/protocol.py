@@ -1,0 +1,432 @@
+"""The wire: topics, frames, messages, limits. No I/O.
+
+Every MQTT payload is one frame, which says all it needs itself, so MQTT 3.1.1 and MQTT 5 brokers serve alike:
+
+    offset 0   3 bytes   "efl"
+           3   1 byte    VERSION
+           4   4 bytes   CRC-32 of everything that follows, little endian
+           8   4 bytes   length of the header, little endian
+          12             header: one JSON object, its "type" names the message below
+                         body: raw bytes (safetensors, or a chunk of them); empty for most messages
+
+Topics, at most six levels, no round number in a topic name:
+
+    edgefl/1/RUN/round              retained   Announcement                          aggregator -> devices
+    edgefl/1/RUN/aggregator         retained   AggregatorStatus; its will says down  aggregator -> devices
+    edgefl/1/RUN/device/DEVICE      retained   Presence; its will says down          device -> aggregator
+    edgefl/1/RUN/up/SHARD/DEVICE               BlobRequest, Offer, UploadChunk, TaskFailed
+    edgefl/1/RUN/down/DEVICE                   Permit, Receipt
+    edgefl/1/RUN/blob/PREFIX                   BlobChunk
+
+A reply travels so: the device *offers* it (with its tensors, if they fit); the aggregator *permits* the chunks it
+still lacks; the device sends them; a *receipt* ends it. A lost message is repaired by offering again: the permit names
+what is missing. An MQTT acknowledgement means nothing here, only a receipt does.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+
+from edgefl.bundle import Array, Manifest, load_tensors, save_tensors, select
+from edgefl.errors import BundleError, LocalProtocolError, RemoteProtocolError
+from edgefl.files import sha256_hex
+from edgefl.method import Ask, Task
+
+VERSION = 1
+MAGIC = b"efl"
+PREAMBLE = struct.Struct("<3sBII")  # magic, version, CRC-32, header length
+
+MAX_HEADER_BYTES = 512 * 1024
+MAX_FRAME_BYTES = 1024 * 1024
+MAX_BLOB_BYTES = 2**31
+CHUNK_BYTES = 64 * 1024 - 512  # with its header a 64 KiB packet, the fastest size measured (docs/design.md)
+MIN_CHUNK_BYTES = 4 * 1024
+INLINE_BYTES = CHUNK_BYTES  # a body this small travels with its announcement or offer
+
+NAME = r"^[a-z0-9_-]{1,36}$"
+
+Name = Annotated[str, Meta(pattern=NAME)]
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+Nonce = Annotated[str, Meta(pattern=r"^[0-9a-f]{16}$")]
+Count = Annotated[int, Meta(ge=0, le=2**53)]
+Size = Annotated[int, Meta(ge=0, le=MAX_BLOB_BYTES)]
+ChunkBytes = Annotated[int, Meta(ge=1024, le=MAX_FRAME_BYTES)]
+Text = Annotated[str, Meta(max_length=1000)]
+Range = tuple[Count, Count]  # [start, stop) of chunk indices
+
+
+class _Message(msgspec.Struct, frozen=True, tag_field="type", omit_defaults=True):
+    """Unknown fields are ignored: a newer peer of the same VERSION may say more."""
+
+
+class BlobRef(msgspec.Struct, frozen=True):
+    """Content-addressed bytes: fetched once, kept, verified."""
+
+    sha256: Sha256
+    size_bytes: Size
+
+
+class Presence(_Message, frozen=True, tag="presence"):
+    """A device is there, asleep or gone. `session` counts its connections, so that a late will of an old
+    connection cannot mark a newer one dead."""
+
+    device: Name
+    session: Count
+    status: Literal["up", "sleeping", "down"]
+    instance: Annotated[str, Meta(max_length=64)] = ""  # differs between two processes that use one name
+    cores: Count = 0
+    memory_mb: Count = 0
+    runtime: Text = ""
+    train_examples: Count = 0
+    test_examples: Count = 0
+
+
+class AggregatorStatus(_Message, frozen=True, tag="aggregator"):
+    """`epoch` counts the aggregator's starts: messages of an older epoch are of an instance that was replaced."""
+
+    epoch: Count
+    status: Literal["up", "down", "finished"]
+    bundle: BlobRef
+
+
+class Announcement(_Message, frozen=True, tag="announcement"):
+    """One round's ask. The body holds the announced tensors when they are small; else they are a blob.
+
+    Rounds before `round` are durable: a device may forget its replies to them.
+    `duration_s` is from now, no clock is shared.
+    """
+
+    epoch: Count
+    round: Count
+    attempt: Count
+    nonce: Nonce
+    duration_s: Annotated[float, Meta(ge=0)]
+    devices: Annotated[list[Name], Meta(max_length=10_000)]
+    tasks: Annotated[list[Task], Meta(max_length=100)]
+    tensors: BlobRef
+    bundle: BlobRef
+
+
+class BlobRequest(_Message, frozen=True, tag="blob_request"):
+    """A device lacks these chunks of a blob. Who publishes chooses the chunk size: `BlobChunk` says it."""
+
+    sha256: Sha256
+    missing: Annotated[list[Range], Meta(max_length=4096)]  # empty: all of it
+
+
+class BlobChunk(_Message, frozen=True, tag="blob_chunk"):
+    """Part of a blob: bytes [index * chunk_bytes, ...). The body holds them."""
+
+    sha256: Sha256
+    size_bytes: Size
+    chunk_bytes: ChunkBytes
+    index: Count
+
+
+class Offer(_Message, frozen=True, tag="offer"):
+    """A reply is ready: everything of it but its tensors, which are the body when they are small."""
+
+    device: Name
+    round: Count
+    nonce: Nonce
+    upload: Sha256  # of the tensors' bytes
+    size_bytes: Size
+    chunk_bytes: ChunkBytes
+    examples: Count
+    metrics: Annotated[dict[Annotated[str, Meta(max_length=200)], float], Meta(max_length=200)]
+
+
+class UploadChunk(_Message, frozen=True, tag="upload_chunk"):
+    """Part of an offered upload. The body holds the bytes."""
+
+    upload: Sha256
+    index: Count
+
+
+class Permit(_Message, frozen=True, tag="permit"):
+    """Send these chunks of your upload now. Empty: not yet, the permit comes when there is room."""
+
+    upload: Sha256
+    missing: Annotated[list[Range], Meta(max_length=4096)]
+
+
+class Receipt(_Message, frozen=True, tag="receipt"):
+    """What became of a reply. "accepted" and "duplicate": keep it until the round is durable (a later announcement
+    says so). "late" and "refused": forget it."""
+
+    upload: Sha256
+    round: Count
+    status: Literal["accepted", "duplicate", "late", "refused"]
+    reason: Text = ""
+
+
+class TaskFailed(_Message, frozen=True, tag="task_failed"):
+    """A device cannot carry out a round's tasks, and why."""
+
+    device: Name
+    round: Count
+    nonce: Nonce
+    reason: Text
+
+
+Message = (
+    Presence
+    | AggregatorStatus
+    | Announcement
+    | BlobRequest
+    | BlobChunk
+    | Offer
+    | UploadChunk
+    | Permit
+    | Receipt
+    | TaskFailed
+)
+
+_encoder = msgspec.json.Encoder()
+_decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
+
+
+# --- frames -------------------------------------------------------------------------------------------------------
+
+
+def encode(message: Message, body: bytes | memoryview = b"") -> bytes:
+    """One frame. Raises LocalProtocolError when it would be larger than the limits allow."""
+    header = _encoder.encode(message)
+    size = PREAMBLE.size + len(header) + len(body)
+    if len(header) > MAX_HEADER_BYTES or size > MAX_FRAME_BYTES:
+        raise LocalProtocolError(
+            f"a {type(message).__name__} of {size} bytes (header {len(header)}); at most {MAX_FRAME_BYTES} "
+            f"(header {MAX_HEADER_BYTES}) travel in one frame"
+        )
+    crc = zlib.crc32(body, zlib.crc32(header, zlib.crc32(struct.pack("<I", len(header)))))
+    return b"".join((PREAMBLE.pack(MAGIC, VERSION, crc, len(header)), header, body))
+
+
+def decode(frame: bytes) -> tuple[Message, memoryview]:
+    """The message and the body of one frame. Raises RemoteProtocolError, and nothing else, for any other bytes."""
+    if len(frame) > MAX_FRAME_BYTES:
+        raise RemoteProtocolError(f"a frame of {len(frame)} bytes; at most {MAX_FRAME_BYTES}")
+    if len(frame) < PREAMBLE.size:
+        raise RemoteProtocolError(f"a frame of {len(frame)} bytes; at least {PREAMBLE.size}")
+    magic, version, crc, header_bytes = PREAMBLE.unpack_from(frame)
+    if magic != MAGIC:
+        raise RemoteProtocolError(f"not an edgefl frame: it begins with {frame[:3]!r}")
+    if version != VERSION:
+        raise RemoteProtocolError(
+            f"a frame of protocol version {version}; this edgefl speaks {VERSION}", hint="upgrade the older side"
+        )
+    if zlib.crc32(memoryview(frame)[8:]) != crc:
+        raise RemoteProtocolError(f"a damaged frame of {len(frame)} bytes: its CRC-32 does not match")
+    stop = PREAMBLE.size + header_bytes
+    if header_bytes > MAX_HEADER_BYTES or stop > len(frame):
+        raise RemoteProtocolError(f"a header of {header_bytes} bytes in a frame of {len(frame)}")
+    try:
+        message = _decoder.decode(memoryview(frame)[PREAMBLE.size : stop])
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise RemoteProtocolError(f"a message that cannot be read: {error}") from error
+    return message, memoryview(frame)[stop:]
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """One MQTT message to publish."""
+
+    topic: str
+    payload: bytes
+    retain: bool = False
+
+
+# --- topics -------------------------------------------------------------------------------------------------------
+
+ROOT = f"edgefl/{VERSION}"
+
+
+def round_topic(run: str) -> str:
+    return f"{ROOT}/{run}/round"
+
+
+def aggregator_topic(run: str) -> str:
+    """`run` may be "+", to find which runs there are."""
+    return f"{ROOT}/{run}/aggregator"
+
+
+def device_topic(run: str, device: str) -> str:
+    return f"{ROOT}/{run}/device/{device}"
+
+
+def up_topic(run: str, device: str) -> str:
+    # Shard 0 of 1. The level is there so that several ingest processes can each subscribe to a part of the fleet
+    # without MQTT's shared subscriptions, which scatter one upload's chunks over the workers.
+    return f"{ROOT}/{run}/up/{'+' if device == '+' else '0'}/{device}"
+
+
+def down_topic(run: str, device: str) -> str:
+    return f"{ROOT}/{run}/down/{device}"
+
+
+def blob_topic(run: str, sha256: str) -> str:
+    return f"{ROOT}/{run}/blob/{sha256[:16]}"
+
+
+def run_of(topic: str) -> str:
+    """RUN of a topic. Raises RemoteProtocolError for a foreign topic."""
+    return _level(topic, 2)
+
+
+def device_of(topic: str) -> str:
+    """DEVICE of a device's topic: who the broker let write there, whatever the message says."""
+    return _level(topic, -1)
+
+
+def _level(topic: str, index: int) -> str:
+    levels = topic.split("/")
+    if not topic.startswith(f"{ROOT}/") or len(levels) < 4:
+        raise RemoteProtocolError(f"a message on the foreign topic {topic!r}")
+    return levels[index]
+
+
+# --- tensors ------------------------------------------------------------------------------------------------------
+
+
+def tensors_to_bytes(tensors: Mapping[str, Array]) -> bytes:
+    """Named arrays as safetensors; equal tensors give equal bytes."""
+    return save_tensors(tensors)
+
+
+def bytes_to_tensors(data: bytes, what: str) -> dict[str, Array]:
+    """Named arrays. Raises RemoteProtocolError when the bytes are not safetensors."""
+    try:
+        return load_tensors(data, what)
+    except BundleError as error:
+        raise RemoteProtocolError(error.message) from error
+
+
+def reply_names(ask: Ask, manifest: Manifest) -> dict[str, tuple[str, tuple[int | str, ...]]]:
+    """What a reply to `ask` must hold: name -> (dtype on the wire, shape); a string in a shape is any length."""
+    expected: dict[str, tuple[str, tuple[int | str, ...]]] = {}
+    for task in ask.tasks:
+        program = manifest.program(task.program)
+        specs: dict[str, tuple[str, tuple[int | str, ...]]] = {t.name: (t.dtype, t.shape) for t in manifest.shared()}
+        specs |= {o.name: (o.dtype, o.shape) for o in program.outputs}
+        for name in select(specs, task.send):
+            dtype, shape = specs[name]
+            expected[name] = (task.encoding if dtype == "float32" else dtype, shape)
+    return expected
+
+
+def check_reply(
+    tensors: Mapping[str, Array], expected: Mapping[str, tuple[str, tuple[int | str, ...]]], device: str
+) -> dict[str, Array]:
+    """The reply's tensors, float16 widened to float32.
+
+    Raises RemoteProtocolError naming the first tensor that is missing, unknown, of another dtype or shape, or not
+    finite.
+    """
+    if missing := sorted(expected.keys() - tensors.keys()):
+        raise RemoteProtocolError(f"device {device!r} did not send {missing[0]!r}")
+    if unknown := sorted(tensors.keys() - expected.keys()):
+        raise RemoteProtocolError(f"device {device!r} sent {unknown[0]!r}, which was not asked for")
+    checked: dict[str, Array] = {}
+    for name, (dtype, shape) in expected.items():
+        value = tensors[name]
+        fits = len(value.shape) == len(shape) and all(
+            isinstance(w, str) or w == g for w, g in zip(shape, value.shape, strict=True)
+        )
+        if value.dtype != np.dtype(dtype) or not fits:
+            raise RemoteProtocolError(
+                f"device {device!r} sent {name!r} as {value.dtype} {list(value.shape)}; expected {dtype} {list(shape)}",
+                hint="does the device use another bundle?",
+            )
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise RemoteProtocolError(f"device {device!r} sent {name!r} with a value that is not finite")
+        checked[name] = value.astype(np.float32) if value.dtype == np.float16 else value
+    return checked
+
+
+def not_finite(metrics: Mapping[str, float]) -> str | None:
+    """The first metric that is not a finite number."""
+    return next((name for name, value in metrics.items() if not math.isfinite(value)), None)
+
+
+def largest_reply_bytes(expected: Mapping[str, tuple[str, tuple[int | str, ...]]]) -> int:
+    """An upper bound of a reply's safetensors bytes, so that nobody can make us reserve more."""
+    if any(isinstance(n, str) for _, shape in expected.values() for n in shape):
+        return MAX_BLOB_BYTES
+    raw = sum(np.dtype(d).itemsize * math.prod(n for n in s if isinstance(n, int)) for d, s in expected.values())
+    names = sum(len(name.encode()) + 120 for name in expected)
+    return raw + names + 1024
+
+
+# --- chunks -------------------------------------------------------------------------------------------------------
+
+
+def chunk_count(size_bytes: int, chunk_bytes: int) -> int:
+    """How many chunks a payload has; an empty one has one empty chunk."""
+    return max(1, -(-size_bytes // chunk_bytes))
+
+
+class Assembly:
+    """A payload that arrives in chunks: any order, any number of times."""
+
+    def __init__(self, sha256: str, size_bytes: int, chunk_bytes: int) -> None:
+        self.sha256 = sha256
+        self.size_bytes = size_bytes
+        self.chunk_bytes = chunk_bytes
+        self._data = bytearray(size_bytes)
+        self._missing = set(range(chunk_count(size_bytes, chunk_bytes)))
+
+    def add(self, index: int, body: memoryview | bytes) -> None:
+        """Take one chunk; a second copy changes nothing. Raises RemoteProtocolError when it cannot belong here."""
+        start = index * self.chunk_bytes
+        expected = min(self.chunk_bytes, self.size_bytes - start)
+        if index >= chunk_count(self.size_bytes, self.chunk_bytes) or len(body) != expected:
+            raise RemoteProtocolError(
+                f"chunk {index} of {len(body)} bytes does not fit a payload of {self.size_bytes} bytes "
+                f"in chunks of {self.chunk_bytes}"
+            )
+        if index in self._missing:
+            self._data[start : start + len(body)] = body
+            self._missing.discard(index)
+
+    @property
+    def complete(self) -> bool:
+        return not self._missing
+
+    def missing(self) -> list[tuple[int, int]]:
+        """Ranges [start, stop) of chunks that have not come; at most 4096 of them."""
+        ranges: list[tuple[int, int]] = []
+        for index in sorted(self._missing):
+            if ranges and ranges[-1][1] == index:
+                ranges[-1] = (ranges[-1][0], index + 1)
+            else:
+                ranges.append((index, index + 1))
+        return ranges[:4096]
+
+    def finish(self) -> bytes:
+        """The payload. Raises RemoteProtocolError when its SHA-256 is another; then every chunk is missing again."""
+        data = bytes(self._data)
+        if sha256_hex(data) != self.sha256:
+            self._missing = set(range(chunk_count(self.size_bytes, self.chunk_bytes)))
+            raise RemoteProtocolError(f"a payload of {self.size_bytes} bytes whose SHA-256 does not match")
+        return data
+
+
+def chunks(data: bytes, chunk_bytes: int, ranges: list[tuple[int, int]]) -> list[tuple[int, memoryview]]:
+    """(index, bytes) of the chunks in `ranges`; all of them where `ranges` is empty. Ranges past the end are cut."""
+    count = chunk_count(len(data), chunk_bytes)
+    view = memoryview(data)
+    wanted = ranges or [(0, count)]
+    return [
+        (i, view[i * chunk_bytes : (i + 1) * chunk_bytes])
+        for start, stop in wanted
+        for i in range(start, min(stop, count))
+    ]

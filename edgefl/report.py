@@ -1,0 +1,136 @@
+"""report.html of a run: its curves as pictures, its rounds as a table. Needs no network to be viewed."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from edgefl.errors import InputError
+from edgefl.files import write_atomic
+from edgefl.store import Record
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{title}</title><style>
+body {{ font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 64rem; padding: 0 1rem; color: #1b1f24 }}
+h1 {{ font-size: 1.4rem }} h2 {{ font-size: 1.1rem; margin-top: 2rem }}
+.facts {{ display: flex; flex-wrap: wrap; gap: 1rem 2.5rem; margin: 1rem 0 }}
+.facts b {{ display: block; font-size: 1.5rem }}
+.curves img {{ width: 100%; max-width: 31rem }}
+table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem }}
+td, th {{ padding: .2rem .8rem; text-align: right; border-bottom: 1px solid #d0d7de }}
+pre {{ background: #f6f8fa; padding: 1rem; overflow: auto; font-size: .85rem }}
+</style></head><body>
+<h1>{title}</h1>
+<div class="facts">{facts}</div>
+<h2>Curves</h2><div class="curves">{curves}</div>
+<h2>Rounds</h2><table><tr>{head}</tr>{rows}</table>
+<h2>Run file</h2><pre>{config}</pre>
+</body></html>
+"""
+
+
+def write_report(path: Path, title: str, records: Sequence[Record], config: str) -> None:
+    """Write the report. Raises InputError without the matplotlib package."""
+    columns = [c for c in COLUMNS if any(c.key in r and r[c.key] is not None for r in records)]
+    page = _PAGE.format(
+        title=html.escape(title),
+        facts="".join(f"<div>{html.escape(name)}<b>{html.escape(value)}</b></div>" for name, value in facts(records)),
+        curves="".join(_curve(records, key, label) for key, label in _CURVES),
+        head="".join(f"<th>{c.title}</th>" for c in columns),
+        rows="".join("<tr>" + "".join(f"<td>{c.cell(r)}</td>" for c in columns) + "</tr>" for r in records),
+        config=html.escape(config),
+    )
+    write_atomic(path, page.encode())
+
+
+class Column:
+    """One column of the table of rounds, on the terminal and in the report."""
+
+    def __init__(self, title: str, key: str, form: str) -> None:
+        self.title, self.key, self.form = title, key, form
+
+    def cell(self, record: Record) -> str:
+        value = record.get(self.key)
+        if value is None:
+            return "-"
+        if self.form == "bytes":
+            return size(value)
+        if self.form == "replies":
+            return f"{value}/{record['asked']}"
+        return format(value, self.form)
+
+
+COLUMNS = (
+    Column("round", "round", "d"),
+    Column("replies", "replies", "replies"),
+    Column("training loss", "train.loss", ".4f"),
+    Column("test loss", "loss", ".4f"),
+    Column("test accuracy", "accuracy", ".2%"),
+    Column("up", "bytes_up", "bytes"),
+    Column("down", "bytes_down", "bytes"),
+    Column("seconds", "seconds", ".2f"),
+)
+
+_CURVES = (
+    ("accuracy", "test accuracy"),
+    ("loss", "test loss"),
+    ("train.loss", "training loss"),
+    ("seconds", "seconds per round"),
+)
+
+
+def facts(records: Sequence[Record]) -> list[tuple[str, str]]:
+    """What a reader wants first: name and value."""
+    if not records:
+        return [("rounds", "0")]
+    last = records[-1]
+    found = [("rounds", str(last["round"]))]
+    if last.get("accuracy") is not None:
+        found.insert(0, ("test accuracy", f"{last['accuracy']:.2%}"))
+    found.append(("time", f"{last['elapsed_s']:.1f} s"))
+    found.append(("bytes up", size(sum(r["bytes_up"] for r in records))))
+    found.append(("bytes down", size(sum(r["bytes_down"] for r in records))))
+    found.append(("devices", str(len({d for r in records for d in r["devices"]}))))
+    return found
+
+
+def size(count: float) -> str:
+    """Bytes for people: 1.5 MiB."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    raise AssertionError
+
+
+def _curve(records: Sequence[Record], key: str, label: str) -> str:
+    """One curve as an <img> that holds its SVG, or nothing where no round has the value."""
+    points = [(r["round"], r[key]) for r in records if r.get(key) is not None]
+    if not points:
+        return ""
+    try:
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator, PercentFormatter
+    except ImportError as error:
+        raise InputError("the report needs the matplotlib package", hint="pip install 'edgefl[aggregator]'") from error
+    figure = Figure(figsize=(5, 3), layout="constrained")
+    axes: Any = figure.add_subplot()
+    axes.plot([x for x, _ in points], [y for _, y in points], marker="o", markersize=3, color="#0969da")
+    axes.set_xlabel("round")
+    axes.set_title(label, loc="left", fontsize=11)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    if key == "accuracy":
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    else:
+        axes.set_ylim(bottom=0)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="svg", metadata={"Date": None})
+    data = base64.b64encode(picture.getvalue()).decode()
+    return f'<img alt="{html.escape(label)} by round" src="data:image/svg+xml;base64,{data}">'

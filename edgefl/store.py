@@ -1,0 +1,147 @@
+"""A run on disk: what was durable when.
+
+    runs/digits-20260102-030405/
+        run.toml              the resolved run file
+        run.json              how often the aggregator started (its epoch), the secret of its nonces
+        bundle/               the bundle that devices download
+        state.safetensors     the method's state after the last durable round, with that round's record
+        open.json             the round that is announced, if one is
+        metrics.jsonl         one record per durable round
+        events.jsonl          what happened, for a person
+        weights.safetensors   the fused weights at the end
+        model.onnx            an inference model with these weights
+        report.html           curves and tables
+
+A round is durable when `save_round` returns.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import time
+from pathlib import Path
+from typing import Any
+
+from edgefl.bundle import load_metadata, load_tensors, save_tensors
+from edgefl.coordinator import Announce, Note, OpenRound
+from edgefl.errors import ConfigError
+from edgefl.files import write_atomic
+from edgefl.method import State
+
+Record = dict[str, Any]
+
+
+class Store:
+    """One run directory. `create` or `open` it."""
+
+    def __init__(self, path: Path, epoch: int, secret: str) -> None:
+        self.path = path
+        self.epoch = epoch
+        self.secret = secret
+        self._events = open(path / "events.jsonl", "a", encoding="utf-8")  # noqa: SIM115 - open for the run
+
+    @classmethod
+    def create(cls, path: Path, config: str) -> Store:
+        """A new run directory. Raises ConfigError when there is one already."""
+        if (path / "run.json").exists():
+            raise ConfigError(f"{path} holds a run already", hint="go on with --resume, or choose another name")
+        path.mkdir(parents=True, exist_ok=True)
+        write_atomic(path / "run.toml", config.encode())
+        return cls._begin(path, epoch=1, secret=secrets.token_hex(16))
+
+    @classmethod
+    def open(cls, path: Path) -> Store:
+        """Go on with a run. Raises ConfigError when there is none, or its files are damaged."""
+        about = path / "run.json"
+        if not about.exists():
+            raise ConfigError(f"no run at {path}: run.json is missing", hint="start one without --resume")
+        try:
+            saved = json.loads(about.read_bytes())
+            store = cls._begin(path, epoch=int(saved["epoch"]) + 1, secret=str(saved["secret"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{about} is damaged: {error}") from error
+        store._repair_metrics()
+        return store
+
+    @classmethod
+    def _begin(cls, path: Path, epoch: int, secret: str) -> Store:
+        write_atomic(path / "run.json", json.dumps({"epoch": epoch, "secret": secret}).encode())
+        return cls(path, epoch, secret)
+
+    # --- the method's state -----------------------------------------------------------------------------------
+
+    def save_round(self, state: State, record: Record) -> None:
+        """Make a round durable: its state first, then its record."""
+        about = {"round": state.round, "numbers": dict(state.numbers), "record": record}
+        write_atomic(self.path / "state.safetensors", save_tensors(state.tensors, {"about": json.dumps(about)}))
+        self._append_metrics(record)
+
+    def load_state(self) -> State | None:
+        """The state after the last durable round; None before the first."""
+        about = self._about()
+        if about is None:
+            return None
+        path = self.path / "state.safetensors"
+        return State(about["round"], load_tensors(path.read_bytes(), path), about["numbers"])
+
+    def records(self) -> list[Record]:
+        """One record per durable round."""
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return []
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+    def _about(self) -> dict[str, Any] | None:
+        path = self.path / "state.safetensors"
+        if not path.exists():
+            return None
+        about: dict[str, Any] = json.loads(load_metadata(path.read_bytes())["about"])
+        return about
+
+    def _append_metrics(self, record: Record) -> None:
+        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _repair_metrics(self) -> None:
+        """After a crash: a last line that is cut, or a durable round whose record was not yet appended."""
+        path = self.path / "metrics.jsonl"
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:
+            write_atomic(path, whole.encode())
+        about = self._about()
+        records = self.records()
+        if about is not None and (not records or records[-1]["round"] != about["record"]["round"]):
+            self._append_metrics(about["record"])
+
+    # --- rounds and events ------------------------------------------------------------------------------------
+
+    def save_open_round(self, announce: Announce) -> None:
+        """Remember who is asked, so that a resume asks the same devices."""
+        about = {"round": announce.round, "attempt": announce.attempt, "devices": list(announce.devices)}
+        write_atomic(self.path / "open.json", json.dumps(about).encode())
+        self.event("announced", **about)
+
+    def open_round(self) -> OpenRound | None:
+        """The round that was announced last."""
+        path = self.path / "open.json"
+        if not path.exists():
+            return None
+        about = json.loads(path.read_bytes())
+        return OpenRound(about["round"], about["attempt"], tuple(about["devices"]))
+
+    def note(self, note: Note) -> None:
+        self.event(note.event, round=note.round, device=note.device, text=note.text)
+
+    def event(self, event: str, **about: object) -> None:
+        """Append to events.jsonl. Not fsynced: nothing depends on it."""
+        line = {"time": round(time.time(), 3), "event": event} | {k: v for k, v in about.items() if v != ""}
+        self._events.write(json.dumps(line) + "\n")
+        self._events.flush()
+
+    def close(self) -> None:
+        self._events.close()

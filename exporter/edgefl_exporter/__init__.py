@@ -1,0 +1,10 @@
+"""edgefl_exporter: PyTorch models become bundles of ONNX training programs. Read `edgefl_exporter.export` first.
+
+The only part of edgefl that imports torch.
+"""
+
+from edgefl_exporter.export import export
+from edgefl_exporter.load_model import load_model
+from edgefl_exporter.optimizers import SGD
+
+__all__ = ["SGD", "export", "load_model"]

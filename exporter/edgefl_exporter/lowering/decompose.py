@@ -1,0 +1,247 @@
+"""ATen operators taken apart into simpler ones: PyTorch's own table, and what it lacks or what is wrong downstream."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._decomp import decomposition_table
+from torch.export import default_decompositions
+
+aten = torch.ops.aten
+ours = torch.ops.edgefl
+
+
+def table() -> dict[Any, Callable[..., Any]]:
+    """PyTorch's decompositions to core ATen, with ours in place of some."""
+    return dict(default_decompositions()) | OURS
+
+
+def backward_table() -> dict[Any, Callable[..., Any]]:
+    """PyTorch's decompositions of backward operators (SiLU, Mish ...): core ATen keeps them, ONNX has none of them."""
+    return {
+        target: function
+        for target, function in decomposition_table.items()
+        if "backward" in str(target) and target not in OURS and target not in KEPT
+    }
+
+
+# Left whole for `rewrite`.
+KEPT = {aten.max_pool2d_with_indices_backward.default, aten.adaptive_max_pool2d_backward.default}
+
+
+def threshold_backward(g: Tensor, x: Tensor, threshold: float) -> Tensor:
+    """ReLU's gradient. A comparison and one Where; PyTorch's own has the same two with a scalar tensor."""
+    return torch.where(x > threshold, g, 0.0)
+
+
+def convolution_backward(
+    g: Tensor, x: Tensor, w: Tensor, bias_sizes: Sequence[int] | None, stride: Sequence[int], padding: Sequence[int],
+    dilation: Sequence[int], transposed: bool, output_padding: Sequence[int], groups: int, wanted: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of input, weight and bias that are wanted.
+
+    A transposed convolution is the input gradient of a plain one, so its own input gradient is a plain convolution
+    and in its weight gradient x and g change places.
+    """
+    gx = gw = gb = None
+    none = [0] * len(stride)
+    if wanted[0] and transposed:
+        gx = aten.convolution(g, w, None, stride, padding, dilation, False, none, groups)
+    elif wanted[0]:
+        gx = ours.conv_input_gradient(g, x, w, stride, padding, dilation, groups)
+    if wanted[1] and transposed:
+        gw = ours.conv_weight_gradient(x, g, w, stride, padding, dilation, groups)
+    elif wanted[1]:
+        gw = ours.conv_weight_gradient(g, x, w, stride, padding, dilation, groups)
+    if wanted[2]:
+        gb = g.sum([0, *range(2, g.dim())])
+    return gx, gw, gb
+
+
+def _statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, biased variance and 1/sqrt(variance + eps) of each channel; x is [N, C, ...]."""
+    axes = [0, *range(2, x.dim())]
+    mean = x.mean(axes)
+    variance = (x - _channel(mean, x)).square().mean(axes)
+    return mean, variance, (variance + eps).rsqrt()
+
+
+def _normalise(x: Tensor, mean: Tensor, scale: Tensor, b: Tensor | None) -> Tensor:
+    """(x - mean) * scale + b per channel, in two passes over x."""
+    y = (x - _channel(mean, x)) * _channel(scale, x)
+    return y if b is None else y + _channel(b, x)
+
+
+def batch_norm_functional(
+    x: Tensor, w: Tensor | None, b: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None,
+    training: bool, momentum: float, eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+    """BatchNorm: result, batch mean, batch 1/std, next running mean and variance.
+
+    The running variance takes n/(n-1) times the batch variance. torch's ONNX translation of the training form was
+    wrong by up to 0.095, so it is never left to it.
+    """
+    if not training:
+        assert running_mean is not None and running_var is not None
+        mean, rstd = running_mean, (running_var + eps).rsqrt()
+        empty = x.new_empty((0,))
+        y = _normalise(x, mean, rstd if w is None else rstd * w, b)
+        return y, empty, empty, running_mean, running_var
+    mean, variance, rstd = _statistics(x, eps)
+    y = _normalise(x, mean, rstd if w is None else rstd * w, b)
+    if running_mean is None or running_var is None:
+        return y, mean, rstd, running_mean, running_var
+    n = x.numel() / x.shape[1]
+    unbiased = variance * (n / (n - 1))
+    next_mean = mean * momentum + running_mean * (1 - momentum)
+    next_var = unbiased * momentum + running_var * (1 - momentum)
+    return y, mean, rstd, next_mean, next_var
+
+
+def native_batch_norm(
+    x: Tensor, w: Tensor | None, b: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None,
+    training: bool, momentum: float, eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The form that updates the running statistics in place."""
+    y, mean, rstd, next_mean, next_var = batch_norm_functional(
+        x, w, b, running_mean, running_var, training, momentum, eps
+    )
+    if training and running_mean is not None and running_var is not None:
+        running_mean.copy_(next_mean)
+        running_var.copy_(next_var)
+    return y, mean, rstd
+
+
+def _native_batch_norm_legit(
+    x: Tensor, w: Tensor | None, b: Tensor | None, running_mean: Tensor, running_var: Tensor, training: bool,
+    momentum: float, eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return native_batch_norm(x, w, b, running_mean, running_var, training, momentum, eps)
+
+
+def _native_batch_norm_no_stats(
+    x: Tensor, w: Tensor | None, b: Tensor | None, training: bool, momentum: float, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    return native_batch_norm(x, w, b, None, None, True, momentum, eps)
+
+
+def native_batch_norm_backward(
+    g: Tensor, x: Tensor, w: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None,
+    mean: Tensor | None, rstd: Tensor | None, training: bool, eps: float, wanted: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """With batch statistics: gx = w * rstd * (g - mean(g) - xhat * mean(g * xhat)), means over all but channels."""
+    if not training:
+        assert running_mean is not None and running_var is not None
+        mean, rstd = running_mean, (running_var + eps).rsqrt()
+    assert mean is not None and rstd is not None
+    axes = [0, *range(2, x.dim())]
+    n = x.numel() / x.shape[1]
+    centred = x - _channel(mean, x)
+    sum_g = g.sum(axes)
+    sum_gx = (g * centred).sum(axes)
+    scale = rstd if w is None else rstd * w
+    gx = None
+    if wanted[0] and training:
+        slope = sum_gx * (rstd * rstd) / n
+        gx = (g - centred * _channel(slope, x) - _channel(sum_g / n, x)) * _channel(scale, x)
+    elif wanted[0]:
+        gx = g * _channel(scale, x)
+    return gx, sum_gx * rstd if wanted[1] else None, sum_g if wanted[2] else None
+
+
+def weight_norm_backward(gw: Tensor, v: Tensor, g: Tensor, norms: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Of w = v * g / |v|, norms over all dimensions but `dim`."""
+    axes = [axis for axis in range(v.dim()) if axis != dim]
+    gg = (gw * v).sum(axes, keepdim=True) / norms
+    return (gw - v * (gg / norms)) * (g / norms), gg
+
+
+def avg_pool2d_backward(
+    g: Tensor, x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], ceil_mode: bool,
+    count_include_pad: bool, divisor: int | None,
+) -> Tensor:
+    """Average pooling is linear and the same for each row and column: g -> A_h^T g A_w, with fixed small matrices."""
+    stride = list(stride) or list(kernel)
+    height, width = x.shape[-2:]
+    window = kernel[0] * kernel[1]
+    if divisor is None and (count_include_pad and not ceil_mode or not any(padding) and not ceil_mode):
+        divisor = window
+    rows = _windows(height, g.shape[-2], kernel[0], stride[0], padding[0])
+    columns = _windows(width, g.shape[-1], kernel[1], stride[1], padding[1])
+    if divisor is not None:
+        g = g / divisor
+    else:
+        sizes = [
+            _counts(n, out, k, s, p, count_include_pad)
+            for n, out, k, s, p in zip((height, width), g.shape[-2:], kernel, stride, padding, strict=True)
+        ]
+        g = g / (sizes[0][:, None] * sizes[1][None, :])
+    return rows.t() @ g @ columns
+
+
+def adaptive_avg_pool2d(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Means of windows that differ in size: x -> A_h x A_w^T, or an ordinary average pool where sizes divide."""
+    height, width = x.shape[-2:]
+    if list(size) == [1, 1]:
+        return x.mean([-2, -1], keepdim=True)
+    if height % size[0] == 0 and width % size[1] == 0:
+        return aten.avg_pool2d(x, [height // size[0], width // size[1]])  # type: ignore[no-any-return]
+    return _adaptive(height, size[0]) @ x @ _adaptive(width, size[1]).t()
+
+
+def adaptive_avg_pool2d_backward(g: Tensor, x: Tensor) -> Tensor:
+    """The transposed map of `adaptive_avg_pool2d`."""
+    height, width = x.shape[-2:]
+    if g.shape[-2:] == (1, 1):
+        return (g / (height * width)).expand(x.shape)
+    return _adaptive(height, g.shape[-2]).t() @ g @ _adaptive(width, g.shape[-1])
+
+
+def _windows(n: int, out: int, kernel: int, stride: int, padding: int) -> Tensor:
+    """[out, n] with 1 where an input position lies in an output's window."""
+    start = torch.arange(out)[:, None] * stride - padding
+    place = torch.arange(n)[None, :]
+    return ((place >= start) & (place < start + kernel)).float()
+
+
+def _counts(n: int, out: int, kernel: int, stride: int, padding: int, with_padding: bool) -> Tensor:
+    """[out]: how many positions each window counts. Beyond the padded input (ceil_mode) nothing counts."""
+    start = torch.arange(out) * stride - padding
+    end = torch.clamp(start + kernel, max=n + padding)
+    if not with_padding:
+        start, end = torch.clamp(start, min=0), torch.clamp(end, max=n)
+    return (end - start).float()
+
+
+def _adaptive(n: int, out: int) -> Tensor:
+    """[out, n]: row i averages positions floor(i*n/out) to ceil((i+1)*n/out)."""
+    rows = []
+    place = torch.arange(n)
+    for i in range(out):
+        start, end = i * n // out, math.ceil((i + 1) * n / out)
+        rows.append(((place >= start) & (place < end)).float() / (end - start))
+    return torch.stack(rows)
+
+
+def _channel(v: Tensor, x: Tensor) -> Tensor:
+    """[C] shaped so that it broadcasts against x [N, C, ...]."""
+    return v.reshape(-1, *[1] * (x.dim() - 2))
+
+
+OURS: dict[Any, Callable[..., Any]] = {
+    aten.convolution_backward.default: convolution_backward,
+    aten.native_batch_norm.default: native_batch_norm,
+    aten._native_batch_norm_legit.default: _native_batch_norm_legit,
+    aten._native_batch_norm_legit.no_stats: _native_batch_norm_no_stats,
+    aten._native_batch_norm_legit_functional.default: batch_norm_functional,
+    aten.native_batch_norm_backward.default: native_batch_norm_backward,
+    aten.avg_pool2d_backward.default: avg_pool2d_backward,
+    aten._adaptive_avg_pool2d.default: adaptive_avg_pool2d,
+    aten._adaptive_avg_pool2d_backward.default: adaptive_avg_pool2d_backward,
+    aten.threshold_backward.default: threshold_backward,
+    aten._weight_norm_interface_backward.default: weight_norm_backward,
+}

@@ -1,0 +1,201 @@
+"""A pure PyTorch function becomes a graph of ATen operators, backward pass included, with a dynamic batch dimension.
+
+Everything runs on fake tensors: no arithmetic is done, and only the batch dimension is a symbol.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch._dispatch.python import enable_python_dispatcher
+from torch._dynamo.source import ConstantSource
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import GraphModule, Node
+from torch.fx import traceback as fx_traceback
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from edgefl.errors import LoweringError
+from edgefl_exporter.lowering.decompose import backward_table
+
+Step = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+
+# The batch size while tracing: no layer is likely to have this width, so a shape that contains it is a batch.
+TRACED_BATCH = 7
+# Batch sizes for which every condition met while tracing must give the same answer. Size 1 is not among them: torch
+# itself assumes that a dynamic dimension is not 1; the parity proof tries it on the finished program.
+TRIED_BATCHES = (2, 3, 5, 8, 10, 32, 100, 600, 10_000)
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A graph whose placeholders are `inputs` and whose results are `outputs`, in order."""
+
+    graph: GraphModule
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    example: tuple[Tensor, ...]
+    batched: tuple[bool, ...]
+
+
+def trace(step: Step, example: Mapping[str, Tensor], *, batched: Collection[str], module: nn.Module) -> Traced:
+    """Run `step` once on fake tensors and write down the ATen operators it calls.
+
+    Raises LoweringError where the model's path depends on values or on the batch size.
+    """
+    names = tuple(example)
+    shapes = ShapeEnv()
+    mode = FakeTensorMode(shape_env=shapes, allow_non_fake_inputs=True)
+    fakes = _fake_inputs(mode, example, batched)
+    results: list[str] = []
+
+    def flat(*values: Tensor) -> tuple[Tensor, ...]:
+        named = step(dict(zip(names, values, strict=True)))
+        results[:] = named
+        return tuple(named.values())
+
+    try:
+        with quiet(), _portable_kernels(), _module_names(module), mode:
+            graph = make_fx(
+                flat, decomposition_table=backward_table(), tracing_mode="real", _allow_non_fake_inputs=True
+            )(*fakes)
+    except LoweringError:
+        raise
+    except Exception as error:
+        raise LoweringError(
+            f"the model cannot be traced: {_first_line(error)}",
+            hint="its path may not depend on the values of tensors (if x.sum() > 0, .item(), .tolist(), boolean masks)",
+        ) from error
+    _check_batch(shapes)
+    graph.graph.eliminate_dead_code()
+    rows = tuple(torch.cat([t] * -(-TRACED_BATCH // len(t)))[:TRACED_BATCH] if n in batched else t
+                 for n, t in example.items())
+    return Traced(graph, names, tuple(results), rows, tuple(n in batched for n in names))
+
+
+def module_of(node: Node) -> str:
+    """The path of the nn.Module a node came from, "" when unknown.
+
+    A backward operator is not run inside its module; it is named after the latest forward operator it reads.
+    """
+    path = _annotated(node)
+    if path is not None:
+        return path
+    found = ""
+    for argument in reversed(node.all_input_nodes):
+        path = _annotated(argument)
+        found = path if path and len(path) >= len(found) else found
+    return found
+
+
+def _annotated(node: Node) -> str | None:
+    return (node.meta.get("custom") or {}).get("module")
+
+
+def _fake_inputs(mode: FakeTensorMode, example: Mapping[str, Tensor], batched: Collection[str]) -> list[Tensor]:
+    """Fake tensors like `example`; all batched ones share one symbol for their first dimension."""
+    fakes: list[Tensor] = []
+    batch: int | torch.SymInt | None = None
+    for name, value in example.items():
+        if name not in batched:
+            fakes.append(mode.from_tensor(value.detach(), static_shapes=True))
+        elif batch is None:
+            row = torch.empty((TRACED_BATCH, *value.shape[1:]), dtype=value.dtype)
+            sizes = [DimDynamic.DYNAMIC] + [DimDynamic.STATIC] * (value.dim() - 1)
+            context = StatelessSymbolicContext(dynamic_sizes=sizes, constraint_sizes=[None] * value.dim())
+            fake = mode.from_tensor(row, source=ConstantSource(name), symbolic_context=context)
+            batch = fake.shape[0]
+            fakes.append(fake)
+        else:
+            with mode:
+                fakes.append(torch.empty((batch, *value.shape[1:]), dtype=value.dtype))
+    return fakes
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep PyTorch's chatter about its own internals from the person who exports."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch._subclasses.fake_tensor", "torch.export")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _portable_kernels() -> Iterator[None]:
+    """Plain ATen operators: no oneDNN (fused LSTM), no NNPACK (a guard on batch < 16), attention as matmul, softmax."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.backends.nnpack.flags(enabled=False))
+        stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.enter_context(fx_traceback.preserve_node_meta())
+        # Composite operators in their Python form, which accepts a symbol as batch size (GRU, Upsample, padding).
+        stack.enter_context(enable_python_dispatcher())
+        yield
+
+
+@contextlib.contextmanager
+def _module_names(module: nn.Module) -> Iterator[None]:
+    """While the block runs, every traced operator notes the path of the module that called it."""
+    open_blocks: list[contextlib.AbstractContextManager[None]] = []
+    handles = []
+
+    def enter(path: str) -> Callable[[nn.Module, object], None]:
+        def hook(_module: nn.Module, _args: object) -> None:
+            block = fx_traceback.annotate({"module": path})
+            block.__enter__()
+            open_blocks.append(block)
+
+        return hook
+
+    def leave(_module: nn.Module, _args: object, _result: object) -> None:
+        open_blocks.pop().__exit__(None, None, None)
+
+    for path, child in module.named_modules():
+        handles.append(child.register_forward_pre_hook(enter(path)))
+        handles.append(child.register_forward_hook(leave))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        while open_blocks:
+            open_blocks.pop().__exit__(None, None, None)
+
+
+def _check_batch(shapes: ShapeEnv) -> None:
+    """Raise LoweringError when a condition met while tracing holds for some batch sizes only."""
+    symbols = list(shapes.backed_var_to_val)
+    if shapes.replacements:
+        fixed = ", ".join(str(value) for value in shapes.replacements.values())
+        raise LoweringError(
+            f"the model only works for a batch size of {fixed}",
+            hint="use x.shape[0] or -1 instead of a number where the batch dimension is meant (view, reshape, expand)",
+        )
+    for guard in shapes.guards:
+        for size in TRIED_BATCHES:
+            if guard.expr.subs(dict.fromkeys(symbols, size)) == False:  # noqa: E712  (a sympy value, not a bool)
+                raise LoweringError(
+                    f"the model's path depends on the batch size: {guard.expr} was taken as true, "
+                    f"which a batch of {size} is not",
+                    hint="remove the condition on x.shape[0]; a last batch may be short",
+                )
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0] if text else ''}"

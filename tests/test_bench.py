@@ -1,0 +1,62 @@
+"""Every benchmark runs, and `--format json` is one object with the fields that tools read."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+BENCH = Path(__file__).parents[1] / "bench"
+# Beside the benchmarks there are the harness, and workers that benchmarks start.
+COMMANDS = sorted(path for path in BENCH.glob("*.py") if "@options\n" in path.read_text())
+
+
+@pytest.fixture(scope="module")
+def mnist_like(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as MNIST's: 2,000 training and 1,000 test images of noise with a bright row that tells the digit."""
+    folder = tmp_path_factory.mktemp("mnist")
+    draw = np.random.default_rng(0)
+    for prefix, examples in (("train", 2000), ("t10k", 1000)):
+        labels = np.arange(examples, dtype=np.uint8) % 10
+        images = draw.integers(0, 60, (examples, 28, 28), dtype=np.uint8)
+        images[np.arange(examples), 4 + 2 * labels] = 250
+        write_idx(folder / f"{prefix}-images-idx3-ubyte.gz", images)
+        write_idx(folder / f"{prefix}-labels-idx1-ubyte.gz", labels)
+    return folder
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.stem)
+def test_a_quick_run_prints_one_object(path: Path, mnist_like: Path) -> None:
+    arguments = ["--quick", "--format", "json"]
+    if "@data_option" in path.read_text():
+        arguments += ["--data", str(mnist_like)]
+    done = subprocess.run([sys.executable, path, *arguments], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+    result = json.loads(done.stdout)  # one object and nothing else on standard output
+    assert set(result) == {"name", "machine", "versions", "rows", "targets"}
+    assert result["name"] and result["machine"]["cores"] > 0 and result["versions"]["edgefl"]
+    assert result["rows"] and all(row.keys() == result["rows"][0].keys() for row in result["rows"])
+    assert result["targets"]
+    for target in result["targets"]:
+        assert {"name", "value", "bound", "met"} <= target.keys()
+        assert isinstance(target["met"], bool)
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.stem)
+def test_its_help_says_what_it_measures(path: Path) -> None:
+    done = subprocess.run([sys.executable, path, "--help"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "--quick" in done.stdout and "--format" in done.stdout
+    assert len(done.stdout.split("Options:")[0].split()) > 5  # more than "Usage: NAME [OPTIONS]"
+
+
+def write_idx(path: Path, array: np.ndarray) -> None:
+    header = bytes([0, 0, 0x08, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape)
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(header + array.tobytes())
