@@ -62,5 +62,5 @@ mosquitto:
 	if [ "$$(id -u)" = 0 ]; then root=; else root="sudo -n"; fi; \
 	if command -v apt-get > /dev/null && $$root true 2> /dev/null; then \
 	  $$root apt-get update -qq && $$root env DEBIAN_FRONTEND=noninteractive \
-	    apt-get install -y -qq --no-install-recommends mosquitto openssl; \
+	    apt-get install -y -qq --no-install-recommends --no-upgrade mosquitto openssl; \
 	else echo "mosquitto is missing and cannot be installed from here: tests that need it are skipped"; fi

@@ -42,7 +42,8 @@ COALESCE_S = 0.005  # requests for one blob within this time are answered by one
 
 @dataclass
 class Traffic:
-    """Payload bytes of one round. Down counts a broadcast once for each device that needed it."""
+    """MQTT bytes of one round, payload and packet header. Down counts a broadcast once for each device that
+    needed it."""
 
     up: dict[str, int] = field(default_factory=dict)
     down: int = 0
@@ -127,7 +128,7 @@ class Aggregator:
         try:
             device = protocol.device_of(topic)
             message, body = protocol.decode(payload)
-            self._traffic.up[device] = self._traffic.up.get(device, 0) + len(payload)
+            self._traffic.up[device] = self._traffic.up.get(device, 0) + protocol.wire_bytes(topic, payload)
             if getattr(message, "device", device) != device:
                 raise RemoteProtocolError(f"a message that names another device than its topic {topic!r}")
             self._handle(device, message, body, now_s)
@@ -282,9 +283,9 @@ class Aggregator:
         self._send_to(offer.device, Receipt(offer.upload, offer.round, status, reason[:1000]))  # type: ignore[arg-type]
 
     def _send_to(self, device: str, message: Message) -> None:
-        payload = protocol.encode(message)
-        self._traffic.down += len(payload)
-        self._out.append(Outgoing(protocol.down_topic(self.run, device), payload))
+        outgoing = Outgoing(protocol.down_topic(self.run, device), protocol.encode(message))
+        self._traffic.down += outgoing.wire_bytes
+        self._out.append(outgoing)
 
     def _blob(self, sha256: str) -> bytes | None:
         return self._tensor_blobs.get(sha256, self._bundle_blobs.get(sha256))
@@ -296,9 +297,9 @@ class Aggregator:
         ranges = [] if demand.everything else [(i, i + 1) for i in sorted(demand.indices)]
         topic = protocol.blob_topic(self.run, sha256)
         for index, body in protocol.chunks(data, self.chunk_bytes, ranges):
-            payload = protocol.encode(BlobChunk(sha256, len(data), self.chunk_bytes, index), body)
-            self._traffic.down += len(payload) * len(demand.devices)
-            self._out.append(Outgoing(topic, payload))
+            chunk = Outgoing(topic, protocol.encode(BlobChunk(sha256, len(data), self.chunk_bytes, index), body))
+            self._traffic.down += chunk.wire_bytes * len(demand.devices)
+            self._out.append(chunk)
 
     # --- what the coordinator wants ---------------------------------------------------------------------------
 
@@ -338,8 +339,8 @@ class Aggregator:
             bundle=self._bundle_ref,
         )
         payload = protocol.encode(announcement, data if len(data) <= self._inline_bytes else b"")
-        self._traffic.down += len(payload) * max(1, len(self.coordinator.present))
         self._announced = Outgoing(protocol.round_topic(self.run), payload, retain=True)
+        self._traffic.down += self._announced.wire_bytes * max(1, len(self.coordinator.present))
         self._out.append(self._announced)
 
     def _expect(self, ask: Ask) -> None:

@@ -244,6 +244,15 @@ class Outgoing:
     payload: bytes
     retain: bool = False
 
+    @property
+    def wire_bytes(self) -> int:
+        return wire_bytes(self.topic, self.payload)
+
+
+def wire_bytes(topic: str, payload: bytes) -> int:
+    """Bytes of one MQTT 5 PUBLISH with QoS 1: type, length (up to 4), topic and its length, packet id, no properties."""
+    return 1 + 4 + 2 + len(topic) + 2 + 1 + len(payload)
+
 
 # --- topics -------------------------------------------------------------------------------------------------------
 

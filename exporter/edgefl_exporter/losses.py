@@ -36,15 +36,11 @@ class CrossEntropy:
     def traced(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The form that is lowered: float one-hot labels, so neither Gather nor Scatter is needed."""
         hot = (labels.unsqueeze(1) == torch.arange(logits.shape[1])).to(logits.dtype)  # [batch, classes]
-        return _SoftCrossEntropy.apply(logits, hot)  # type: ignore[no-any-return]
+        return _SoftCrossEntropy.apply(logits, hot)  # type: ignore[no-any-return, no-untyped-call]
 
     def torch(self, logits: Tensor, labels: Tensor) -> Tensor:
         """PyTorch's own, which the lowered form is proven against."""
         return F.cross_entropy(logits, labels)
-
-    def labels(self, count: int, classes: int, generator: torch.Generator) -> Tensor:
-        """Random labels."""
-        return torch.randint(0, classes, (count,), generator=generator)
 
 
 class _SoftCrossEntropy(torch.autograd.Function):

@@ -8,12 +8,16 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer as TorchOptimizer
 
 
 class Optimizer(Protocol):
     """One step of a torch optimizer, written as a pure function so that it can be lowered."""
 
-    learning_rate: float
+    @property
+    def learning_rate(self) -> float:
+        """The default of the program's setting."""
+        ...
 
     def moments(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The optimizer's own state before the first step, by name."""
@@ -29,12 +33,13 @@ class Optimizer(Protocol):
         """Next parameters and next moments."""
         ...
 
-    def torch(self, parameters: Mapping[str, Tensor], moments: Mapping[str, Tensor], learning_rate: float
-              ) -> torch.optim.Optimizer:
+    def torch(
+        self, parameters: Mapping[str, Tensor], moments: Mapping[str, Tensor], learning_rate: float
+    ) -> TorchOptimizer:
         """PyTorch's own optimizer in the state that `moments` describe: what the arithmetic is proven against."""
         ...
 
-    def torch_moments(self, optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def torch_moments(self, optimizer: TorchOptimizer, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The moments that PyTorch's own optimizer has now, by our names."""
         ...
 
@@ -76,8 +81,9 @@ class SGD:
             next_parameters[name] = w - learning_rate * g
         return next_parameters, next_moments
 
-    def torch(self, parameters: Mapping[str, Tensor], moments: Mapping[str, Tensor], learning_rate: float
-              ) -> torch.optim.Optimizer:
+    def torch(
+        self, parameters: Mapping[str, Tensor], moments: Mapping[str, Tensor], learning_rate: float
+    ) -> TorchOptimizer:
         optimizer = torch.optim.SGD(
             list(parameters.values()), lr=learning_rate, momentum=self.momentum, weight_decay=self.weight_decay,
             nesterov=self.nesterov,
@@ -87,7 +93,7 @@ class SGD:
                 optimizer.state[w]["momentum_buffer"] = moments[_moment(name)].clone()
         return optimizer
 
-    def torch_moments(self, optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def torch_moments(self, optimizer: TorchOptimizer, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if not self.momentum:
             return {}
         return {_moment(name): optimizer.state[w]["momentum_buffer"] for name, w in parameters.items()}

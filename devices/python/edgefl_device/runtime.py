@@ -152,7 +152,7 @@ class Runtime:
 
 def _engine() -> Any:
     try:
-        import onnxruntime  # type: ignore[import-untyped]
+        import onnxruntime
     except ImportError as error:
         raise InputError("a device needs onnxruntime", hint="pip install 'edgefl[device]'") from error
     return onnxruntime

@@ -249,7 +249,7 @@ def _is_number(cell: str) -> bool:
 
 def _digits() -> Splits:
     try:
-        from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+        from sklearn.datasets import load_digits
     except ImportError as error:
         raise DataError("the data set 'digits' comes with scikit-learn", hint="pip install 'edgefl[demo]'") from error
     digits = load_digits()

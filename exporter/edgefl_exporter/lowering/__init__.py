@@ -29,6 +29,6 @@ def lower(step: Step, example: Mapping[str, Tensor], *, batched: Collection[str]
     traced = trace(step, example, batched=batched, module=module)
     rewrite(traced)
     model = tidy(emit(traced), traced.inputs, traced.outputs)
-    data = model.SerializeToString(deterministic=True)
+    data: bytes = model.SerializeToString(deterministic=True)
     check(model, data)
     return data

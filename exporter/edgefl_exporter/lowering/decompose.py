@@ -111,6 +111,7 @@ def native_batch_norm(
         x, w, b, running_mean, running_var, training, momentum, eps
     )
     if training and running_mean is not None and running_var is not None:
+        assert next_mean is not None and next_var is not None
         running_mean.copy_(next_mean)
         running_var.copy_(next_var)
     return y, mean, rstd
@@ -168,7 +169,7 @@ def avg_pool2d_backward(
     stride = list(stride) or list(kernel)
     height, width = x.shape[-2:]
     window = kernel[0] * kernel[1]
-    if divisor is None and (count_include_pad and not ceil_mode or not any(padding) and not ceil_mode):
+    if divisor is None and not ceil_mode and (count_include_pad or not any(padding)):
         divisor = window
     rows = _windows(height, g.shape[-2], kernel[0], stride[0], padding[0])
     columns = _windows(width, g.shape[-1], kernel[1], stride[1], padding[1])

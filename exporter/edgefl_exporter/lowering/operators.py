@@ -45,7 +45,7 @@ def max_pool(
     ceil_mode: bool,
 ) -> tuple[Tensor, Tensor]:
     """The maximum of each window and where it was: an index into x as one long row (torch: into each plane)."""
-    y, places = F.max_pool2d_with_indices(x, kernel, stride, padding, dilation, ceil_mode)
+    y, places = F.max_pool2d_with_indices(x, [*kernel], [*stride], [*padding], [*dilation], ceil_mode)
     planes = torch.arange(x.shape[0] * x.shape[1]).reshape(x.shape[0], x.shape[1], 1, 1)
     return y, places + planes * (x.shape[2] * x.shape[3])
 

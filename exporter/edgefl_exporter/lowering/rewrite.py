@@ -20,11 +20,19 @@ def rewrite(traced: Traced) -> None:
     for node in list(traced.graph.graph.nodes):
         if node.target == aten.max_pool2d_with_indices_backward.default:
             g, x, kernel, stride, padding, dilation, ceil_mode, places = node.args
-            _max_pool(node, g, x, places, list(kernel), list(stride or kernel), list(padding), list(dilation), ceil_mode)
+            sizes = [list(value) for value in (kernel, stride or kernel, padding, dilation)]
+            _max_pool(node, g, x, places, *sizes, ceil_mode)
         elif node.target == aten.adaptive_max_pool2d_backward.default:
             g, x, places = node.args
             kernel = _even_windows(x, g, node)
             _max_pool(node, g, x, places, kernel, kernel, [0, 0], [1, 1], False)
+    for node in list(traced.graph.graph.nodes):
+        if node.target == aten.threshold_backward.default:
+            _mask_before_scatter(node)
+    for node in list(traced.graph.graph.nodes):
+        if node.target == aten.convolution_backward.default:
+            _bias_before_scatter(node)
+    traced.graph.graph.eliminate_dead_code()
     traced.graph.graph.lint()
     traced.graph.recompile()
 
@@ -56,6 +64,53 @@ def _max_pool(
         new.meta = dict(old.meta)
         old.replace_all_uses_with(new)
         graph.erase_node(old)
+
+
+def _mask_before_scatter(mask: Node) -> None:
+    """ReLU then max pool: mask the pooled gradient, not the scattered one, which is four times as large or more.
+
+    The gradient lands where the maximum was, and there the ReLU's output is the pool's output.
+    """
+    g, relu, threshold = mask.args
+    if not isinstance(g, Node) or g.target != ours.max_pool_gradient.default or set(g.users) != {mask}:
+        return
+    small, places, x, *rest = g.args
+    assert isinstance(places, Node) and isinstance(relu, Node) and isinstance(x, Node)
+    pool = places.args[0]
+    if _source(relu) is not _source(x) or threshold != 0:
+        return
+    graph = mask.graph
+    with graph.inserting_before(mask):
+        pooled = graph.call_function(operator.getitem, (pool, 0))
+        masked = graph.call_function(aten.threshold_backward.default, (small, pooled, threshold))
+        scattered = graph.call_function(ours.max_pool_gradient.default, (masked, places, x, *rest))
+    for node in (masked, scattered):
+        node.meta = dict(mask.meta)
+    mask.replace_all_uses_with(scattered)
+    graph.erase_node(mask)
+
+
+def _bias_before_scatter(backward: Node) -> None:
+    """The bias gradient is the sum over all places, and scattering does not change a sum: add up the small tensor."""
+    g, *rest, wanted = backward.args
+    assert isinstance(wanted, (list, tuple))
+    if not isinstance(g, Node) or g.target != ours.max_pool_gradient.default or not wanted[2]:
+        return
+    graph = backward.graph
+    bias = [user for user in backward.users if user.target is operator.getitem and user.args[1] == 2]
+    with graph.inserting_before(backward):
+        total = graph.call_function(aten.sum.dim_IntList, (g.args[0], [0, 2, 3]))
+    for user in bias:
+        user.replace_all_uses_with(total)
+        graph.erase_node(user)
+    backward.args = (g, *rest, [wanted[0], wanted[1], False])
+
+
+def _source(node: Node) -> Node:
+    """The node whose value this is, past detach and alias."""
+    while node.target in (aten.detach.default, aten.alias.default):
+        (node,) = node.all_input_nodes
+    return node
 
 
 def _even_windows(x: Node, g: Node, node: Node) -> list[int]:

@@ -24,7 +24,7 @@ def tidy(model: onnx_ir.Model, inputs: Sequence[str], outputs: Sequence[str]) ->
         common.IdentityEliminationPass(),
         common.CommonSubexpressionEliminationPass(size_limit=LONGEST_CONSTANT),
         common.RemoveUnusedNodesPass(),
-        common.RemoveUnusedFunctionsPass(),
+        common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
         common.RemoveUnusedOpsetsPass(),
         common.ClearMetadataAndDocStringPass(),
         common.OutputFixPass(),  # an output that is an input, or two outputs that are one value, get an Identity

@@ -10,6 +10,7 @@ import logging
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -109,7 +110,7 @@ def _fake_inputs(mode: FakeTensorMode, example: Mapping[str, Tensor], batched: C
         elif batch is None:
             row = torch.empty((TRACED_BATCH, *value.shape[1:]), dtype=value.dtype)
             sizes = [DimDynamic.DYNAMIC] + [DimDynamic.STATIC] * (value.dim() - 1)
-            context = StatelessSymbolicContext(dynamic_sizes=sizes, constraint_sizes=[None] * value.dim())
+            context: Any = StatelessSymbolicContext(dynamic_sizes=sizes, constraint_sizes=[None] * value.dim())
             fake = mode.from_tensor(row, source=ConstantSource(name), symbolic_context=context)
             batch = fake.shape[0]
             fakes.append(fake)

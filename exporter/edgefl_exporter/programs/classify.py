@@ -50,7 +50,7 @@ def train(parts: Parts, x: Tensor, loss: CrossEntropy, optimizer: Optimizer) -> 
         own = optimizer.torch(weights, values, float(values["learning_rate"]))
         logits = module(values["x"])
         cost = loss.torch(logits, values["y"])
-        cost.backward()
+        cost.backward()  # type: ignore[no-untyped-call]
         own.step()
         tensors = weights | dict(module.named_buffers()) | optimizer.torch_moments(own, weights)
         after = {name: tensors[name].detach() for name in writes}

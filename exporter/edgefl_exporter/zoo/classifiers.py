@@ -1,4 +1,4 @@
-"""Classifiers of small grey images. Weights are drawn from a fixed seed, so that everybody's first model is the same."""
+"""Classifiers of small grey images. Weights come from a fixed seed, so that everybody starts from the same model."""
 
 from __future__ import annotations
 
