@@ -32,9 +32,16 @@ def mlp() -> nn.Module:
 
 def batch_norm_cnn() -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Flatten(), nn.Linear(1568, 10),
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3, padding=1),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(1568, 10),
     )
 
 
@@ -58,15 +65,27 @@ def main(form: str, quick: bool) -> None:
         for name, (make, batches) in MODELS.items():
             torch.manual_seed(0)
             model = make()
-            bundle = export(model, torch.zeros(1, 1, 28, 28), out=Path(folder) / "m.bundle", name="m",
-                            optimizer=SGD(learning_rate=0.01), programs=("train",))
+            bundle = export(
+                model,
+                torch.zeros(1, 1, 28, 28),
+                out=Path(folder) / "m.bundle",
+                name="m",
+                optimizer=SGD(learning_rate=0.01),
+                programs=("train",),
+            )
             for batch in batches:
                 for threads in (1, 2):
                     ours, eager = _measure(bundle, model, batch, threads, seconds=0.3 if quick else 4.0)
-                    rows.append({
-                        "model": name, "batch": batch, "threads": threads, "ours_ms": ours, "torch_ms": eager,
-                        "ratio": ours / eager,
-                    })
+                    rows.append(
+                        {
+                            "model": name,
+                            "batch": batch,
+                            "threads": threads,
+                            "ours_ms": ours,
+                            "torch_ms": eager,
+                            "ratio": ours / eager,
+                        }
+                    )
                     targets.append(Target(f"{name}, batch {batch}, {threads} threads: ours/torch", ours / eager, MOST))
     finish("step_time", rows, targets, form)
 

@@ -11,11 +11,14 @@ def model() -> tuple[nn.Module, torch.Tensor]:
     """Pixels 0..1 as [batch, 1, 8, 8] -> logits [batch, 10]."""
     torch.manual_seed(0)  # everybody starts from the same weights
     net = nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(),
-        nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, padding=1),
+        nn.ReLU(),
         nn.MaxPool2d(2),  # [batch, 32, 4, 4]
         nn.Flatten(),
-        nn.Linear(512, 64), nn.ReLU(),
+        nn.Linear(512, 64),
+        nn.ReLU(),
         nn.Linear(64, 10),
     )
     return net, torch.zeros(1, 1, 8, 8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import onnx
 import onnxruntime
@@ -55,7 +56,7 @@ def export(
         classes = _check_model(parts, example_input, loss)
         contract = DataContract(
             features=tuple(example_input.shape[1:]),
-            dtype=DTYPES[example_input.dtype],  # type: ignore[arg-type]
+            dtype=DTYPES[example_input.dtype],
             classes=classes,
             normalisation=normalisation,
         )
@@ -77,7 +78,7 @@ def export(
         name=name,
         method=method,
         made_by=f"edgefl {edgefl.__version__}, torch {torch.__version__.split('+')[0]}, "
-                f"onnxruntime {onnxruntime.__version__}",
+        f"onnxruntime {onnxruntime.__version__}",
         data=contract,
         state=_state(parts, state),
         programs=entries,
@@ -164,21 +165,16 @@ def _entry(definition: Definition, data: bytes) -> Program:
 
 
 def _proven(entry: Program, parity: Parity) -> Program:
-    return Program(
-        entry.file, entry.inputs, entry.outputs, entry.reads, entry.writes, parity, entry.golden
-    )
+    return Program(entry.file, entry.inputs, entry.outputs, entry.reads, entry.writes, parity, entry.golden)
 
 
 def _state(parts: Parts, state: dict[str, Tensor]) -> tuple[StateTensor, ...]:
     """Parameters and float buffers are averaged; counters and moments stay on the device."""
     tensors = []
     for name, value in state.items():
-        role = "parameter" if name in parts.parameters else "buffer" if name in parts.buffers else "optimizer"
-        shared = role != "optimizer" and value.is_floating_point()
-        tensors.append(
-            StateTensor(
-                name, DTYPES[value.dtype], tuple(value.shape),  # type: ignore[arg-type]
-                role, "mean" if shared else "local",  # type: ignore[arg-type]
-            )
+        role: Literal["parameter", "buffer", "optimizer"] = (
+            "parameter" if name in parts.parameters else "buffer" if name in parts.buffers else "optimizer"
         )
+        shared = role != "optimizer" and value.is_floating_point()
+        tensors.append(StateTensor(name, DTYPES[value.dtype], tuple(value.shape), role, "mean" if shared else "local"))
     return tuple(tensors)

@@ -10,11 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from edgefl.bundle import Dtype
 from edgefl.errors import LoweringError
 
-DTYPES = {
-    torch.float32: "float32", torch.float16: "float16", torch.int64: "int64", torch.int32: "int32",
-    torch.uint8: "uint8", torch.bool: "bool",
+DTYPES: dict[torch.dtype, Dtype] = {
+    torch.float32: "float32",
+    torch.float16: "float16",
+    torch.int64: "int64",
+    torch.int32: "int32",
+    torch.uint8: "uint8",
+    torch.bool: "bool",
 }
 
 

@@ -85,7 +85,10 @@ class SGD:
         self, parameters: Mapping[str, Tensor], moments: Mapping[str, Tensor], learning_rate: float
     ) -> TorchOptimizer:
         optimizer = torch.optim.SGD(
-            list(parameters.values()), lr=learning_rate, momentum=self.momentum, weight_decay=self.weight_decay,
+            list(parameters.values()),
+            lr=learning_rate,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
             nesterov=self.nesterov,
         )
         if self.momentum:

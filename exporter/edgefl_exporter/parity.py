@@ -47,7 +47,11 @@ class Case:
 
 
 def prove(
-    definition: Definition, program: Program, data: bytes, state: Mapping[str, Tensor], contract: DataContract,
+    definition: Definition,
+    program: Program,
+    data: bytes,
+    state: Mapping[str, Tensor],
+    contract: DataContract,
     seed: int,
 ) -> tuple[Parity, dict[str, Array]]:
     """The proof's figures and the program's golden tensors. Raises ParityError with the first check that fails."""
@@ -102,8 +106,9 @@ def _cases(
             if "learning_rate" in inputs:
                 inputs["learning_rate"] = torch.tensor(1.0)  # so that a step is no smaller than its gradient
             yield Case("batches", {**start, **inputs})
-    yield Case("short batch", {**state, **_batch(definition, contract, _shortest(definition, state, contract),
-                                                 generator)})
+    yield Case(
+        "short batch", {**state, **_batch(definition, contract, _shortest(definition, state, contract), generator)}
+    )
     zeros = _batch(definition, contract, 8, generator)
     zeros["x"] = torch.zeros_like(zeros["x"])
     yield Case("zero inputs", {**state, **zeros}, STRESS_TOLERANCE)
@@ -117,8 +122,12 @@ def _cases(
 
 
 def _trajectory(
-    definition: Definition, runner: Runner, state: Mapping[str, Tensor], contract: DataContract,
-    generator: torch.Generator, compare_case: Callable[..., None],
+    definition: Definition,
+    runner: Runner,
+    state: Mapping[str, Tensor],
+    contract: DataContract,
+    generator: torch.Generator,
+    compare_case: Callable[..., None],
 ) -> None:
     """Twenty steps, each from PyTorch's state ("20 steps"), and all in a row on the program's own ("free")."""
     batches = []
@@ -136,7 +145,9 @@ def _trajectory(
         here = {**torch_state, **inputs}
         want = definition.oracle(here)
         compare_case(
-            Case(f"{STEPS} steps", here), runner.run(_arrays(here)), want,
+            Case(f"{STEPS} steps", here),
+            runner.run(_arrays(here)),
+            want,
             lambda here=here: definition.oracle(_nudged(definition, here, generator)),
         )
         reached = runner.run(_arrays({**own_state, **inputs}))
@@ -148,14 +159,14 @@ def _trajectory(
         return {output: reached[name] for name, output in definition.writes.items()}
 
     compare_case(
-        Case(FREE, dict(state), FREE_TOLERANCE), _arrays(ends(own_state)), ends(torch_state),
+        Case(FREE, dict(state), FREE_TOLERANCE),
+        _arrays(ends(own_state)),
+        ends(torch_state),
         lambda: ends(follow(_nudged(definition, dict(state), generator))),
     )
 
 
-def _golden(
-    definition: Definition, state: Mapping[str, Tensor], contract: DataContract, seed: int
-) -> dict[str, Array]:
+def _golden(definition: Definition, state: Mapping[str, Tensor], contract: DataContract, seed: int) -> dict[str, Array]:
     """One batch from the initial state. State is not stored again: it is the bundle's weights."""
     inputs = _batch(definition, contract, GOLDEN_BATCH, torch.Generator().manual_seed(seed + 1))
     want = definition.oracle({**state, **inputs})

@@ -39,8 +39,17 @@ def threshold_backward(g: Tensor, x: Tensor, threshold: float) -> Tensor:
 
 
 def convolution_backward(
-    g: Tensor, x: Tensor, w: Tensor, bias_sizes: Sequence[int] | None, stride: Sequence[int], padding: Sequence[int],
-    dilation: Sequence[int], transposed: bool, output_padding: Sequence[int], groups: int, wanted: Sequence[bool],
+    g: Tensor,
+    x: Tensor,
+    w: Tensor,
+    bias_sizes: Sequence[int] | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+    wanted: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The gradients of input, weight and bias that are wanted.
 
@@ -77,8 +86,14 @@ def _normalise(x: Tensor, mean: Tensor, scale: Tensor, b: Tensor | None) -> Tens
 
 
 def batch_norm_functional(
-    x: Tensor, w: Tensor | None, b: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None,
-    training: bool, momentum: float, eps: float,
+    x: Tensor,
+    w: Tensor | None,
+    b: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
     """BatchNorm: result, batch mean, batch 1/std, next running mean and variance.
 
@@ -103,8 +118,14 @@ def batch_norm_functional(
 
 
 def native_batch_norm(
-    x: Tensor, w: Tensor | None, b: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None,
-    training: bool, momentum: float, eps: float,
+    x: Tensor,
+    w: Tensor | None,
+    b: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The form that updates the running statistics in place."""
     y, mean, rstd, next_mean, next_var = batch_norm_functional(
@@ -118,8 +139,14 @@ def native_batch_norm(
 
 
 def _native_batch_norm_legit(
-    x: Tensor, w: Tensor | None, b: Tensor | None, running_mean: Tensor, running_var: Tensor, training: bool,
-    momentum: float, eps: float,
+    x: Tensor,
+    w: Tensor | None,
+    b: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    training: bool,
+    momentum: float,
+    eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return native_batch_norm(x, w, b, running_mean, running_var, training, momentum, eps)
 
@@ -131,8 +158,16 @@ def _native_batch_norm_no_stats(
 
 
 def native_batch_norm_backward(
-    g: Tensor, x: Tensor, w: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None,
-    mean: Tensor | None, rstd: Tensor | None, training: bool, eps: float, wanted: Sequence[bool],
+    g: Tensor,
+    x: Tensor,
+    w: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    mean: Tensor | None,
+    rstd: Tensor | None,
+    training: bool,
+    eps: float,
+    wanted: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """With batch statistics: gx = w * rstd * (g - mean(g) - xhat * mean(g * xhat)), means over all but channels."""
     if not training:
@@ -162,8 +197,14 @@ def weight_norm_backward(gw: Tensor, v: Tensor, g: Tensor, norms: Tensor, dim: i
 
 
 def avg_pool2d_backward(
-    g: Tensor, x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], ceil_mode: bool,
-    count_include_pad: bool, divisor: int | None,
+    g: Tensor,
+    x: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor: int | None,
 ) -> Tensor:
     """Average pooling is linear and the same for each row and column: g -> A_h^T g A_w, with fixed small matrices."""
     stride = list(stride) or list(kernel)

@@ -43,7 +43,11 @@ def emit(traced: Traced) -> onnx_ir.Model:
             # optimize=False: the optimizer deletes `+ eps` when eps <= 1e-8, so Adam's default becomes 0/0.
             # onnxruntime optimises when it loads.
             result = torch.onnx.export(
-                program, dynamo=True, optimize=False, opset_version=OPSET, verbose=False,
+                program,
+                dynamo=True,
+                optimize=False,
+                opset_version=OPSET,
+                verbose=False,
                 custom_translation_table=translate.table(),
             )
     except torch.onnx.OnnxExporterError as error:

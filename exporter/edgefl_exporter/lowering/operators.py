@@ -41,7 +41,11 @@ def _(g: Tensor, x: Tensor, w: Tensor, stride: object, padding: object, dilation
 
 @torch.library.custom_op("edgefl::max_pool", mutates_args=())
 def max_pool(
-    x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
+    x: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
     ceil_mode: bool,
 ) -> tuple[Tensor, Tensor]:
     """The maximum of each window and where it was: an index into x as one long row (torch: into each plane)."""
@@ -51,15 +55,26 @@ def max_pool(
 
 
 @max_pool.register_fake
-def _(x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
-      ceil_mode: bool) -> tuple[Tensor, Tensor]:
+def _(
+    x: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+) -> tuple[Tensor, Tensor]:
     y, places = torch.ops.aten.max_pool2d_with_indices(x, kernel, stride, padding, dilation, ceil_mode)
     return y, places
 
 
 @torch.library.custom_op("edgefl::max_pool_gradient", mutates_args=())
 def max_pool_gradient(
-    g: Tensor, places: Tensor, x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+    g: Tensor,
+    places: Tensor,
+    x: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
     overlapping: bool,
 ) -> Tensor:
     """Each element of g added at its place in a tensor of zeros like x (only its shape is used)."""
@@ -67,14 +82,21 @@ def max_pool_gradient(
 
 
 @max_pool_gradient.register_fake
-def _(g: Tensor, places: Tensor, x: Tensor, kernel: object, stride: object, padding: object, overlapping: bool
-      ) -> Tensor:
+def _(
+    g: Tensor, places: Tensor, x: Tensor, kernel: object, stride: object, padding: object, overlapping: bool
+) -> Tensor:
     return g.new_empty(x.shape)
 
 
 def _convolution_backward(
-    g: Tensor, x: Tensor, w: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
-    groups: int, wanted: tuple[bool, bool, bool],
+    g: Tensor,
+    x: Tensor,
+    w: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    wanted: tuple[bool, bool, bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     none = [0] * len(stride)
     gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(

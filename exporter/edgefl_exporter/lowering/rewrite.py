@@ -8,7 +8,7 @@ import torch
 from torch.fx import Node
 
 from edgefl.errors import LoweringError
-from edgefl_exporter.lowering import operators
+from edgefl_exporter.lowering import operators as _declared  # noqa: F401  (declares torch.ops.edgefl)
 from edgefl_exporter.lowering.trace import Traced, module_of
 
 aten = torch.ops.aten
@@ -20,8 +20,8 @@ def rewrite(traced: Traced) -> None:
     for node in list(traced.graph.graph.nodes):
         if node.target == aten.max_pool2d_with_indices_backward.default:
             g, x, kernel, stride, padding, dilation, ceil_mode, places = node.args
-            sizes = [list(value) for value in (kernel, stride or kernel, padding, dilation)]
-            _max_pool(node, g, x, places, *sizes, ceil_mode)
+            stride = stride or kernel
+            _max_pool(node, g, x, places, list(kernel), list(stride), list(padding), list(dilation), bool(ceil_mode))
         elif node.target == aten.adaptive_max_pool2d_backward.default:
             g, x, places = node.args
             kernel = _even_windows(x, g, node)
@@ -38,8 +38,15 @@ def rewrite(traced: Traced) -> None:
 
 
 def _max_pool(
-    backward: Node, g: Node, x: Node, places: Node, kernel: list[int], stride: list[int], padding: list[int],
-    dilation: list[int], ceil_mode: bool,
+    backward: Node,
+    g: Node,
+    x: Node,
+    places: Node,
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    ceil_mode: bool,
 ) -> None:
     """A max pool and its backward share the places of the maxima.
 
@@ -50,8 +57,10 @@ def _max_pool(
     forward = places.args[0]
     assert isinstance(forward, Node)
     if set(places.users) != {backward}:
-        raise LoweringError(f"max pool in {module_of(forward) or 'the model'!r} returns its indices to the model",
-                            hint="use max pool without return_indices")
+        raise LoweringError(
+            f"max pool in {module_of(forward) or 'the model'!r} returns its indices to the model",
+            hint="use max pool without return_indices",
+        )
     overlapping = any(s < d * (k - 1) + 1 for k, s, d in zip(kernel, stride, dilation, strict=True))
     graph = forward.graph
     with graph.inserting_before(forward):
@@ -122,6 +131,3 @@ def _even_windows(x: Node, g: Node, node: Node) -> list[int]:
             hint="choose an output size that divides the input's, or nn.AdaptiveAvgPool2d",
         )
     return [size // out for size, out in sizes]
-
-
-__all__ = ["operators", "rewrite"]

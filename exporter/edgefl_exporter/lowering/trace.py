@@ -76,8 +76,9 @@ def trace(step: Step, example: Mapping[str, Tensor], *, batched: Collection[str]
         ) from error
     _check_batch(shapes)
     graph.graph.eliminate_dead_code()
-    rows = tuple(torch.cat([t] * -(-TRACED_BATCH // len(t)))[:TRACED_BATCH] if n in batched else t
-                 for n, t in example.items())
+    rows = tuple(
+        torch.cat([t] * -(-TRACED_BATCH // len(t)))[:TRACED_BATCH] if n in batched else t for n, t in example.items()
+    )
     return Traced(graph, names, tuple(results), rows, tuple(n in batched for n in names))
 
 

@@ -38,14 +38,18 @@ def conv_input_gradient(
     kernel = _static(w)[2:]
     missing = [
         size - ((out - 1) * s - 2 * p + d * (k - 1) + 1)
-        for size, out, s, p, d, k in zip(
-            _static(x)[2:], _static(g)[2:], stride, padding, dilation, kernel, strict=True
-        )
+        for size, out, s, p, d, k in zip(_static(x)[2:], _static(g)[2:], stride, padding, dilation, kernel, strict=True)
     ]
     assert len(kernel) == spatial
     return op.ConvTranspose(
-        g, w, strides=list(stride), pads=[*padding, *padding], dilations=list(dilation), group=groups,
-        kernel_shape=kernel, output_padding=missing,
+        g,
+        w,
+        strides=list(stride),
+        pads=[*padding, *padding],
+        dilations=list(dilation),
+        group=groups,
+        kernel_shape=kernel,
+        output_padding=missing,
     )
 
 
@@ -108,7 +112,11 @@ def _pad(x: Value, padding: Sequence[int]) -> Value:
 
 
 def _shifts(
-    x: Value, axes: Sequence[int], size: Sequence[int], kernel: Sequence[int], stride: Sequence[int],
+    x: Value,
+    axes: Sequence[int],
+    size: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
     dilation: Sequence[int],
 ) -> Iterator[Value]:
     """For each place of the kernel, row by row: what that place saw of the padded x, as large as the output."""
@@ -140,15 +148,17 @@ def _swapped_convolution(
         turned = op.Transpose(parts, perm=[2, 1, 0, *[axis + 1 for axis in spatial]])
         turned = op.Reshape(turned, _ints(inputs // groups, -1, *size))
     result = op.Conv(
-        turned, op.Transpose(g, perm=[1, 0, *spatial]), strides=list(dilation), dilations=list(stride),
-        pads=[*padding, *padding], group=groups,
+        turned,
+        op.Transpose(g, perm=[1, 0, *spatial]),
+        strides=list(dilation),
+        dilations=list(stride),
+        pads=[*padding, *padding],
+        group=groups,
     )
     # A stride that does not divide leaves rows at the end that no window reached: extra columns, cut off.
     surplus = [
         (size + 2 * p - (s * (out - 1) + 1)) // d + 1 - k
-        for size, out, s, p, d, k in zip(
-            _static(x)[2:], _static(g)[2:], stride, padding, dilation, kernel, strict=True
-        )
+        for size, out, s, p, d, k in zip(_static(x)[2:], _static(g)[2:], stride, padding, dilation, kernel, strict=True)
     ]
     if any(surplus):
         result = op.Slice(result, _ints(*[0] * len(kernel)), _ints(*kernel), _ints(*spatial))
@@ -156,19 +166,32 @@ def _swapped_convolution(
 
 
 def max_pool(
-    x: Value, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
+    x: Value,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
     ceil_mode: bool,
 ) -> tuple[Value, Value]:
     """MaxPool with the places of its maxima."""
     y, places = op.MaxPool(
-        x, kernel_shape=list(kernel), strides=list(stride), pads=[*padding, *padding], dilations=list(dilation),
+        x,
+        kernel_shape=list(kernel),
+        strides=list(stride),
+        pads=[*padding, *padding],
+        dilations=list(dilation),
         ceil_mode=int(ceil_mode),
     )
     return y, places
 
 
 def max_pool_gradient(
-    g: Value, places: Value, x: Value, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+    g: Value,
+    places: Value,
+    x: Value,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
     overlapping: bool,
 ) -> Value:
     """Each element of g to its place.
@@ -178,9 +201,7 @@ def max_pool_gradient(
     """
     shape = op.Shape(x)
     # With ceil_mode the last window may reach beyond the input; MaxUnpool refuses to give so small a result.
-    reach = [
-        (out - 1) * s - 2 * p + k for out, s, p, k in zip(_static(g)[2:], stride, padding, kernel, strict=True)
-    ]
+    reach = [(out - 1) * s - 2 * p + k for out, s, p, k in zip(_static(g)[2:], stride, padding, kernel, strict=True)]
     fits = all(r <= size for r, size in zip(reach, _static(x)[2:], strict=True))
     if fits and not overlapping:
         return op.MaxUnpool(

@@ -17,7 +17,7 @@ NEAR_TIE = 1e-3  # of the largest logit: closer than this, rounding may decide w
 
 
 def features(x: Tensor) -> Input:
-    return Input("x", DTYPES[x.dtype], ("batch", *x.shape[1:]), "features")  # type: ignore[arg-type]
+    return Input("x", DTYPES[x.dtype], ("batch", *x.shape[1:]), "features")
 
 
 def labels() -> Input:
@@ -79,7 +79,9 @@ def evaluate(parts: Parts, x: Tensor, loss: CrossEntropy) -> Definition:
             logits = parts.load(values).eval()(values["x"])
             cost = loss.torch(logits, values["y"])
         return {
-            "loss": cost, "correct": _correct(logits, values["y"]), "slack.correct": _undecided(logits),
+            "loss": cost,
+            "correct": _correct(logits, values["y"]),
+            "slack.correct": _undecided(logits),
         }
 
     return Definition("evaluate", (features(x), labels()), (LOSS, CORRECT), {}, step, oracle)

@@ -12,9 +12,14 @@ def digits() -> tuple[nn.Module, Tensor]:
     """A CNN for 8x8 digits with pixels 0..1 (scikit-learn's load_digits / 16)."""
     model = _seeded(
         lambda: nn.Sequential(
-            nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(),
-            nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),  # [batch, 32, 4, 4]
-            nn.Flatten(), nn.Linear(32 * 4 * 4, 64), nn.ReLU(),
+            nn.Conv2d(1, 16, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(16, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),  # [batch, 32, 4, 4]
+            nn.Flatten(),
+            nn.Linear(32 * 4 * 4, 64),
+            nn.ReLU(),
             nn.Linear(64, 10),
         )
     )
@@ -35,9 +40,15 @@ def mnist_cnn() -> tuple[nn.Module, Tensor]:
     """FedAvg's CNN (McMahan et al. 2016): 1,663,370 parameters, a count that only "same" padding gives."""
     model = _seeded(
         lambda: nn.Sequential(
-            nn.Conv2d(1, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(32, 64, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),  # [batch, 64, 7, 7]
-            nn.Flatten(), nn.Linear(3136, 512), nn.ReLU(),
+            nn.Conv2d(1, 32, 5, padding=2),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(32, 64, 5, padding=2),
+            nn.ReLU(),
+            nn.MaxPool2d(2),  # [batch, 64, 7, 7]
+            nn.Flatten(),
+            nn.Linear(3136, 512),
+            nn.ReLU(),
             nn.Linear(512, 10),
         )
     )

@@ -1,0 +1,96 @@
+"""The traps of `lowering`, each with the smallest model that falls into it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from edgefl.golden import Runner
+from edgefl_exporter import export
+
+
+class Guarded(nn.Module):
+    """log(relu(x) + 1e-8): without the guard a dead ReLU gives -inf and a gradient of 0/0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.log(torch.relu(self.inner(x)) + 1e-8))
+
+
+def test_an_epsilon_of_1e_8_survives(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    bundle = export(Guarded(), torch.zeros(1, 4), out=tmp_path / "m.bundle", name="m")
+    weights = {**bundle.weights(), "inner.bias": np.full(6, -9.0, np.float32)}  # every ReLU is dead
+    x = np.zeros((2, 4), np.float32)
+    got = Runner(bundle.bytes_of(bundle.manifest.programs["predict"].file)).run({**weights, "x": x})["logits"]
+    want = weights["head.weight"].sum(1) * np.log(np.float32(1e-8)) + weights["head.bias"]
+    np.testing.assert_allclose(got, np.stack([want, want]), rtol=1e-5)
+    given = {"x": x, "y": np.zeros(2, np.int64), "learning_rate": np.array(1, np.float32)}
+    step = Runner(bundle.bytes_of(bundle.manifest.programs["train"].file)).run({**weights, **given})
+    assert np.array_equal(step["next.inner.weight"], weights["inner.weight"])  # a gradient of exactly zero
+
+
+@pytest.mark.parametrize("pool", [nn.MaxPool2d(2), nn.MaxPool2d(3, 2), nn.MaxPool2d(2, ceil_mode=True)])
+@pytest.mark.parametrize("rectified", [False, True])
+def test_ties_in_max_pool_go_to_the_first_maximum_as_in_pytorch(
+    pool: nn.Module, rectified: bool, tmp_path: Path
+) -> None:
+    """Pixels from {-1, 0, 1} through an identity convolution: most windows have several maxima."""
+    conv = nn.Conv2d(1, 1, 1)
+    with torch.no_grad():
+        conv.weight.fill_(1.0)
+        conv.bias.zero_()  # type: ignore[union-attr]
+    middle = [nn.ReLU()] if rectified else []
+    width = pool(torch.zeros(1, 1, 7, 7)).numel()
+    torch.manual_seed(0)
+    # The first layer makes the pool's input gradient visible: its weight is one number per pixel.
+    net = nn.Sequential(PixelScale(), conv, *middle, pool, nn.Flatten(), nn.Linear(width, 3))
+    bundle = export(net, torch.zeros(1, 1, 7, 7), out=tmp_path / "m.bundle", name="m", programs=("train",))
+    x = torch.randint(-1, 2, (5, 1, 7, 7), generator=torch.Generator().manual_seed(3)).float()
+    y = torch.tensor([0, 1, 2, 0, 1])
+    loss = nn.functional.cross_entropy(net(x), y)
+    loss.backward()  # type: ignore[no-untyped-call]
+    given = {"x": x.numpy(), "y": y.numpy(), "learning_rate": np.array(1, np.float32)}
+    got = Runner(bundle.bytes_of(bundle.manifest.programs["train"].file)).run({**bundle.weights(), **given})
+    np.testing.assert_allclose(1 - got["next.0.scale"], net[0].scale.grad.numpy(), atol=1e-6)
+
+
+class PixelScale(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1, 7, 7))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.scale
+
+
+def test_batch_norm_statistics_use_n_over_n_minus_one(tmp_path: Path) -> None:
+    """x = 0 and 2: mean 1, biased variance 1, unbiased 2; momentum 0.1 from running (0, 1)."""
+    net = nn.Sequential(nn.BatchNorm1d(1), nn.Linear(1, 2))
+    bundle = export(net, torch.zeros(2, 1), out=tmp_path / "m.bundle", name="m", programs=("train",))
+    given = {
+        "x": np.array([[0.0], [2.0]], np.float32),
+        "y": np.array([0, 1]),
+        "learning_rate": np.array(0, np.float32),
+    }
+    got = Runner(bundle.bytes_of(bundle.manifest.programs["train"].file)).run({**bundle.weights(), **given})
+    assert got["next.0.running_mean"] == pytest.approx(0.1)
+    assert got["next.0.running_var"] == pytest.approx(0.9 * 1 + 0.1 * 2)
+    assert got["next.0.num_batches_tracked"] == 1
+
+
+def test_equal_initial_tensors_keep_their_names(tmp_path: Path) -> None:
+    """A fresh BatchNorm's weight equals its running variance; an exporter that merges equal weights loses one."""
+    net = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2))
+    bundle = export(net, torch.zeros(2, 3), out=tmp_path / "m.bundle", name="m", programs=("predict",))
+    program = onnx.load_from_string(bundle.bytes_of(bundle.manifest.programs["predict"].file))
+    assert {"0.weight", "0.running_var"} <= {i.name for i in program.graph.input}
+    assert sum(len(tensor.raw_data) for tensor in program.graph.initializer) < 100

@@ -1,0 +1,55 @@
+"""Real processes, a real broker, real files: what a person would start by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import edgefl_broker
+import pytest
+from edgefl_broker import RunningBroker
+from processes import DEVICES, Process
+
+from edgefl.cli.data import write_parts
+
+
+@pytest.fixture(scope="session")
+def digits_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle exported by the real exporter, once per test process."""
+    from edgefl_exporter import export
+    from edgefl_exporter.load_model import load_model
+
+    out = tmp_path_factory.mktemp("exported") / "digits.bundle"
+    module, example = load_model("zoo:digits", seed=0)
+    export(module, example, out=out, name="digits")
+    return out
+
+
+@pytest.fixture(scope="session")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The digits, dealt out to three devices."""
+    out = tmp_path_factory.mktemp("parts")
+    write_parts("digits", out, DEVICES, "dirichlet", 1.0, 2, seed=0)
+    return out
+
+
+@pytest.fixture
+def broker() -> Iterator[RunningBroker]:
+    with edgefl_broker.start() as running:
+        yield running
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Process]]:
+    """Start an edgefl command in tmp_path; all of them are ended with the test."""
+    running: list[Process] = []
+
+    def start(*arguments: str) -> Process:
+        running.append(Process(tmp_path, *arguments))
+        return running[-1]
+
+    yield start
+    for process in running:
+        if process.child.poll() is None:
+            process.child.kill()
+        process.child.communicate()
