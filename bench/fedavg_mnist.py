@@ -45,7 +45,7 @@ class Cell:
 
 CELLS = {
     "2nn": Cell("mnist-2nn", 1, 0.97, {"iid": 87, "shards": 664}, {"iid": 0.2, "shards": 0.05}),
-    "cnn": Cell("mnist-cnn", 5, 0.99, {"iid": 20, "shards": 229}, {"iid": 0.1, "shards": 0.05}),
+    "cnn": Cell("mnist-cnn", 5, 0.99, {"iid": 20, "shards": 229}, {"iid": 0.2, "shards": 0.05}),
 }
 SPLITS = {"iid": {}, "shards": {"shards_per_device": 2}}
 BATCH_SIZE, FRACTION = 10, 0.1

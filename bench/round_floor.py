@@ -13,12 +13,12 @@ import tempfile
 from pathlib import Path
 
 import click
-import edgefl_broker
 import numpy as np
 import onnx
 from harness import Row, Target, finish, options
 from onnx import TensorProto, helper
 
+import edgefl_broker
 from edgefl import bundle as bundles
 from edgefl.bundle import Bundle, DataContract, File, Input, Manifest, Output, Parity, Program, StateTensor
 from edgefl.coordinator import RoundSettings

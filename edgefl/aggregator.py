@@ -99,7 +99,7 @@ class Aggregator:
         self._bundle_blobs |= {f.sha256: bundle.bytes_of(f) for f in bundle.manifest.files()}
         self._tensor_blobs: dict[str, bytes] = {}
         self._demand: dict[str, _BlobDemand] = {}
-        self._sessions: dict[str, int] = {}
+        self._connections: dict[str, Presence] = {}  # the newest of each device
         self._uploads: dict[str, _Upload] = {}  # by device
         self._expected: dict[str, tuple[str, tuple[int | str, ...]]] = {}
         self._largest_upload = 0
@@ -188,13 +188,18 @@ class Aggregator:
 
     def _presence(self, presence: Presence, now_s: float) -> None:
         device = presence.device
-        if presence.session < self._sessions.get(device, 0):
+        known = self._connections.get(device)
+        same = known is not None and known.instance == presence.instance
+        if known is not None and same and presence.session < known.session:
             return  # a late will of a connection that the device has replaced
-        self._sessions[device] = presence.session
+        if known is not None and not same and presence.status != "up":
+            return  # the will of a process that another one has replaced
+        self._connections[device] = presence
         if presence.status == "up":
             self._carry_out(self.coordinator.joined(device, now_s), now_s)
         else:
-            self._uploads.pop(device, None)
+            if presence.status == "sleeping":
+                self._uploads.pop(device, None)  # "down" may be a short cut of the link: its chunks wait, up to a stall
             self._carry_out(self.coordinator.left(device, now_s), now_s)
             self._permit_more(now_s)
 

@@ -96,6 +96,11 @@ class Output(_Frozen, frozen=True):
     shape: tuple[int | str, ...]
     over_batches: Literal["mean", "sum", "last", "concat"]
 
+    @property
+    def is_metric(self) -> bool:
+        """Whether it is one number per batch, which a reply reports as a metric."""
+        return self.over_batches != "concat" and all(n == 1 for n in self.shape)
+
 
 class Parity(_Frozen, frozen=True):
     """How far a program in the target runtime was from PyTorch: |program - torch| / |torch| of whole tensors."""
@@ -242,7 +247,7 @@ def parse_manifest(data: bytes, *, where: str) -> Manifest:
                 f"{where}: bundle format {version}; this edgefl reads up to {FORMAT}", hint="upgrade edgefl"
             )
         manifest = msgspec.json.decode(data, type=Manifest)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"{where}: {error}") from error
     _check_manifest(manifest, where)
     return manifest
@@ -290,9 +295,9 @@ def describe(path: str, data: bytes) -> File:
 
 
 def select(names: Iterable[str], globs: Iterable[str]) -> list[str]:
-    """The names that match any of the shell-style patterns, in their own order."""
+    """The names that match any of the shell-style patterns, in their own order. A name always matches itself."""
     patterns = tuple(globs)
-    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    return [name for name in names if any(name == pattern or fnmatchcase(name, pattern) for pattern in patterns)]
 
 
 def check_tensors(

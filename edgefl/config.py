@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +20,6 @@ from edgefl.methods import METHODS
 from edgefl.protocol import NAME
 
 Share = Annotated[float, Meta(gt=0, le=1)]
-Seconds = Annotated[float, Meta(gt=0)]
 
 
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -114,6 +114,7 @@ def parse_run_file(text: str, *, where: str) -> RunFile:
     except msgspec.DecodeError as error:
         raise ConfigError(f"{where}: not TOML: {error}") from error
     _check_keys(raw, RunFile, where, "")
+    _check_finite(raw, where, "")
     try:
         run = msgspec.convert(raw, RunFile)
     except msgspec.ValidationError as error:
@@ -157,6 +158,15 @@ def _check_keys(raw: Mapping[str, Any], kind: type[Any], where: str, section: st
             raise ConfigError(f"{where}: unknown key {key!r}{place}", hint=_nearest(key, kind.__struct_fields__))
         if isinstance(value, dict) and (inner := _SECTIONS.get(key)) is not None and not section:
             _check_keys(value, inner, where, key)
+
+
+def _check_finite(raw: Mapping[str, Any], where: str, place: str) -> None:
+    """TOML knows inf and nan, the wire (JSON) does not."""
+    for key, value in raw.items():
+        if isinstance(value, dict):
+            _check_finite(value, where, f"{place}{key}.")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{where}: {place}{key} is {value}; expected a finite number")
 
 
 _SECTIONS: dict[str, type[Any]] = {

@@ -122,6 +122,7 @@ class _Round:
     asked: set[str] = field(default_factory=set)
     replied: set[str] = field(default_factory=set)
     failed: set[str] = field(default_factory=set)
+    gone: set[str] = field(default_factory=set)  # asked, and left since
 
 
 class Coordinator:
@@ -163,15 +164,18 @@ class Coordinator:
         notes: list[Action] = [Note("joined", self.state.round, device)] if new else []
         if self._round is None:
             return notes + self._open_round(now_s)
-        if len(self._round.asked) < self._wanted() and self._stuck():
-            return notes + self._ask_again(now_s)
-        return notes
+        self._round.gone.discard(device)
+        return notes + self._close_if_done(now_s)
 
     def left(self, device: str, now_s: float) -> list[Action]:
         """A device is gone; the round does not wait for it, but takes its reply should it come back in time."""
-        if device not in self.present:
-            return []
+        known = device in self.present
         self.present.discard(device)
+        if self._round is not None:
+            known |= device in self._outstanding()
+            self._round.gone.add(device)
+        if not known:
+            return []
         return [Note("left", self.state.round, device), *self._close_if_done(now_s)]
 
     def failed(self, device: str, round: int, reason: str, now_s: float) -> list[Action]:
@@ -229,12 +233,6 @@ class Coordinator:
             return Verdict("duplicate", "this device's reply is counted already")
         return Verdict("accepted")
 
-    def waiting_for(self) -> tuple[str, ...]:
-        """Asked devices that are there and have neither replied nor failed."""
-        if self._round is None:
-            return ()
-        return tuple(sorted(self._outstanding()))
-
     @property
     def deadline_s(self) -> float | None:
         """When `tick` has something to do; None when nothing is open."""
@@ -283,10 +281,11 @@ class Coordinator:
     def _ask_again(self, now_s: float) -> list[Action]:
         """No quorum: replies so far stay counted (the announced tensors are the same), others are asked too."""
         assert self._round is not None
-        self._round.attempt += 1
-        self._round.failed.clear()
         spare = self.present - self._round.asked
-        missing = self._wanted() - len(self._round.replied) - len(self._outstanding())
+        wanted = max(self._wanted(), self._round.quorum)
+        missing = wanted - len(self._round.replied) - len(self._outstanding() & self.present)
+        self._round.attempt += 1
+        self._round.failed.clear()  # they may try again, but nobody counts on them
         note = Note(
             "asked again", self.state.round, text=f"{len(self._round.replied)} of {len(self._round.asked)} replied"
         )
@@ -314,11 +313,9 @@ class Coordinator:
     # --- small questions --------------------------------------------------------------------------------------
 
     def _outstanding(self) -> set[str]:
+        """Asked devices that may still reply. After a resume that includes those not heard of yet."""
         assert self._round is not None
-        return (self._round.asked & self.present) - self._round.replied - self._round.failed
-
-    def _stuck(self) -> bool:
-        return self._round is not None and not self._outstanding() and not self._has_quorum()
+        return self._round.asked - self._round.replied - self._round.failed - self._round.gone
 
     def _has_quorum(self) -> bool:
         assert self._round is not None

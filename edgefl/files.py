@@ -59,11 +59,19 @@ def directory_atomic(path: Path) -> Iterator[Path]:
             if file.is_file():
                 with open(file, "rb") as opened:
                     os.fsync(opened.fileno())
+            else:
+                sync_directory(file)
+        sync_directory(temporary)
         if path.exists():
             doomed = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
             os.replace(path, doomed / path.name)
-            os.replace(temporary, path)
-            shutil.rmtree(doomed)
+            try:
+                os.replace(temporary, path)
+            except BaseException:
+                os.replace(doomed / path.name, path)
+                raise
+            finally:
+                shutil.rmtree(doomed)
         else:
             os.replace(temporary, path)
         sync_directory(path.parent)

@@ -52,11 +52,11 @@ CHUNK_BYTES = 64 * 1024 - 512  # with its header a 64 KiB packet, the fastest si
 MIN_CHUNK_BYTES = 4 * 1024
 INLINE_BYTES = CHUNK_BYTES  # a body this small travels with its announcement or offer
 
-NAME = r"^[a-z0-9_-]{1,36}$"
+NAME = r"^[a-z0-9_-]{1,36}\Z"  # not $, which lets a newline follow
 
 Name = Annotated[str, Meta(pattern=NAME)]
-Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
-Nonce = Annotated[str, Meta(pattern=r"^[0-9a-f]{16}$")]
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+Nonce = Annotated[str, Meta(pattern=r"^[0-9a-f]{16}\Z")]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 Size = Annotated[int, Meta(ge=0, le=MAX_BLOB_BYTES)]
 ChunkBytes = Annotated[int, Meta(ge=1024, le=MAX_FRAME_BYTES)]
@@ -76,13 +76,13 @@ class BlobRef(msgspec.Struct, frozen=True):
 
 
 class Presence(_Message, frozen=True, tag="presence"):
-    """A device is there, asleep or gone. `session` counts its connections, so that a late will of an old
-    connection cannot mark a newer one dead."""
+    """A device is there, asleep or gone. `instance` names its process and `session` counts that process's
+    connections, so that a late will of an old one cannot mark a newer one dead."""
 
     device: Name
     session: Count
     status: Literal["up", "sleeping", "down"]
-    instance: Annotated[str, Meta(max_length=64)] = ""  # differs between two processes that use one name
+    instance: Annotated[str, Meta(max_length=64)] = ""
     cores: Count = 0
     memory_mb: Count = 0
     runtime: Text = ""
@@ -325,7 +325,9 @@ def reply_names(ask: Ask, manifest: Manifest) -> dict[str, tuple[str, tuple[int 
     for task in ask.tasks:
         program = manifest.program(task.program)
         specs: dict[str, tuple[str, tuple[int | str, ...]]] = {t.name: (t.dtype, t.shape) for t in manifest.shared()}
-        specs |= {o.name: (o.dtype, o.shape) for o in program.outputs}
+        # As on a device: a glob reaches no metric, since metrics are reported anyway; an exact name does.
+        outputs = [o for o in program.outputs if not o.is_metric or o.name in task.send]
+        specs |= {o.name: (o.dtype, o.shape) for o in outputs if o.name not in specs}
         for name in select(specs, task.send):
             dtype, shape = specs[name]
             expected[name] = (task.encoding if dtype == "float32" else dtype, shape)
@@ -390,7 +392,7 @@ class Assembly:
         self.sha256 = sha256
         self.size_bytes = size_bytes
         self.chunk_bytes = chunk_bytes
-        self._data = bytearray(size_bytes)
+        self._data = bytearray()  # reserved when the first chunk comes: a claimed size costs nothing
         self._missing = set(range(chunk_count(size_bytes, chunk_bytes)))
 
     def add(self, index: int, body: memoryview | bytes) -> None:
@@ -403,6 +405,7 @@ class Assembly:
                 f"in chunks of {self.chunk_bytes}"
             )
         if index in self._missing:
+            self._data = self._data or bytearray(self.size_bytes)
             self._data[start : start + len(body)] = body
             self._missing.discard(index)
 

@@ -21,6 +21,8 @@ import json
 import os
 import secrets
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +59,15 @@ class Store:
         about = path / "run.json"
         if not about.exists():
             raise ConfigError(f"no run at {path}: run.json is missing", hint="start one without --resume")
-        try:
+        with _damage(about):
             saved = json.loads(about.read_bytes())
-            store = cls._begin(path, epoch=int(saved["epoch"]) + 1, secret=str(saved["secret"]))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{about} is damaged: {error}") from error
-        store._repair_metrics()
+            epoch, secret = int(saved["epoch"]) + 1, str(saved["secret"])
+        store = cls._begin(path, epoch, secret)
+        try:
+            store._repair_metrics()
+        except BaseException:
+            store.close()
+            raise
         return store
 
     @classmethod
@@ -91,13 +96,15 @@ class Store:
         path = self.path / "metrics.jsonl"
         if not path.exists():
             return []
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        with _damage(path):
+            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
     def _about(self) -> dict[str, Any] | None:
         path = self.path / "state.safetensors"
         if not path.exists():
             return None
-        about: dict[str, Any] = json.loads(load_metadata(path.read_bytes())["about"])
+        with _damage(path):
+            about: dict[str, Any] = json.loads(load_metadata(path.read_bytes())["about"])
         return about
 
     def _append_metrics(self, record: Record) -> None:
@@ -131,8 +138,9 @@ class Store:
         path = self.path / "open.json"
         if not path.exists():
             return None
-        about = json.loads(path.read_bytes())
-        return OpenRound(about["round"], about["attempt"], tuple(about["devices"]))
+        with _damage(path):
+            about = json.loads(path.read_bytes())
+            return OpenRound(about["round"], about["attempt"], tuple(about["devices"]))
 
     def note(self, note: Note) -> None:
         self.event(note.event, round=note.round, device=note.device, text=note.text)
@@ -145,3 +153,12 @@ class Store:
 
     def close(self) -> None:
         self._events.close()
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """What cannot be read in the block becomes a ConfigError that names the file."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is damaged: {error}", hint="restore it from a copy, or start a new run") from error

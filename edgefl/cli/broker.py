@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import sys
 import threading
-import time
 
 import click
 
@@ -33,7 +33,7 @@ def broker(port: int, host: str, engine: str, form: str) -> None:
         else:
             click.echo(running.url)
             tell(f"{running.engine} {running.version} serves this machine; Ctrl-C ends it")
-        click.get_text_stream("stdout").flush()
+        sys.stdout.flush()
         pause = threading.Event()
         try:
             while running.alive():
@@ -41,4 +41,5 @@ def broker(port: int, host: str, engine: str, form: str) -> None:
         except KeyboardInterrupt:
             tell("broker ended")
             return
-        raise BrokerError(f"{running.engine} ended by itself at {time.strftime('%H:%M:%S')}", hint=running.log()[-500:])
+        said = running.log().strip().splitlines()
+        raise BrokerError(f"{running.engine} ended by itself: {said[-1] if said else 'it said nothing'}")

@@ -71,8 +71,8 @@ class FedAvg(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return Ask(tasks, state.tensors, fusion=self.fusion, weight=self.weight)
 
     def advance(self, state: State, fused: Fused) -> State:
-        if self.send_as == "value":
-            tensors = dict(fused.tensors)
-        else:
-            tensors = {name: (value + fused.tensors[name]).astype(value.dtype) for name, value in state.tensors.items()}
+        tensors = {}
+        for name, value in state.tensors.items():
+            new = fused.tensors[name] if self.send_as == "value" else value + fused.tensors[name]
+            tensors[name] = new.astype(value.dtype)
         return State(round=state.round + 1, tensors=tensors, numbers=state.numbers)

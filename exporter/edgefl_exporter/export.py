@@ -112,7 +112,10 @@ def _check_model(parts: Parts, x: Tensor, loss: str) -> int:
             hint="keep the first dimension for the batch",
         )
     if not bool(output.isfinite().all()):
-        raise LoweringError("the model gives values that are not finite on the example input")
+        raise LoweringError(
+            "the model gives values that are not finite on the example input",
+            hint="look for a division by zero, or the log or square root of something not positive",
+        )
     return classes
 
 

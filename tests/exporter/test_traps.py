@@ -87,6 +87,16 @@ def test_batch_norm_statistics_use_n_over_n_minus_one(tmp_path: Path) -> None:
     assert got["next.0.num_batches_tracked"] == 1
 
 
+def test_a_last_batch_of_one_does_not_spoil_batch_norm(tmp_path: Path) -> None:
+    """PyTorch refuses to train BatchNorm1d on one example; a program has no way to, so it must stay finite."""
+    net = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 2))
+    bundle = export(net, torch.zeros(2, 2), out=tmp_path / "m.bundle", name="m", programs=("train",))
+    given = {"x": np.ones((1, 2), np.float32), "y": np.array([0]), "learning_rate": np.array(1, np.float32)}
+    got = Runner(bundle.bytes_of(bundle.manifest.programs["train"].file)).run({**bundle.weights(), **given})
+    assert all(np.isfinite(value).all() for value in got.values())
+    assert got["next.0.running_var"] == pytest.approx(0.9)
+
+
 def test_equal_initial_tensors_keep_their_names(tmp_path: Path) -> None:
     """A fresh BatchNorm's weight equals its running variance; an exporter that merges equal weights loses one."""
     net = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2))

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import edgefl_broker
 import pytest
-from edgefl_broker import RunningBroker
 from processes import DEVICES, Process
 
+import edgefl_broker
 from edgefl.cli.data import write_parts
+from edgefl_broker import RunningBroker
 
 
 @pytest.fixture(scope="session")

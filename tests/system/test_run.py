@@ -7,15 +7,15 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-import edgefl_broker
 import numpy as np
 import onnxruntime
 import pytest
-from edgefl_broker import RunningBroker
-from edgefl_device.data import read_splits
 from processes import DEVICES, Process, json_of
 
+import edgefl_broker
 from edgefl.bundle import load_tensors
+from edgefl_broker import RunningBroker
+from edgefl_device.data import read_splits
 
 Start = Callable[..., Process]
 
@@ -53,9 +53,7 @@ def weights_of(run_dir: str, folder: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def unbroken(
-    digits_bundle: Path, parts: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, np.ndarray]:
+def unbroken(digits_bundle: Path, parts: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
     """The weights of eight rounds in which nothing went wrong."""
     folder = tmp_path_factory.mktemp("unbroken")
     run_file = write_run_file(folder, digits_bundle, 8)
@@ -110,7 +108,12 @@ def test_one_command_trains_a_fleet_and_leaves_a_run_directory(
 
 
 def test_an_aggregator_killed_in_three_rounds_ends_with_the_weights_of_an_unbroken_run(
-    start: Start, broker: RunningBroker, digits_bundle: Path, parts: Path, tmp_path: Path, unbroken: dict[str, np.ndarray]
+    start: Start,
+    broker: RunningBroker,
+    digits_bundle: Path,
+    parts: Path,
+    tmp_path: Path,
+    unbroken: dict[str, np.ndarray],
 ) -> None:
     run_file = write_run_file(tmp_path, digits_bundle, 8)
     aggregate = ["aggregate", str(run_file), "--broker", broker.url, "--format", "json"]
@@ -131,7 +134,12 @@ def test_an_aggregator_killed_in_three_rounds_ends_with_the_weights_of_an_unbrok
 
 
 def test_a_device_killed_twice_comes_back_and_nothing_is_lost_or_counted_twice(
-    start: Start, broker: RunningBroker, digits_bundle: Path, parts: Path, tmp_path: Path, unbroken: dict[str, np.ndarray]
+    start: Start,
+    broker: RunningBroker,
+    digits_bundle: Path,
+    parts: Path,
+    tmp_path: Path,
+    unbroken: dict[str, np.ndarray],
 ) -> None:
     # Every device is needed, so a round waits for the one that comes back.
     run_file = write_run_file(tmp_path, digits_bundle, 8)
@@ -171,7 +179,12 @@ def test_a_broker_that_is_killed_and_restarted_loses_nothing(
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(
-    start: Start, broker: RunningBroker, digits_bundle: Path, parts: Path, tmp_path: Path, unbroken: dict[str, np.ndarray]
+    start: Start,
+    broker: RunningBroker,
+    digits_bundle: Path,
+    parts: Path,
+    tmp_path: Path,
+    unbroken: dict[str, np.ndarray],
 ) -> None:
     run_file = write_run_file(tmp_path, digits_bundle, 8)
     aggregator = start("aggregate", str(run_file), "--broker", broker.url)

@@ -16,7 +16,7 @@ from edgefl.method import Task
 from edgefl_device.contract import batches
 from edgefl_device.dataset import AnyArray, Dataset
 from edgefl_device.order import order_of
-from edgefl_device.plan import Plan, is_metric, plan
+from edgefl_device.plan import Plan, plan
 from edgefl_device.runtime import Runtime
 
 Progress = Callable[[str, int, int], None]  # program, batches done, batches of this task
@@ -169,13 +169,13 @@ class _Reduced:
                 total = self._sums[described.name]
                 value = total / self.examples if described.over_batches == "mean" else total
                 # Metrics stay float64, and a mean of integers is no integer.
-                narrow = described.dtype in ("float32", "float16") and not is_metric(described)
+                narrow = described.dtype in ("float32", "float16") and not described.is_metric
                 finished[described.name] = np.asarray(value, described.dtype if narrow else None)
         return finished
 
 
 def _reported(output: Output, outputs: Mapping[str, Array]) -> bool:
-    return is_metric(output) and output.name in outputs
+    return output.is_metric and output.name in outputs
 
 
 def _encode(array: Array, one: Plan, name: str) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import threading
@@ -130,6 +131,7 @@ class _Participant:
         self._stop_job = threading.Event()
         self._fatal: EdgeflError | None = None
         self._done = False
+        self._replaced = False  # another device has our name: it is not for us to say that it sleeps
         capabilities: dict[str, int | str] = {
             "memory_mb": _memory_mb(),
             "runtime": _runtime_name(),
@@ -205,6 +207,7 @@ class _Participant:
                     self._log("the run is finished")
                     self._done = True
                 case Conflict():
+                    self._replaced = True
                     raise BrokerError(
                         f"another device named {self._options.name!r} is connected to {self._options.broker}",
                         hint="give every device its own --name",
@@ -251,11 +254,10 @@ class _Participant:
                 self._events.put(_Failed(job, f"{type(error).__name__}: {error}"))
 
     def _leave(self) -> None:
-        try:
-            message = self._session.leave()
-            self._connection.publish(message.topic, message.payload, retain=message.retain)
-        except EdgeflError:
-            pass  # the connection is the reason why we leave
+        if not self._replaced:
+            with contextlib.suppress(EdgeflError):  # the connection may be the reason why we leave
+                message = self._session.leave()
+                self._connection.publish(message.topic, message.payload, retain=message.retain)
         self._connection.close(timeout_s=2.0)
 
     def _will(self) -> tuple[str, bytes]:

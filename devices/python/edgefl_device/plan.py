@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from edgefl.bundle import Array, DataContract, Input, Manifest, Normalisation, Output, Program, Tensors, select
+from edgefl.bundle import Array, DataContract, Input, Manifest, Normalisation, Program, Tensors, select
 from edgefl.errors import DataError, InputError
 from edgefl.method import Task
 from edgefl_device.contract import fit_to_contract
@@ -74,11 +74,6 @@ def plan(number: int, task: Task, manifest: Manifest, announced: Tensors, feeds:
         send_outputs=send_outputs,
         settings=_settings(where, task, program),
     )
-
-
-def is_metric(output: Output) -> bool:
-    """Whether an output is one number per batch that a reply reports as a metric."""
-    return output.over_batches != "concat" and all(n == 1 for n in output.shape)
 
 
 def _feed(
@@ -162,7 +157,7 @@ def _sends(where: str, task: Task, program: Program, manifest: Manifest) -> tupl
         local = [t.name for t in manifest.state if t.name == pattern and t.name not in shared]
         if local and pattern not in outputs:
             raise InputError(f"{where}: {pattern!r} is local: it never leaves the device")
-    offered = [*shared, *(name for name, o in outputs.items() if not is_metric(o) or name in task.send)]
+    offered = [*shared, *(name for name, o in outputs.items() if not o.is_metric or name in task.send)]
     names = _matches(where, "send", task.send, offered)
     state = tuple(name for name in names if name in shared)
     if task.send_as == "delta":

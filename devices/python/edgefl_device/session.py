@@ -117,13 +117,15 @@ class Session:
         directory: Path,
         *,
         capabilities: dict[str, int | str] | None = None,
+        instance: str | None = None,
         log: Callable[[str], None] = lambda line: None,
     ) -> None:
-        """`directory` holds what survives a restart: bundles, the journal, the connection counter."""
+        """`directory` holds what survives a restart: bundles, the journal, the connection counter. `instance` tells
+        this process from any other that uses the name."""
         self.run = run
         self.device = device
         self.chunk_bytes = protocol.CHUNK_BYTES
-        self.instance = secrets.token_hex(8)
+        self.instance = instance or secrets.token_hex(8)
         self.working: Job | None = None
         self._directory = directory
         self._capabilities = capabilities or {}
@@ -255,26 +257,32 @@ class Session:
     def _aggregator(self, status: AggregatorStatus, now_s: float) -> list[Action]:
         if status.epoch < self._epoch:
             return []  # of an instance that was replaced
-        restarted = status.epoch > self._epoch > 0
-        self._epoch = status.epoch
+        actions = self._heard(status.epoch, now_s)
         if status.status == "finished":
             self._offering = None
             return [Cancel(), Done()]
         if status.status == "down":
+            return actions
+        return actions + self._want_bundle(status.bundle, now_s)
+
+    def _heard(self, epoch: int, now_s: float) -> list[Action]:
+        """Note the aggregator's epoch, in whichever message it comes first; repeat what a restart made it forget."""
+        restarted = epoch > self._epoch > 0
+        self._epoch = epoch
+        if not restarted:
             return []
-        actions = self._want_bundle(status.bundle, now_s)
-        if restarted and self._offering is not None:
+        if self._offering is not None:
             self._offering.accepted = False  # what it counted before its restart is gone unless the round was closed
             self._offering.again_s = now_s
-            actions += [self._presence("up"), *self.tick(now_s)]
-        return actions
+        return [self._presence("up"), *self.tick(now_s)]
 
     def _announced(self, announcement: Announcement, body: memoryview, now_s: float) -> list[Action]:
-        if announcement.epoch < self._epoch:
-            return []
-        self._epoch = announcement.epoch
-        before, self._announcement = self._announcement, announcement
-        actions = self._want_bundle(announcement.bundle, now_s)
+        before = self._announcement
+        if announcement.epoch < self._epoch or (before is not None and _order(announcement) < _order(before)):
+            return []  # of an instance that was replaced, or overtaken on its way
+        actions = self._heard(announcement.epoch, now_s)
+        self._announcement = announcement
+        actions += self._want_bundle(announcement.bundle, now_s)
         if (
             before is not None
             and before.tensors != announcement.tensors
@@ -295,7 +303,7 @@ class Session:
             if sha256_hex(data) != announcement.tensors.sha256:
                 raise RemoteProtocolError("announced tensors whose SHA-256 does not match")
             self._tensors = (announcement.tensors.sha256, data)
-        if announcement.attempt > 0:
+        if announcement.attempt > 0 and (before is None or _order(announcement) > _order(before)):
             self._failed = None  # asked again: try again
         return actions + self._go_on(now_s)
 
@@ -304,7 +312,10 @@ class Session:
             return []
         self._bundle, self._bundle_ref, self._broken = None, ref, ""
         if (self._bundle_directory(ref.sha256) / bundles.MANIFEST).exists():
-            return self._use_bundle()
+            try:
+                return self._use_bundle()
+            except BundleError as error:
+                self._log(f"downloading the bundle again: {error.message}")
         return self._fetch(ref, now_s)
 
     def _go_on(self, now_s: float) -> list[Action]:
@@ -379,7 +390,10 @@ class Session:
 
     def _use_bundle(self) -> list[Action]:
         assert self._bundle_ref is not None
-        self._bundle = bundles.read(self._bundle_directory(self._bundle_ref.sha256), golden=False)
+        bundle = bundles.read(self._bundle_directory(self._bundle_ref.sha256), golden=False)
+        if bundle.sha256 != self._bundle_ref.sha256:
+            raise BundleError(f"{bundle.path} holds another bundle")
+        self._bundle = bundle
         same = self._kept is not None and self._kept.bundle == self._bundle.sha256
         return [Prepare(self._bundle, self._kept.private if same and self._kept else {})]
 
@@ -431,12 +445,14 @@ class Session:
     # --- small things -----------------------------------------------------------------------------------------
 
     def _other(self, presence: Presence, retained: bool) -> list[Action]:
-        """Our own presence comes back to us; a foreign instance's means that two devices use one name.
+        """Our own presence comes back to us; another instance's may mean that two devices use one name.
 
-        What the broker retained from before our first connection may be of an earlier life of this device.
+        What we find at our first connection may be of an earlier life of this device. Later, nobody but a second
+        process can have written it. The broker lets only one of the two be connected, so each would throw the other
+        out for ever: the one with the greater instance stays.
         """
-        foreign = presence.instance != self.instance and presence.status == "up"
-        return [Conflict()] if foreign and (self._reconnected or not retained) else []
+        second = presence.instance != self.instance and (self._reconnected or not retained and presence.status == "up")
+        return [Conflict()] if second and presence.instance > self.instance else []
 
     def _fail(self, reason: str) -> Outgoing:
         assert self._announcement is not None
@@ -456,6 +472,11 @@ class Session:
             **self._capabilities,  # type: ignore[arg-type]
         )
         return Outgoing(protocol.device_topic(self.run, self.device), protocol.encode(presence), retain=True)
+
+
+def _order(announcement: Announcement) -> tuple[int, int, int]:
+    """What a later announcement has more of."""
+    return announcement.epoch, announcement.round, announcement.attempt
 
 
 def _read_counter(path: Path) -> int:

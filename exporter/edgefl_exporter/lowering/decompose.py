@@ -110,11 +110,23 @@ def batch_norm_functional(
     y = _normalise(x, mean, rstd if w is None else rstd * w, b)
     if running_mean is None or running_var is None:
         return y, mean, rstd, running_mean, running_var
-    n = x.numel() / x.shape[1]
-    unbiased = variance * (n / (n - 1))
+    unbiased = variance * _bessel(x)
     next_mean = mean * momentum + running_mean * (1 - momentum)
     next_var = unbiased * momentum + running_var * (1 - momentum)
     return y, mean, rstd, next_mean, next_var
+
+
+def _bessel(x: Tensor) -> Tensor | float:
+    """n / (n - 1) for n values per channel.
+
+    Where a last batch can leave a single value (no spatial dimensions), PyTorch raises; a device cannot, and inf in a
+    running variance would spoil the model. There the factor is 1 and the variance 0.
+    """
+    if math.prod(x.shape[2:]) > 1:
+        n = x.numel() / x.shape[1]
+        return n / (n - 1)
+    count = torch.ones_like(x.select(1, 0)).sum()
+    return count / (count - 1).clamp(min=1)
 
 
 def native_batch_norm(

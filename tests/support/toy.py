@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pytest
 from onnx import TensorProto, helper
 
 from edgefl import bundle as bundles
@@ -41,7 +40,7 @@ def _forward() -> list:
     ]
 
 
-def _train() -> bytes:
+def _train(width: int) -> bytes:
     """moment' = momentum * moment + 2/n x^T err; w' = w - learning_rate * moment'; count' = count + 1"""
     value = helper.make_tensor_value_info
     nodes = [
@@ -62,36 +61,39 @@ def _train() -> bytes:
         helper.make_node("Add", ["count", "one"], ["count_next"]),
     ]
     inputs = [
-        value("w", FLOAT, [2]),
-        value("moment", FLOAT, [2]),
+        value("w", FLOAT, [width]),
+        value("moment", FLOAT, [width]),
         value("count", INT, []),
-        value("x", FLOAT, ["batch", 2]),
+        value("x", FLOAT, ["batch", width]),
         value("y", FLOAT, ["batch"]),
         value("learning_rate", FLOAT, []),
         value("momentum", FLOAT, []),
     ]
     outputs = [
-        value("w_next", FLOAT, [2]),
-        value("moment_next", FLOAT, [2]),
+        value("w_next", FLOAT, [width]),
+        value("moment_next", FLOAT, [width]),
         value("count_next", INT, []),
         value("loss", FLOAT, []),
         value("total", FLOAT, []),
-        value("gradient", FLOAT, [2]),
+        value("gradient", FLOAT, [width]),
     ]
     constants = [helper.make_tensor("one", INT, [], [1]), helper.make_tensor("last", INT, [1], [-1])]
     return _model(nodes, inputs, outputs, constants)
 
 
-def _evaluate() -> bytes:
+def _evaluate(width: int) -> bytes:
     value = helper.make_tensor_value_info
-    inputs = [value("w", FLOAT, [2]), value("x", FLOAT, ["batch", 2]), value("y", FLOAT, ["batch"])]
+    inputs = [value("w", FLOAT, [width]), value("x", FLOAT, ["batch", width]), value("y", FLOAT, ["batch"])]
     outputs = [value("loss", FLOAT, []), value("predicted", FLOAT, ["batch"])]
     return _model(_forward()[:4], inputs, outputs, [])
 
 
-def write_regression(path: Path) -> Bundle:
-    """state w (shared), moment (optimizer, local), count (integer, local); programs train and evaluate."""
-    x = Input(name="x", dtype="float32", shape=("batch", 2), source="features")
+def write_regression(path: Path, width: int = 2) -> Bundle:
+    """state w (shared), moment (optimizer, local), count (integer, local); programs train and evaluate.
+
+    `width` is how many features there are, and weights.
+    """
+    x = Input(name="x", dtype="float32", shape=("batch", width), source="features")
     y = Input(name="y", dtype="float32", shape=("batch",), source="labels")
     loss = Output(name="loss", dtype="float32", shape=(), over_batches="mean")
     parity = Parity(runtime="by hand", tolerance=0.0, checks={})
@@ -106,7 +108,7 @@ def write_regression(path: Path) -> Bundle:
         outputs=(
             loss,
             Output(name="total", dtype="float32", shape=(), over_batches="sum"),
-            Output(name="gradient", dtype="float32", shape=(2,), over_batches="last"),
+            Output(name="gradient", dtype="float32", shape=(width,), over_batches="last"),
         ),
         reads=("w", "moment", "count"),
         writes={"w": "w_next", "moment": "moment_next", "count": "count_next"},
@@ -127,10 +129,10 @@ def write_regression(path: Path) -> Bundle:
         name="regression",
         method="fedavg",
         made_by="hand",
-        data=DataContract(features=(2,), dtype="float32", labels_dtype="float32"),
+        data=DataContract(features=(width,), dtype="float32", labels_dtype="float32"),
         state=(
-            StateTensor(name="w", dtype="float32", shape=(2,), role="parameter"),
-            StateTensor(name="moment", dtype="float32", shape=(2,), role="optimizer", fuse="local"),
+            StateTensor(name="w", dtype="float32", shape=(width,), role="parameter"),
+            StateTensor(name="moment", dtype="float32", shape=(width,), role="optimizer", fuse="local"),
             StateTensor(name="count", dtype="int64", shape=(), role="buffer", fuse="local"),
         ),
         programs={"train": train, "evaluate": evaluate},
@@ -140,12 +142,11 @@ def write_regression(path: Path) -> Bundle:
     return bundles.write(
         path,
         manifest,
-        weights={"w": np.zeros(2, np.float32), "moment": np.zeros(2, np.float32), "count": np.array(0, np.int64)},
-        programs={"train": _train(), "evaluate": _evaluate()},
+        weights={
+            "w": np.zeros(width, np.float32),
+            "moment": np.zeros(width, np.float32),
+            "count": np.array(0, np.int64),
+        },
+        programs={"train": _train(width), "evaluate": _evaluate(width)},
         golden={"train": zero, "evaluate": zero},
     )
-
-
-@pytest.fixture(scope="session")
-def regression(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return write_regression(tmp_path_factory.mktemp("bundles") / "regression.bundle")
