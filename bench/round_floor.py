@@ -7,6 +7,7 @@ Four device processes over both embedded brokers; a round moves the whole weight
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import statistics
 import tempfile
@@ -81,7 +82,7 @@ def measure(engine: str, name: str, size_bytes: int, rounds: int) -> Row:
         records = store.records()
         store.close()
     ends = [r["elapsed_s"] for r in records]
-    seconds = [b - a for a, b in zip(ends, ends[1:], strict=False)]
+    seconds = [b - a for a, b in itertools.pairwise(ends)]
     up = statistics.median(r["bytes_up"] for r in records[1:])
     return {
         "broker": engine,

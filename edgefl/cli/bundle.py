@@ -13,7 +13,7 @@ from edgefl.errors import InputError
 from edgefl.report import size
 
 
-@click.command()
+@click.command(short_help="Compile a PyTorch model to a proven bundle.")
 @click.argument("model")
 @click.option("--method", type=click.Choice(["fedavg"]), default="fedavg", show_default=True)
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="The bundle to write; default: OBJECT.bundle.")
@@ -72,7 +72,7 @@ def export(
         click.echo(f"wrote {bundle.path} ({size(_total(bundle))}), proven against PyTorch")
 
 
-@click.command()
+@click.command(short_help="Show what is in a bundle.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @format_option
 def inspect(bundle: Path, form: str) -> None:
@@ -122,7 +122,7 @@ def inspect(bundle: Path, form: str) -> None:
     )
 
 
-@click.command()
+@click.command(short_help="Repeat the parity proof on this machine.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @format_option
 def verify(bundle: Path, form: str) -> None:
@@ -144,7 +144,7 @@ def verify(bundle: Path, form: str) -> None:
     click.echo("proven: every program computes here what PyTorch computed")
 
 
-@click.command()
+@click.command(short_help="List models to start from.")
 @format_option
 def zoo(form: str) -> None:
     """List the models that `edgefl export zoo:NAME` knows.

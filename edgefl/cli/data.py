@@ -12,7 +12,7 @@ from edgefl.cli.output import format_option, print_json, print_table
 from edgefl.files import write_atomic
 
 
-@click.command()
+@click.command(short_help="Cut a data set into one part per device.")
 @click.argument("data")
 @click.option("--devices", type=click.IntRange(1), required=True, help="How many parts.")
 @click.option("-o", "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder to write.")

@@ -13,7 +13,7 @@ from edgefl.errors import ConfigError
 from edgefl.protocol import NAME
 
 
-@click.command()
+@click.command(short_help="Be a device: train, send updates.")
 @click.option("--broker", "url", required=True, help="mqtt://HOST:PORT, or mqtts:// with --ca --cert --key.")
 @click.option("--name", required=True, help="Name of this device: a-z 0-9 _ -, at most 36.")
 @click.option("--data", required=True, help="Its own data: .npz, .csv, IDX files, a folder of images per class.")
@@ -25,9 +25,9 @@ from edgefl.protocol import NAME
     help="Folder for what must survive a restart; default: ~/.edgefl/NAME.",
 )
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
-@click.option("--ca", type=click.Path(path_type=Path))
-@click.option("--cert", type=click.Path(path_type=Path))
-@click.option("--key", type=click.Path(path_type=Path))
+@click.option("--ca", type=click.Path(path_type=Path), help="Certificate of the authority to trust (PEM), for mqtts.")
+@click.option("--cert", type=click.Path(path_type=Path), help="Certificate of this device (PEM), for mutual TLS.")
+@click.option("--key", type=click.Path(path_type=Path), help="Key of --cert.")
 @click.option("--quiet", is_flag=True, help="Print errors only.")
 @click.option("--parent", type=int, hidden=True, help="End when this process is no longer our parent.")
 def device(

@@ -28,7 +28,7 @@ from edgefl.store import Store
 resume_option = click.option("--resume", is_flag=True, help="Go on with the last run of this file.")
 
 
-@click.command()
+@click.command(short_help="Run the aggregator against an MQTT broker.")
 @click.argument("run_file", type=click.Path(path_type=Path))
 @click.option("--broker", "url", help="Instead of the run file's [broker] url.")
 @resume_option
@@ -50,7 +50,7 @@ def aggregate(run_file: Path, url: str | None, resume: bool, form: str) -> None:
     _finish(result, form)
 
 
-@click.command()
+@click.command(short_help="Run broker, aggregator and emulated fleet here.")
 @click.argument("run_file", type=click.Path(path_type=Path))
 @resume_option
 @format_option
@@ -65,7 +65,7 @@ def run(run_file: Path, resume: bool, form: str) -> None:
     _finish(_run_here(config, resume, f"edgefl run {run_file}"), form)
 
 
-@click.command()
+@click.command(short_help="See it all: 8 devices learn digits.")
 @click.option("--devices", type=click.IntRange(1, 64), default=8, show_default=True)
 @click.option(
     "--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Where to write."

@@ -6,7 +6,12 @@ import re
 
 import onnx_ir
 import torch
+from torch._decomp import decomposition_table
+from torch._ops import OpOverload
+from torch.fx import Node
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.graph import CodeGen
+from torch.fx.node import map_arg
 
 from edgefl.errors import LoweringError
 from edgefl_exporter.lowering import decompose, translate
@@ -70,11 +75,28 @@ def _untranslated(error: Exception, traced: Traced) -> LoweringError:
     if not found:
         line = next((line for line in str(error).splitlines() if line.startswith("<class")), str(error))
         return LoweringError(f"PyTorch's ONNX exporter gave up: {line}", hint="see --debug for the whole story")
-    target = f"{found[1]}.{found[2]}"
+    target = f"{found[1]}.{found[2]}".replace("::", ".")
     for node in traced.graph.graph.nodes:
         if str(node.target) == target:
             return _refusal(target, module_of(node))
+    for node in traced.graph.graph.nodes:
+        if target in _decomposed(node):
+            return _refusal(f"{node.target} ({target})", module_of(node))
     return _refusal(target, "")
+
+
+def _decomposed(node: Node) -> set[str]:
+    """The names of the operators that PyTorch takes this node's operator apart into."""
+    if node.op != "call_function" or not isinstance(node.target, OpOverload):
+        return set()
+    args, kwargs = map_arg((node.args, node.kwargs), lambda argument: argument.meta.get("val"))
+    target = node.target
+    try:
+        with quiet():
+            parts = make_fx(lambda: target(*args, **kwargs), decomposition_table, _allow_non_fake_inputs=True)()
+    except Exception:  # only a message depends on it
+        return set()
+    return {str(part.target) for part in parts.graph.nodes}
 
 
 def _refusal(target: str, path: str) -> LoweringError:
