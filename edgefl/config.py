@@ -6,7 +6,7 @@ import difflib
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import tomli_w
@@ -33,7 +33,7 @@ class BrokerSection(_Section, frozen=True):
     """
 
     url: str | None = None
-    engine: str = "auto"
+    engine: BrokerEngine = "auto"
     ca: str | None = None
     cert: str | None = None
     key: str | None = None
@@ -59,7 +59,7 @@ class FleetSection(_Section, frozen=True):
 
     devices: Annotated[int, Meta(ge=1, le=1000)]
     data: str
-    partition: str = "iid"
+    partition: Literal["iid", "dirichlet", "shards", "classes"] = "iid"
     alpha: Annotated[float, Meta(gt=0)] = 0.5
     per_device: Annotated[int, Meta(ge=1)] = 2
     threads: Annotated[int, Meta(ge=1)] = 1

@@ -250,7 +250,7 @@ class Outgoing:
 
 
 def wire_bytes(topic: str, payload: bytes) -> int:
-    """Bytes of one MQTT 5 PUBLISH with QoS 1: type, length (up to 4), topic and its length, packet id, no properties."""
+    """Bytes of one MQTT 5 PUBLISH with QoS 1: type, length (up to 4), topic with its length, packet id, properties."""
     return 1 + 4 + 2 + len(topic) + 2 + 1 + len(payload)
 
 

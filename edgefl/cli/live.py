@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from types import TracebackType
 
 from rich.console import Console, Group
@@ -21,9 +22,10 @@ _WIDTHS = [max(len(c.title), 9) for c in COLUMNS]
 class LiveTable:
     """The rounds so far and one line of progress, on stderr: stdout is for the result."""
 
-    def __init__(self, title: str) -> None:
+    def __init__(self, title: str, before: Sequence[Record] = ()) -> None:
+        """`before`: the rounds of earlier starts of this run."""
         self._title = title
-        self._records: list[Record] = []
+        self._records = list(before)
         self._line = ""
         self._console = Console(stderr=True)
         self._live = Live(self._table(), console=self._console, auto_refresh=False) if self._terminal else None
@@ -41,6 +43,8 @@ class LiveTable:
         else:
             self._print(self._title)
             self._print(_cells([c.title for c in COLUMNS]))
+            for record in self._records:
+                self._print(_cells([c.cell(record) for c in COLUMNS]))
         return self
 
     def __exit__(

@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,16 @@ import click
 from edgefl.bundle import Bundle, read, save_tensors
 from edgefl.cli.live import LiveTable
 from edgefl.cli.output import format_option, print_json, tell
-from edgefl.config import BrokerSection, EvaluateSection, FleetSection, RunFile, make_method, read_run_file, to_toml
+from edgefl.config import (
+    BrokerEngine,
+    BrokerSection,
+    EvaluateSection,
+    FleetSection,
+    RunFile,
+    make_method,
+    read_run_file,
+    to_toml,
+)
 from edgefl.coordinator import RoundSettings
 from edgefl.emulate import Fleet
 from edgefl.errors import ConfigError
@@ -44,9 +54,9 @@ def aggregate(run_file: Path, url: str | None, resume: bool, form: str) -> None:
     url = url or config.broker.url
     if url is None:
         raise ConfigError(f"{run_file}: no broker", hint='add [broker] url = "mqtt://127.0.0.1:1883", or give --broker')
-    place = _find_run(config, resume)
     command = f"edgefl aggregate {run_file}" + (f" --broker {url}" if url != config.broker.url else "")
-    result = _aggregate(config, place, url, command, fleet=None)
+    with _run_directory(config, resume) as place:
+        result = _aggregate(config, place, url, command, fleet=None)
     _finish(result, form)
 
 
@@ -74,7 +84,7 @@ def run(run_file: Path, resume: bool, form: str) -> None:
 @click.option("--seed", type=int, default=0, show_default=True)
 @resume_option
 @format_option
-def demo(devices: int, runs: Path, engine: str, seed: int, resume: bool, form: str) -> None:
+def demo(devices: int, runs: Path, engine: BrokerEngine, seed: int, resume: bool, form: str) -> None:
     """See it all: 8 emulated devices learn handwritten digits, each from its own uneven part.
 
     Exports a small CNN, starts an MQTT broker, device processes and an aggregator, and leaves runs/ID/report.html.
@@ -114,15 +124,21 @@ class _Result:
     again: str  # the command that goes on
 
 
-def _find_run(config: RunFile, resume: bool) -> Path:
-    """The directory of a new run, or of the one to go on with."""
+@contextlib.contextmanager
+def _run_directory(config: RunFile, resume: bool) -> Iterator[Path]:
+    """The directory of a new run, or of the one to go on with. One that never became a run is removed."""
     runs = Path(config.runs)
-    if not resume:
-        return runs / f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    known = sorted(p for p in runs.glob(f"{config.name}-*") if (p / "run.json").exists())
-    if not known:
-        raise ConfigError(f"no run of {config.name!r} in {runs} to resume", hint="start one without --resume")
-    return known[-1]
+    place = runs / f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if resume:
+        known = sorted(p for p in runs.glob(f"{config.name}-*") if (p / "run.json").exists())
+        if not known:
+            raise ConfigError(f"no run of {config.name!r} in {runs} to resume", hint="start one without --resume")
+        place = known[-1]
+    try:
+        yield place
+    finally:
+        if not (place / "run.json").exists():
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def _run_here(config: RunFile, resume: bool, again: str) -> _Result:
@@ -135,12 +151,11 @@ def _run_here(config: RunFile, resume: bool, again: str) -> _Result:
             "the run file has no [fleet]", hint="add [fleet] devices = 8 and data = ..., or use `edgefl aggregate`"
         )
     fleet = config.fleet
-    place = _find_run(config, resume)
     names = [f"device-{i + 1}" for i in range(fleet.devices)]
-    parts = place / "data"
-    if not (parts / f"{names[-1]}.npz").exists():
-        write_parts(fleet.data, parts, names, fleet.partition, fleet.alpha, fleet.per_device, config.seed)
-    with contextlib.ExitStack() as stack:
+    with _run_directory(config, resume) as place, contextlib.ExitStack() as stack:
+        parts = place / "data"
+        if not (parts / f"{names[-1]}.npz").exists():
+            write_parts(fleet.data, parts, names, fleet.partition, fleet.alpha, fleet.per_device, config.seed)
         url = config.broker.url
         if url is None:
             broker = stack.enter_context(edgefl_broker.start(config.broker.engine))
@@ -163,9 +178,8 @@ def _aggregate(
     run_id = place.name
     with contextlib.ExitStack() as stack:
         stack.callback(store.close)
-        table = stack.enter_context(
-            LiveTable(f"run {run_id}: {bundle.manifest.name}, {config.method.get('name', 'fedavg')}")
-        )
+        title = f"run {run_id}: {bundle.manifest.name}, {config.method.get('name', 'fedavg')}"
+        table = stack.enter_context(LiveTable(title, store.records()))
         server = Server(
             run_id,
             bundle,
