@@ -75,7 +75,10 @@ def main(form: str, quick: bool) -> None:
             )
             for batch in batches:
                 for threads in (1, 2):
-                    ours, eager = _measure(bundle, model, batch, threads, seconds=0.3 if quick else 4.0)
+                    times = _measure(bundle, model, batch, threads, seconds=0.3 if quick else 4.0)
+                    ours, eager = (statistics.median(found) * 1e3 for found in times)
+                    best = [min(found) * 1e3 for found in times]
+                    ratios = ours / eager, best[0] / best[1]
                     rows.append(
                         {
                             "model": name,
@@ -83,15 +86,21 @@ def main(form: str, quick: bool) -> None:
                             "threads": threads,
                             "ours_ms": ours,
                             "torch_ms": eager,
-                            "ratio": ours / eager,
+                            "ratio": ratios[0],
+                            "ours_best_ms": best[0],
+                            "torch_best_ms": best[1],
+                            "best_ratio": ratios[1],
                         }
                     )
-                    targets.append(Target(f"{name}, batch {batch}, {threads} threads: ours/torch", ours / eager, MOST))
+                    # A busy machine hurts torch's threads more than ours; the worse of both ratios is the honest one.
+                    targets.append(Target(f"{name}, batch {batch}, threads {threads}: ours/torch", max(ratios), MOST))
     finish("step_time", rows, targets, form)
 
 
-def _measure(bundle: Bundle, model: nn.Module, batch: int, threads: int, seconds: float) -> tuple[float, float]:
-    """Median milliseconds of our step and of torch's. They take turns, a few steps each, so that noise hits both."""
+def _measure(
+    bundle: Bundle, model: nn.Module, batch: int, threads: int, seconds: float
+) -> tuple[list[float], list[float]]:
+    """Seconds of each of our steps and of torch's. They take turns, a few steps each, so that noise hits both."""
     generator = np.random.default_rng(0)
     x = generator.standard_normal((batch, 1, 28, 28), dtype=np.float32)
     y = generator.integers(0, 10, batch)
@@ -109,7 +118,7 @@ def _measure(bundle: Bundle, model: nn.Module, batch: int, threads: int, seconds
                 step()
                 if repeat:  # the first after a change of turns finds cold caches
                     found.append(time.perf_counter() - start)
-    return statistics.median(times[0]) * 1e3, statistics.median(times[1]) * 1e3
+    return times
 
 
 def _our_step(bundle: Bundle, x: np.ndarray, y: np.ndarray, threads: int) -> Callable[[], None]:

@@ -118,7 +118,7 @@ class Aggregator:
 
     def reconnected(self) -> list[Outgoing]:
         """The broker may have been restarted and have forgotten what it retained: say it again."""
-        self._publish_status("up")
+        self._publish_status("finished" if self.finished else "up")
         if self._announced is not None:
             self._out.append(self._announced)
         return self._take_out()

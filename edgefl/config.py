@@ -20,6 +20,7 @@ from edgefl.methods import METHODS
 from edgefl.protocol import NAME
 
 Share = Annotated[float, Meta(gt=0, le=1)]
+BrokerEngine = Literal["auto", "mosquitto", "iotcore"]
 
 
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

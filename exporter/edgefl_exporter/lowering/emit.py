@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import onnx_ir
 import torch
@@ -36,7 +37,7 @@ def emit(traced: Traced) -> onnx_ir.Model:
 
     Raises LoweringError that names the operator and the module when an operator has no translation.
     """
-    _refuse_random(traced)
+    _refuse(traced)
     batch = torch.export.Dim("batch", min=1)
     traced.graph.graph.set_codegen(CodeGen())
     traced.graph.recompile()
@@ -62,10 +63,16 @@ def emit(traced: Traced) -> onnx_ir.Model:
     return model
 
 
-def _refuse_random(traced: Traced) -> None:
-    """A random operator cannot be proven against PyTorch, and ONNX's generators are seeded once per session."""
+def _refuse(traced: Traced) -> None:
+    """Operators that would be translated, to something else than PyTorch computes.
+
+    A random one cannot be proven against PyTorch, and ONNX's generators are seeded once per session. Complex numbers
+    have no ONNX type.
+    """
     for node in traced.graph.graph.nodes:
-        if node.op == "call_function" and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+        random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+        value = node.meta.get("val")
+        if random or (isinstance(value, torch.Tensor) and value.is_complex()):
             raise _refusal(str(node.target), module_of(node))
 
 
@@ -91,9 +98,10 @@ def _decomposed(node: Node) -> set[str]:
         return set()
     args, kwargs = map_arg((node.args, node.kwargs), lambda argument: argument.meta.get("val"))
     target = node.target
+    table: Any = decomposition_table
     try:
         with quiet():
-            parts = make_fx(lambda: target(*args, **kwargs), decomposition_table, _allow_non_fake_inputs=True)()
+            parts = make_fx(lambda: target(*args, **kwargs), table, _allow_non_fake_inputs=True)()
     except Exception:  # only a message depends on it
         return set()
     return {str(part.target) for part in parts.graph.nodes}
