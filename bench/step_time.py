@@ -87,8 +87,6 @@ def main(form: str, quick: bool) -> None:
                             "ours_ms": ours,
                             "torch_ms": eager,
                             "ratio": ratios[0],
-                            "ours_best_ms": best[0],
-                            "torch_best_ms": best[1],
                             "best_ratio": ratios[1],
                         }
                     )

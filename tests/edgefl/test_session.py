@@ -1,0 +1,546 @@
+"""Aggregator and devices joined in memory: whatever the network does, the weights are those of a clean run.
+
+The problem is the linear regression of tests/support/toy.py. With one epoch, all of a device's data in one batch, and
+everybody in every round, FedAvg is gradient descent on the union of the data. The numbers are small binary fractions
+(8 examples in all, 1, 2 and 4 on the devices times two, a learning rate of 1/4), so float32 holds them exactly and "the
+same weights" means the same bits.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from memory import AGGREGATOR, RUN, Broker, Killed, Node, World, with_tensors
+from toy import write_regression
+
+from edgefl import protocol
+from edgefl.bundle import Bundle
+from edgefl.coordinator import RoundSettings
+from edgefl.methods.fedavg import FedAvg
+from edgefl.protocol import AggregatorStatus, BlobChunk, Offer, Presence, Receipt, UploadChunk
+from edgefl_device.dataset import Dataset
+from edgefl_device.interpreter import Outcome
+from edgefl_device.order import order_of
+
+ROUNDS = 3
+RATE = 0.25
+SIZES = {"pi-1": 2, "pi-2": 4, "pi-3": 2}
+WIDE = 40_000  # weights of 160 kB: a blob of three chunks down, an upload of three chunks up
+
+
+def make_data(width: int) -> dict[str, Dataset]:
+    """Features -1, 0 or 1 (of many, only the first three are not 0), labels -2 ... 2."""
+    rng = np.random.default_rng(7)
+    data = {}
+    for name, size in SIZES.items():
+        features = np.zeros((size, width), np.float32)
+        features[:, :3] = rng.integers(-1, 2, (size, min(3, width)))
+        data[name] = Dataset(features, rng.integers(-2, 3, size).astype(np.float32))
+    return data
+
+
+def gradient_descent(data: dict[str, Dataset], rounds: int = ROUNDS) -> Any:
+    """w <- w - rate * 2/n X^T (X w - y) on all examples together."""
+    x = np.concatenate([d.features for d in data.values()]).astype(np.float64)
+    y = np.concatenate([d.labels for d in data.values()]).astype(np.float64)
+    w = np.zeros(x.shape[1])
+    for _ in range(rounds):
+        w = w - RATE * 2 / len(x) * x.T @ (x @ w - y)
+    return w
+
+
+def fedavg(bundle: Bundle, **settings: Any) -> FedAvg:
+    initial = {t.name: bundle.weights()[t.name] for t in bundle.manifest.shared()}
+    chosen = {"rounds": ROUNDS, "batch_size": 0, "learning_rate": RATE} | settings
+    return FedAvg(initial, **chosen)
+
+
+@pytest.fixture(scope="session")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return write_regression(tmp_path_factory.mktemp("bundles") / "wide.bundle", WIDE)
+
+
+@pytest.fixture(params=["narrow", "wide"])
+def bundle(request: pytest.FixtureRequest, regression: Bundle, wide: Bundle) -> Bundle:
+    """Weights that travel inside one message, and weights that travel in chunks."""
+    return regression if request.param == "narrow" else wide
+
+
+MakeWorld = Callable[..., World]
+
+
+@pytest.fixture
+def make_world(tmp_path: Path) -> Iterator[MakeWorld]:
+    """A run on a bundle: FedAvg and a clean network, unless options say otherwise."""
+    made: list[World] = []
+
+    def make(bundle: Bundle, **options: Any) -> World:
+        data = make_data(bundle.manifest.tensor("w").shape[0])
+        made.append(World(tmp_path, bundle, options.pop("method", None) or fedavg(bundle), data, **options))
+        return made[-1]
+
+    yield make
+    for world in made:
+        world.store.close()
+
+
+def assert_exact(world: World) -> None:
+    """Every round counted every device once, and the weights are gradient descent's, bit for bit."""
+    assert [number for number, _ in world.rounds] == list(range(ROUNDS))
+    assert all(devices == tuple(sorted(SIZES)) for _, devices in world.rounds)
+    state = world.coordinator.state
+    assert state.round == ROUNDS
+    w = gradient_descent(make_data(world.bundle.manifest.tensor("w").shape[0]))
+    assert np.abs(w).max() > 0.1
+    np.testing.assert_array_equal(state.tensors["w"], w)
+    assert world.coordinator.finished
+    assert world.store.load_state().tensors["w"].tobytes() == state.tensors["w"].tobytes()
+
+
+def trained_once_a_round(world: World) -> bool:
+    return all(
+        [round for round, _ in node.jobs] == list(range(ROUNDS)) and len(set(node.jobs)) == ROUNDS
+        for node in world.nodes.values()
+    )
+
+
+# --- a network that works -----------------------------------------------------------------------------------------
+
+
+def test_a_clean_network(make_world: MakeWorld, bundle: Bundle) -> None:
+    world = make_world(bundle)
+    world.run()
+    assert_exact(world)
+    assert trained_once_a_round(world)
+    assert world.now_s < 1  # nobody waited for a repetition
+    assert {note.event for note in world.notes} == {"joined", "replied"}
+
+
+def test_several_epochs_in_batches_are_numpys(make_world: MakeWorld, regression: Bundle) -> None:
+    """Algorithm 1 of the paper, written out: E = 2, B = 3, so that a batch is short."""
+    world = make_world(regression, method=fedavg(regression, epochs=2, batch_size=3, seed=5))
+    world.run()
+    data = make_data(2)
+    w = np.zeros(2)
+    for number in range(ROUNDS):
+        total = np.zeros(2)
+        for name, own in data.items():
+            local = w.copy()
+            for epoch in range(2):
+                order = order_of(len(own), seed=5 + number, device=name, epoch=epoch)
+                for start in range(0, len(own), 3):
+                    x, y = own.features[order[start : start + 3]], own.labels[order[start : start + 3]]
+                    local -= RATE * 2 / len(x) * x.T @ (x @ local - y)
+            total += len(own) * local
+        w = total / 8
+    np.testing.assert_allclose(world.coordinator.state.tensors["w"], w, rtol=1e-5, atol=1e-6)
+
+
+def test_deltas_give_the_weights_that_values_give(make_world: MakeWorld, bundle: Bundle) -> None:
+    world = make_world(bundle, method=fedavg(bundle, send_as="delta"))
+    world.run()
+    assert_exact(world)
+
+
+def test_what_is_announced_is_published_once_for_all_devices(make_world: MakeWorld, wide: Bundle) -> None:
+    world = make_world(wide)
+    world.run()
+    chunks = Counter((c.sha256, c.index) for c in world.broker.said(BlobChunk))  # type: ignore[union-attr]
+    assert set(chunks.values()) == {1}
+    tensors = {a.tensors.sha256: a.tensors.size_bytes for a in world.broker.said(protocol.Announcement)}  # type: ignore[union-attr]
+    assert len(tensors) == ROUNDS
+    for sha256, size_bytes in tensors.items():
+        assert size_bytes > protocol.INLINE_BYTES
+        assert sum(1 for blob, _ in chunks if blob == sha256) == 3
+
+
+def test_small_tensors_need_no_blob_and_no_upload(make_world: MakeWorld, regression: Bundle) -> None:
+    world = make_world(regression)
+    world.run()
+    files = {f.sha256 for f in regression.manifest.files()} | {regression.sha256}
+    assert {c.sha256 for c in world.broker.said(BlobChunk)} <= files  # type: ignore[union-attr]
+    assert world.broker.said(UploadChunk) == []
+    assert len(world.broker.said(Offer)) == 3 * ROUNDS
+
+
+def test_private_tensors_never_travel(make_world: MakeWorld, regression: Bundle) -> None:
+    world = make_world(regression)
+    seen: list[bytes] = []
+    for node in world.nodes.values():
+
+        def remember(outcome: Outcome, node: Node = node) -> Outcome:
+            assert node.runtime is not None
+            seen.append(node.runtime.view("moment").tobytes())
+            return outcome
+
+        node.tamper = remember
+    world.run()
+    wire = b"".join(message.payload for message in world.broker.published)
+    assert len(seen) == 3 * ROUNDS and all(any(np.frombuffer(moment, "f4")) for moment in seen)
+    assert not any(moment in wire for moment in seen)
+    assert world.coordinator.state.tensors["w"].tobytes() not in wire  # the last weights are announced to nobody
+    uploads = [protocol.decode(m.payload) for m in world.broker.published if "/up/" in m.topic]
+    offered = [protocol.bytes_to_tensors(bytes(body), "it") for message, body in uploads if isinstance(message, Offer)]
+    assert offered and all(list(tensors) == ["w"] for tensors in offered)
+    assert all(tensors["w"].tobytes() in wire for tensors in offered)
+
+
+# --- a network that does not --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_third_of_all_messages_is_lost(make_world: MakeWorld, bundle: Bundle, seed: int) -> None:
+    """A link that loses so much is cut now and then; connecting again brings back what is retained."""
+    world = make_world(bundle, broker=Broker(drop=0.3, seed=seed))
+    next_cut_s = [10.0 + i for i in range(4)]
+
+    def finished() -> bool:
+        for i, node in enumerate(world.nodes.values()):
+            if world.now_s >= next_cut_s[i]:
+                next_cut_s[i] += 17.0
+                node.reconnect()
+        if world.now_s >= next_cut_s[3]:
+            next_cut_s[3] += 29.0
+            world.broker.forget(AGGREGATOR)
+            for pattern in world.aggregator.subscriptions():
+                world.broker.subscribe(AGGREGATOR, pattern)
+            world.publish(world.aggregator.reconnected())
+        return all(node.done for node in world.nodes.values())
+
+    world.run(finished)
+    assert_exact(world)
+    assert trained_once_a_round(world)
+
+
+def test_every_message_comes_twice(make_world: MakeWorld, bundle: Bundle) -> None:
+    world = make_world(bundle, broker=Broker(duplicate=1.0))
+    world.run()
+    assert_exact(world)
+    assert trained_once_a_round(world)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_messages_overtake_each_other(make_world: MakeWorld, bundle: Bundle, seed: int) -> None:
+    world = make_world(bundle, broker=Broker(reorder=True, seed=seed))
+    world.run()
+    assert_exact(world)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_all_at_once(make_world: MakeWorld, bundle: Bundle, seed: int) -> None:
+    """Lost, doubled, reordered, devices and the aggregator killed now and then."""
+    world = make_world(bundle, broker=Broker(drop=0.1, duplicate=0.2, reorder=True, seed=seed))
+    next_kill_s = [7.0]
+    kills = [0]
+
+    def finished() -> bool:
+        if world.now_s >= next_kill_s[0]:
+            next_kill_s[0] += 11.0
+            kills[0] += 1
+            victims: list[Callable[[], None]] = [node.start for node in world.nodes.values()]
+            [*victims, world.restart_aggregator][kills[0] % 4]()
+        return all(node.done for node in world.nodes.values())
+
+    world.run(finished)
+    assert_exact(world)
+
+
+# --- a process that is killed -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lost", ["the offer", "the receipt"])
+def test_a_device_killed_before_its_receipt_trains_once_and_is_counted_once(
+    make_world: MakeWorld, bundle: Bundle, lost: str
+) -> None:
+    world = make_world(bundle)
+    device = world.nodes["pi-2"]
+    up, down = protocol.up_topic(RUN, "pi-2"), protocol.down_topic(RUN, "pi-2")
+
+    def is_lost(client: str, topic: str) -> bool:
+        return bool(device.jobs) and topic == (up if lost == "the offer" else down) and device.lives == 1
+
+    world.broker.lost = is_lost
+    if lost == "the offer":
+        world.run(lambda: bool(device.jobs) and not world.broker.pending)
+        assert world.coordinator.replies == (2, 3)
+    else:
+        # Chunks need a permit, which is lost as well: then nothing of the reply arrives before the restart.
+        world.run(lambda: bool(device.jobs) and not world.broker.pending)
+    device.start()
+    world.run()
+    assert device.lives == 2
+    assert_exact(world)
+    assert trained_once_a_round(world)
+
+
+@pytest.mark.parametrize("replies", [0, 1, 2])
+def test_an_aggregator_killed_in_the_middle_of_a_round(make_world: MakeWorld, bundle: Bundle, replies: int) -> None:
+    """The replies it had counted are offered again, from the journals; nobody trains twice."""
+    world = make_world(bundle)
+    world.run(lambda: world.rounds != [] and world.coordinator.replies[0] == replies)
+    before = world.coordinator
+    world.restart_aggregator()
+    assert world.coordinator is not before
+    assert world.coordinator.replies[0] == 0
+    world.run()
+    assert world.store.epoch == 2
+    assert_exact(world)
+    assert trained_once_a_round(world)
+    assert world.now_s < 1  # nobody waited for a deadline
+
+
+@pytest.mark.parametrize("moment", ["before the round is durable", "after the round is durable"])
+def test_an_aggregator_killed_while_it_closes_a_round(make_world: MakeWorld, bundle: Bundle, moment: str) -> None:
+    world = make_world(bundle)
+    kills: list[str] = []
+
+    def kill(now: str) -> None:
+        if now == moment and len(kills) < 2:
+            kills.append(now)
+            raise Killed
+
+    world.kill = kill
+    world.run()
+    assert kills == [moment] * 2
+    assert world.store.epoch == 3
+    assert_exact(world)
+    assert trained_once_a_round(world)
+
+
+@pytest.mark.parametrize("order", ["status first", "announcement first"])
+def test_a_restart_is_noticed_in_whichever_message_comes_first(
+    make_world: MakeWorld, regression: Bundle, order: str
+) -> None:
+    """Retained messages of several topics come in any order. What the old aggregator had accepted is offered again."""
+    world = make_world(regression)
+    slow = world.nodes["pi-3"]
+    world.broker.lost = lambda client, topic: bool(slow.jobs) and topic == protocol.up_topic(RUN, "pi-3")
+    world.run(lambda: world.coordinator.replies[0] == 2 and not world.broker.pending)
+    world.restart_aggregator()
+    device_messages = [p for p in world.broker.pending if p[0] == "pi-1"]
+    kinds = [type(protocol.decode(payload)[0]).__name__ for _, _, payload, _ in device_messages]
+    assert kinds[-2:] == ["AggregatorStatus", "Announcement"]
+    if order == "announcement first":
+        world.broker.pending = [p for p in world.broker.pending if p not in device_messages] + device_messages[::-1]
+    world.run(lambda: world.coordinator.replies[0] == 2)
+    world.broker.lost = lambda client, topic: False
+    world.run()
+    assert_exact(world)
+    assert world.now_s < 60  # nobody waited for the deadline
+
+
+def test_a_damaged_bundle_on_a_devices_disk_is_downloaded_again(make_world: MakeWorld, regression: Bundle) -> None:
+    world = make_world(regression)
+    device = world.nodes["pi-1"]
+    world.run(lambda: bool(device.jobs))
+    (program,) = device.directory.glob("bundles/*/programs/train.onnx")
+    program.write_bytes(b"?" + program.read_bytes()[1:])
+    device.start()
+    world.run()
+    assert_exact(world)
+    assert any("downloading the bundle again" in line and "train.onnx was changed" in line for line in device.log)
+    assert program.read_bytes() == regression.bytes_of(regression.manifest.program("train").file)
+
+
+def test_a_short_cut_keeps_the_chunks_that_came(make_world: MakeWorld, wide: Bundle) -> None:
+    """The will marks the device as gone; the upload goes on where it was."""
+    world = make_world(wide)
+    device = world.nodes["pi-2"]
+    up = protocol.up_topic(RUN, "pi-2")
+
+    def sent() -> list[int]:
+        messages = [protocol.decode(m.payload)[0] for m in world.broker.published if m.topic == up]
+        return [m.index for m in messages if isinstance(m, UploadChunk)]
+
+    world.run(lambda: sent() == [0, 1, 2])
+    arriving = [p for p in world.broker.pending if p[:2] == (AGGREGATOR, up)]
+    assert len(arriving) == 3
+    world.broker.pending = [p for p in world.broker.pending if p not in arriving[1:]]  # the cut took two of three
+    world.broker.publish(device.will)
+    world.run(lambda: not world.broker.pending)
+    assert world.events("left") == [("pi-2", "")]
+    device.reconnect()
+    world.run(lambda: len(world.rounds) == 1)
+    assert sent() == [0, 1, 2, 1, 2]
+    world.run()
+    assert_exact(world)
+
+
+# --- a device that misbehaves -------------------------------------------------------------------------------------
+
+BAD: dict[str, tuple[Callable[[Outcome], Outcome], str]] = {
+    "NaN": (
+        lambda o: with_tensors(o, w=o.tensors["w"] * np.float32(np.nan)),
+        "sent 'w' with a value that is not finite",
+    ),
+    "wrong shape": (
+        lambda o: with_tensors(o, w=o.tensors["w"][:-1]),
+        "sent 'w' as float32",
+    ),
+    "wrong dtype": (
+        lambda o: with_tensors(o, w=o.tensors["w"].astype("f2")),
+        "sent 'w' as float16",
+    ),
+    "a tensor too many": (
+        lambda o: with_tensors(o, b=np.zeros(1, "f4")),
+        "sent 'b', which was not asked for",
+    ),
+    "no tensor": (
+        lambda o: replace(o, tensors={}),
+        "did not send 'w'",
+    ),
+    "too large": (
+        lambda o: with_tensors(o, w=np.zeros(1_000_000, "f4")),
+        "an upload of 40000",
+    ),
+    "no examples": (
+        lambda o: replace(o, examples=0),
+        "weight rule 'examples' gives 0.0; expected above 0",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_reply_is_refused_by_name_and_the_round_goes_on(make_world: MakeWorld, bundle: Bundle, kind: str) -> None:
+    change, says = BAD[kind]
+    # Two of three are a quorum, so rounds need not wait for the bad one.
+    world = make_world(bundle, settings=RoundSettings(min_devices=3, quorum=0.5, deadline_s=60.0))
+    world.nodes["pi-3"].tamper = change
+    world.run()
+    assert all(devices == ("pi-1", "pi-2") for _, devices in world.rounds) and len(world.rounds) == ROUNDS
+    failures = world.events("failed")
+    assert len(failures) == ROUNDS
+    assert all(device == "pi-3" and says in text for device, text in failures)
+    refused = [r for r in world.broker.said(Receipt) if r.status == "refused"]  # type: ignore[union-attr]
+    assert refused and all(says in r.reason for r in refused)  # type: ignore[union-attr]
+    # Without pi-3 it is gradient descent on the six examples of the others: n_k / 6, not n_k / 8.
+    data = make_data(bundle.manifest.tensor("w").shape[0])
+    expected = gradient_descent({name: data[name] for name in ("pi-1", "pi-2")})
+    np.testing.assert_allclose(world.coordinator.state.tensors["w"], expected, rtol=1e-6, atol=1e-7)
+    assert world.now_s < 60  # no deadline was needed
+
+
+def test_a_claimed_size_is_checked_before_anything_is_kept(make_world: MakeWorld, regression: Bundle) -> None:
+    world = make_world(regression)
+    world.run(lambda: world.coordinator.deadline_s is not None)
+    announcement = world.broker.said(protocol.Announcement)[0]
+    offer = Offer("pi-1", 0, announcement.nonce, "a" * 64, 2**31, 2**20, 5, {})  # type: ignore[union-attr]
+    (answer,) = world.aggregator.receive(protocol.up_topic(RUN, "pi-1"), protocol.encode(offer), world.now_s)
+    receipt, _ = protocol.decode(answer.payload)
+    assert isinstance(receipt, Receipt)
+    assert receipt.status == "refused"
+    assert "an upload of 2147483648 bytes; the asked tensors have at most" in receipt.reason
+
+
+def test_noise_is_noted_and_changes_nothing(make_world: MakeWorld, regression: Bundle) -> None:
+    world = make_world(regression)
+    up = protocol.up_topic(RUN, "pi-1")
+    somebody = Presence("pi-2", 9, "down")
+    for topic, payload in [
+        (up, b"hello aggregator"),
+        (up, b"efl\x02" + bytes(20)),
+        (up, protocol.encode(somebody)),  # names another device than its topic
+        (up, protocol.encode(AggregatorStatus(99, "finished", protocol.BlobRef("a" * 64, 1)))),
+        (up, protocol.encode(UploadChunk("a" * 64, 0), b"x")),
+        ("edgefl/9/toy/up/0/pi-1", protocol.encode(somebody)),
+    ]:
+        assert world.aggregator.receive(topic, payload, 0.0) == []
+    says = [text for _, text in world.events("protocol error")]
+    assert [text.split(": ", 1)[1][:30] for text in says] == [
+        "not an edgefl frame: it begins",
+        "a frame of protocol version 2;",
+        "a message that names another d",
+        "device 'pi-1' sent a Aggregato",
+        "a message on the foreign topic",
+    ]
+    for node in world.nodes.values():
+        assert node.session.receive(protocol.round_topic(RUN), b"hello", 0.0) == []
+    world.run()
+    assert_exact(world)
+
+
+def test_an_announcement_of_an_older_aggregator_is_ignored(make_world: MakeWorld, regression: Bundle) -> None:
+    """Epoch 1 was replaced by epoch 2; what it still says comes late."""
+    world = make_world(regression)
+    world.run(lambda: bool(world.broker.said(protocol.Announcement)))
+    old = [m for m in world.broker.published if m.topic == protocol.round_topic(RUN)]
+    world.restart_aggregator()
+    world.run(lambda: len(world.rounds) == 2)
+    for node in world.nodes.values():
+        jobs = len(node.jobs)
+        assert node.session.receive(old[0].topic, old[0].payload, world.now_s) == []
+        assert len(node.jobs) == jobs
+    world.run()
+    assert_exact(world)
+
+
+# --- presence -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("twin", "stays"), [("a second pi-1", "the first"), ("the other pi-1", "the second")])
+def test_two_devices_with_one_name_are_a_conflict_for_one_of_them(
+    make_world: MakeWorld, regression: Bundle, twin: str, stays: str
+) -> None:
+    """The broker knows a client by its name: the second throws the first out, which connects again, and so on."""
+    world = make_world(regression)
+    world.run(lambda: len(world.rounds) == 1)
+    first = world.nodes["pi-1"]
+    world.broker.forget("pi-1")
+    world.broker.publish(first.will)
+    second = world.nodes["twin"] = Node(world, "pi-1", make_data(2)["pi-1"], client=twin, directory="elsewhere")
+    world.run(lambda: not world.broker.pending)
+    first.reconnect()
+    world.run()
+    assert (first.conflict, second.conflict) == (stays == "the second", stays == "the first")
+    assert_exact(world)
+
+
+def test_a_restarted_device_is_no_conflict_with_its_own_retained_presence(make_world: MakeWorld, regression: Bundle) -> None:
+    world = make_world(regression)
+    world.run(lambda: len(world.rounds) == 1)
+    for node in world.nodes.values():
+        node.start()
+    world.run()
+    assert not any(node.conflict for node in world.nodes.values())
+    assert_exact(world)
+
+
+@pytest.mark.parametrize("replaced_by", ["reconnect", "start"])
+def test_a_late_will_of_an_older_connection_is_ignored(make_world: MakeWorld, regression: Bundle, replaced_by: str) -> None:
+    world = make_world(regression)
+    world.run(lambda: len(world.rounds) == 1)
+    device = world.nodes["pi-1"]
+    old = device.will
+    getattr(device, replaced_by)()
+    world.run(lambda: not world.broker.pending)
+    assert world.aggregator.receive(old.topic, old.payload, world.now_s) == []
+    assert "pi-1" in world.coordinator.present
+    assert world.aggregator.receive(device.will.topic, device.will.payload, world.now_s) == []
+    assert "pi-1" not in world.coordinator.present
+    device.reconnect()
+    world.run()
+    assert_exact(world)
+
+
+def test_a_device_that_sleeps_in_the_middle_of_a_round_and_comes_back(make_world: MakeWorld, bundle: Bundle) -> None:
+    world = make_world(bundle)
+    device = world.nodes["pi-2"]
+    world.run(lambda: bool(device.jobs))
+    world.broker.forget("pi-2")
+    world.broker.pending = [p for p in world.broker.pending if p[1] != protocol.up_topic(RUN, "pi-2")]
+    world.broker.publish(device.session.leave())
+    del world.nodes["pi-2"]
+    world.run(lambda: world.now_s > 200, within_s=300)  # quorum is everybody: the round is asked again, and waits
+    assert world.rounds == []
+    assert world.events("asked again")
+    world.nodes["pi-2"] = device
+    device.start()
+    world.run()
+    assert_exact(world)
+    assert trained_once_a_round(world)

@@ -1,0 +1,286 @@
+"""A run in memory: the real aggregator, store, sessions, journals and runtimes around a broker made of lists.
+
+The clock moves by hand. The broker routes by topic, keeps what is retained, and can lose, double and reorder what it
+delivers, by a seed. A device trains at once, on the thread of the test.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from edgefl import protocol
+from edgefl.aggregator import Aggregator, Traffic
+from edgefl.bundle import Bundle
+from edgefl.coordinator import Coordinator, Note, RoundDone, RoundSettings
+from edgefl.method import Method
+from edgefl.protocol import Message, Outgoing
+from edgefl.store import Store
+from edgefl_device.contract import fit_to_contract
+from edgefl_device.dataset import Dataset
+from edgefl_device.interpreter import Outcome, perform
+from edgefl_device.runtime import Runtime
+from edgefl_device.session import Cancel, Conflict, Done, Job, Perform, Prepare, Session, Subscribe, Unsubscribe
+
+RUN = "toy"
+AGGREGATOR = "the aggregator"
+
+
+class Killed(Exception):
+    """What a test raises in the aggregator to end it there."""
+
+
+@dataclass
+class Broker:
+    """Delivers to whoever subscribed. `drop` and `duplicate` are chances from 0 to 1; `lost` says what vanishes."""
+
+    drop: float = 0.0
+    duplicate: float = 0.0
+    reorder: bool = False
+    seed: int = 0
+    lost: Callable[[str, str], bool] = lambda client, topic: False
+    published: list[Outgoing] = field(default_factory=list)  # everything that was ever said
+    retained: dict[str, bytes] = field(default_factory=dict)
+    subscribed: dict[str, list[str]] = field(default_factory=dict)
+    pending: list[tuple[str, str, bytes, bool]] = field(default_factory=list)  # client, topic, payload, retained
+
+    def __post_init__(self) -> None:
+        self._rng = random.Random(self.seed)
+
+    def publish(self, message: Outgoing) -> None:
+        self.published.append(message)
+        if message.retain:
+            self.retained[message.topic] = message.payload
+        for client, patterns in self.subscribed.items():
+            if any(_matches(pattern, message.topic) for pattern in patterns):
+                self._deliver(client, message.topic, message.payload, False)
+
+    def subscribe(self, client: str, pattern: str) -> None:
+        self.subscribed.setdefault(client, []).append(pattern)
+        for topic, payload in self.retained.items():
+            if _matches(pattern, topic):
+                self._deliver(client, topic, payload, True)
+
+    def unsubscribe(self, client: str, pattern: str) -> None:
+        self.subscribed[client].remove(pattern)
+
+    def forget(self, client: str) -> None:
+        """The connection is cut: nothing on its way arrives."""
+        self.subscribed.pop(client, None)
+        self.pending = [p for p in self.pending if p[0] != client]
+
+    def next(self) -> tuple[str, str, bytes, bool]:
+        return self.pending.pop(self._rng.randrange(len(self.pending)) if self.reorder else 0)
+
+    def said(self, kind: type[Message]) -> list[Message]:
+        """Every published message of one type."""
+        messages = (protocol.decode(m.payload)[0] for m in self.published)
+        return [m for m in messages if isinstance(m, kind)]
+
+    def _deliver(self, client: str, topic: str, payload: bytes, retained: bool) -> None:
+        if self.lost(client, topic) or self._rng.random() < self.drop:
+            return
+        copies = 2 if self._rng.random() < self.duplicate else 1
+        self.pending += [(client, topic, payload, retained)] * copies
+
+
+def _matches(pattern: str, topic: str) -> bool:
+    wanted, got = pattern.split("/"), topic.split("/")
+    return len(wanted) == len(got) and all(w in ("+", g) for w, g in zip(wanted, got, strict=True))
+
+
+class Node:
+    """One device: what `edgefl_device.participate` does, without threads."""
+
+    def __init__(self, world: World, name: str, data: Dataset, *, client: str = "", directory: str = "") -> None:
+        self.world, self.name, self._data = world, name, data
+        self.client = client or name  # differs from the name where two devices use one
+        self.directory = world.directory / (directory or name)
+        self.lives = 0
+        self.jobs: list[tuple[int, str]] = []  # (round, nonce) of every training, over all lives
+        self.log: list[str] = []
+        self.done = self.conflict = False
+        self.tamper: Callable[[Outcome], Outcome] = lambda outcome: outcome
+        self.start()
+
+    def start(self) -> None:
+        """A new process on the same directory."""
+        self.world.broker.forget(self.client)
+        self.lives += 1
+        instance = f"{self.client}, life {self.lives}"
+        self.session = Session(RUN, self.name, self.directory, instance=instance, log=self.log.append)
+        self.runtime: Runtime | None = None
+        self._job: Job | None = None
+        self._connect(again=False)
+
+    def reconnect(self) -> None:
+        """The connection was cut, and stands again; the aggregator hears the will late or never."""
+        self.world.broker.forget(self.client)
+        self._connect(again=True)
+
+    def _connect(self, *, again: bool) -> None:
+        self.will = self.session.will()
+        for topic in self.session.subscriptions():
+            self.world.broker.subscribe(self.client, topic)
+        self._blobs = [] if not again else self._blobs
+        for topic in self._blobs:
+            self.world.broker.subscribe(self.client, topic)
+        self.carry_out(self.session.connected(self.world.now_s, again=again))
+
+    def receive(self, topic: str, payload: bytes, retained: bool) -> None:
+        self.carry_out(self.session.receive(topic, payload, self.world.now_s, retained=retained))
+
+    def step(self) -> None:
+        if self._job is not None:
+            job, self._job = self._job, None
+            assert self.runtime is not None
+            self.jobs.append(job.key)
+            feeds = {"train": self._fitted, "test": self._fitted}
+            outcome = perform(self.runtime, job.announcement.tasks, job.tensors, feeds, device=self.name)
+            private = self.runtime.state([t.name for t in self.runtime.manifest.state if t.fuse == "local"])
+            self.carry_out(self.session.performed(job, self.tamper(outcome), private, self.world.now_s))
+        self.carry_out(self.session.tick(self.world.now_s))
+
+    @property
+    def busy(self) -> bool:
+        return self._job is not None
+
+    def carry_out(self, actions: list[object]) -> None:
+        for action in actions:
+            match action:
+                case Outgoing():
+                    self.world.broker.publish(action)
+                case Subscribe(topic):
+                    self._blobs.append(topic)
+                    self.world.broker.subscribe(self.client, topic)
+                case Unsubscribe(topic):
+                    self._blobs.remove(topic)
+                    self.world.broker.unsubscribe(self.client, topic)
+                case Prepare(bundle, private):
+                    self.runtime = Runtime(bundle)
+                    self.runtime.load(private)
+                    self._fitted = fit_to_contract(self._data, bundle.manifest.data, "training data")
+                case Perform(job):
+                    self._job = job
+                case Cancel():
+                    self._job = None
+                case Done():
+                    self.done = True
+                case Conflict():
+                    self.conflict = True
+                    self.world.broker.forget(self.client)
+                case _:
+                    raise AssertionError(action)
+
+
+class World:
+    """One run: its broker, its aggregator, its devices, its clock."""
+
+    def __init__(
+        self,
+        directory: Path,
+        bundle: Bundle,
+        method: Method,
+        data: Mapping[str, Dataset],
+        *,
+        broker: Broker | None = None,
+        settings: RoundSettings | None = None,
+    ) -> None:
+        """Every device is needed in every round, unless `settings` says otherwise."""
+        random.seed(broker.seed if broker else 0)  # of the sessions' jitter
+        self.directory, self.bundle, self.method = directory, bundle, method
+        self.broker = broker or Broker()
+        self.settings = settings or RoundSettings(min_devices=len(data), quorum=1.0, deadline_s=60.0)
+        self.now_s = 0.0
+        self.notes: list[Note] = []
+        self.rounds: list[tuple[int, tuple[str, ...]]] = []  # (round, who was counted) of each durable round
+        self.kill: Callable[[str], None] = lambda moment: None
+        self.store = Store.create(directory / "run", "")
+        self._start_aggregator()
+        self.nodes = {name: Node(self, name, examples) for name, examples in data.items()}
+
+    # --- the aggregator ---------------------------------------------------------------------------------------
+
+    def _start_aggregator(self) -> None:
+        self.broker.forget(AGGREGATOR)
+        self.coordinator = Coordinator(
+            self.method,
+            self.store.load_state() or self.method.start(),
+            self.settings,
+            secret=self.store.secret,
+            resumed=self.store.open_round(),
+        )
+        self.aggregator = Aggregator(
+            RUN,
+            self.bundle,
+            self.coordinator,
+            epoch=self.store.epoch,
+            on_announce=self.store.save_open_round,
+            on_round=self._round_done,
+            on_note=self.notes.append,
+        )
+        for pattern in self.aggregator.subscriptions():
+            self.broker.subscribe(AGGREGATOR, pattern)
+        self.publish(self.aggregator.start(self.now_s))
+
+    def restart_aggregator(self) -> None:
+        """kill -9, then --resume. The broker says the will of the first."""
+        self.broker.forget(AGGREGATOR)
+        self.broker.publish(self.aggregator.will())
+        self.store.close()
+        self.store = Store.open(self.directory / "run")
+        self._start_aggregator()
+
+    def _round_done(self, done: RoundDone, traffic: Traffic) -> bool:
+        self.kill("before the round is durable")
+        self.store.save_round(done.state, {"round": done.state.round, "devices": list(done.fused.devices)})
+        self.rounds.append((done.round, done.fused.devices))
+        self.kill("after the round is durable")
+        return True
+
+    def publish(self, messages: list[Outgoing]) -> None:
+        for message in messages:
+            self.broker.publish(message)
+
+    # --- time -------------------------------------------------------------------------------------------------
+
+    def run(self, until: Callable[[], bool] | None = None, *, within_s: float = 3600.0) -> None:
+        """Carry everything out until `until`, by default until every device knows that the run is finished."""
+        until = until or (lambda: all(node.done or node.conflict for node in self.nodes.values()))
+        end_s = self.now_s + within_s
+        while not until():
+            assert self.now_s < end_s, f"nothing happens: {self.notes[-5:]}"
+            try:
+                self.step()
+            except Killed:
+                self.restart_aggregator()
+
+    def step(self) -> None:
+        """Deliver one message; when there is none, work; when there is no work, let time pass."""
+        if self.broker.pending:
+            client, topic, payload, retained = self.broker.next()
+            if client == AGGREGATOR:
+                self.publish(self.aggregator.receive(topic, payload, self.now_s))
+            else:
+                next(n for n in self.nodes.values() if n.client == client).receive(topic, payload, retained)
+            return
+        for node in self.nodes.values():
+            if not node.conflict:
+                node.step()
+        self.publish(self.aggregator.tick(self.now_s))
+        if not self.broker.pending and not any(node.busy for node in self.nodes.values()):
+            wakes = [node.session.wake_s(self.now_s) for node in self.nodes.values() if not node.conflict]
+            self.now_s = max(self.now_s, min([self.aggregator.wake_s(self.now_s), *wakes])) + 0.001
+
+    # --- questions --------------------------------------------------------------------------------------------
+
+    def events(self, event: str) -> list[tuple[str, str]]:
+        """(device, text) of the notes of one kind."""
+        return [(note.device, note.text) for note in self.notes if note.event == event]
+
+
+def with_tensors(outcome: Outcome, **changed: object) -> Outcome:
+    """The same outcome with some tensors replaced."""
+    return replace(outcome, tensors={**outcome.tensors, **changed})
