@@ -1,6 +1,6 @@
 """One process of `device_memory.py`: train the MNIST CNN, print what it cost as JSON. Imports as little as it can.
 
-    python bench/device_memory_worker.py device|torch BUNDLE DATA.npz EPOCHS
+python bench/device_memory_worker.py device|torch BUNDLE DATA.npz EPOCHS
 """
 
 from __future__ import annotations

@@ -34,7 +34,9 @@ from edgefl_device.runtime import Runtime
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of the paper's tables, and the learning rate found best here (the paper tunes one per cell)."""
+    """One cell of the paper's tables, and our learning rate. The paper tunes one per cell on test accuracy; so did
+    we: of 0.05, 0.1, 0.2 and 0.3 for 2NN IID, 0.05 and 0.1 for 2NN shards, 0.1 and 0.2 for CNN IID. CNN shards is
+    untuned."""
 
     model: str
     epochs: int
@@ -44,8 +46,8 @@ class Cell:
 
 
 CELLS = {
-    "2nn": Cell("mnist-2nn", 1, 0.97, {"iid": 87, "shards": 664}, {"iid": 0.2, "shards": 0.05}),
-    "cnn": Cell("mnist-cnn", 5, 0.99, {"iid": 20, "shards": 229}, {"iid": 0.2, "shards": 0.05}),
+    "2nn": Cell("mnist-2nn", 1, 0.97, {"iid": 87, "shards": 664}, {"iid": 0.2, "shards": 0.1}),
+    "cnn": Cell("mnist-cnn", 5, 0.99, {"iid": 20, "shards": 229}, {"iid": 0.2, "shards": 0.1}),
 }
 SPLITS = {"iid": {}, "shards": {"shards_per_device": 2}}
 BATCH_SIZE, FRACTION = 10, 0.1

@@ -42,9 +42,8 @@ def options(function: Callable[..., None]) -> Callable[..., None]:
 
 def data_option(function: Callable[..., None]) -> Callable[..., None]:
     """`--data DIR`, for benchmarks that read a data set."""
-    return click.option(
-        "--data", type=click.Path(path_type=Path, file_okay=False, exists=True), required=True, help="Folder of the data set."
-    )(function)
+    folder = click.Path(path_type=Path, file_okay=False, exists=True)
+    return click.option("--data", type=folder, required=True, help="Folder of the data set.")(function)
 
 
 def machine() -> dict[str, Any]:

@@ -64,14 +64,16 @@ def directory_atomic(path: Path) -> Iterator[Path]:
         sync_directory(temporary)
         if path.exists():
             doomed = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-            os.replace(path, doomed / path.name)
+            old = doomed / path.name
             try:
+                os.replace(path, old)
                 os.replace(temporary, path)
             except BaseException:
-                os.replace(doomed / path.name, path)
+                if old.exists():
+                    os.replace(old, path)
+                doomed.rmdir()
                 raise
-            finally:
-                shutil.rmtree(doomed)
+            shutil.rmtree(doomed)
         else:
             os.replace(temporary, path)
         sync_directory(path.parent)

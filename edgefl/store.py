@@ -116,7 +116,8 @@ class Store:
     def _repair_metrics(self) -> None:
         """After a crash: a last line that is cut, or a durable round whose record was not yet appended."""
         path = self.path / "metrics.jsonl"
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        with _damage(path):
+            text = path.read_text(encoding="utf-8") if path.exists() else ""
         whole = text[: text.rfind("\n") + 1]
         if whole != text:
             write_atomic(path, whole.encode())

@@ -30,7 +30,7 @@ def test_help_fits_a_screen_and_cuts_no_sentence() -> None:
 def test_a_command_has_help_with_an_example_and_stands_in_the_readme(command: str) -> None:
     text = help_of(command)
     assert "Example:" in text
-    example = next(line for line in text.splitlines() if line.startswith("    edgefl ") or line.startswith("  edgefl "))
+    example = next(line for line in text.splitlines() if line.startswith(("    edgefl ", "  edgefl ")))
     assert example.split()[:2] == ["edgefl", command]
     assert f"edgefl {command}" in README or f"`{command}`" in README, command
 

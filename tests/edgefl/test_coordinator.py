@@ -318,7 +318,7 @@ def test_when_all_have_failed_the_others_are_asked_in_their_place() -> None:
 
 @pytest.mark.parametrize("spare", range(4))
 def test_devices_that_always_fail_are_not_asked_in_a_loop(spare: int) -> None:
-    """Each fails as soon as it is asked: after at most one attempt for each spare device, the deadline is waited for."""
+    """Each fails as soon as it is asked: after one attempt for each spare device, the deadline is waited for."""
     coordinator, announce = open_with(2 + spare, fraction=2 / (2 + spare), quorum=1.0)
     waiting = [announce]
     announced = 0

@@ -501,7 +501,9 @@ def test_two_devices_with_one_name_are_a_conflict_for_one_of_them(
     assert_exact(world)
 
 
-def test_a_restarted_device_is_no_conflict_with_its_own_retained_presence(make_world: MakeWorld, regression: Bundle) -> None:
+def test_a_restarted_device_is_no_conflict_with_its_own_retained_presence(
+    make_world: MakeWorld, regression: Bundle
+) -> None:
     world = make_world(regression)
     world.run(lambda: len(world.rounds) == 1)
     for node in world.nodes.values():
@@ -512,7 +514,9 @@ def test_a_restarted_device_is_no_conflict_with_its_own_retained_presence(make_w
 
 
 @pytest.mark.parametrize("replaced_by", ["reconnect", "start"])
-def test_a_late_will_of_an_older_connection_is_ignored(make_world: MakeWorld, regression: Bundle, replaced_by: str) -> None:
+def test_a_late_will_of_an_older_connection_is_ignored(
+    make_world: MakeWorld, regression: Bundle, replaced_by: str
+) -> None:
     world = make_world(regression)
     world.run(lambda: len(world.rounds) == 1)
     device = world.nodes["pi-1"]

@@ -451,7 +451,7 @@ class Session:
         process can have written it. The broker lets only one of the two be connected, so each would throw the other
         out for ever: the one with the greater instance stays.
         """
-        second = presence.instance != self.instance and (self._reconnected or not retained and presence.status == "up")
+        second = self._reconnected or (presence.status == "up" and not retained)
         return [Conflict()] if second and presence.instance > self.instance else []
 
     def _fail(self, reason: str) -> Outgoing:

@@ -1,0 +1,286 @@
+"""Laws that every method passes, each checked with every method in METHODS; then FedAvg against its formula.
+
+A new method adds one line to `CASES`, and a formula of its own.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from edgefl import protocol
+from edgefl.bundle import Bundle, select
+from edgefl.fusion import fusion_named, weight_named
+from edgefl.method import Ask, Fused, Method, Reply, State
+from edgefl.methods import METHODS
+from edgefl.methods.fedavg import FedAvg
+from edgefl.store import Store
+from edgefl_device.dataset import Dataset
+from edgefl_device.interpreter import perform
+from edgefl_device.runtime import Runtime
+
+ROUNDS = 3
+
+
+def make_data() -> dict[str, Dataset]:
+    """Three devices with 2, 5 and 9 examples of y = [1, -2] x, disturbed."""
+    rng = np.random.default_rng(3)
+    data = {}
+    for name, size in (("pi-1", 2), ("pi-2", 5), ("pi-3", 9)):
+        x = rng.normal(size=(size, 2)).astype(np.float32)
+        data[name] = Dataset(x, (x @ [1, -2] + rng.normal(size=size)).astype(np.float32))
+    return data
+
+
+DATA = make_data()
+
+# name -> (method, settings): at least one entry per method; more where settings change what travels.
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "fedavg": ("fedavg", {"batch_size": 2, "epochs": 2}),
+    "fedavg, deltas": ("fedavg", {"batch_size": 2, "send_as": "delta", "decay": 0.5}),
+    "fedavg, float16, evaluated": ("fedavg", {"encoding": "float16", "evaluate": True, "weight": "equal"}),
+}
+
+
+@pytest.fixture(params=CASES)
+def method(request: pytest.FixtureRequest, regression: Bundle) -> Method:
+    name, settings = CASES[request.param]
+    initial = {t.name: regression.weights()[t.name] for t in regression.manifest.shared()}
+    made: Method = METHODS[name](initial=initial, rounds=ROUNDS, learning_rate=0.1, **settings)
+    return made
+
+
+def test_every_method_has_a_case() -> None:
+    assert {name for name, _ in CASES.values()} == set(METHODS)
+
+
+def train(bundle: Bundle, ask: Ask, number: int, devices: Iterable[str] = DATA) -> list[Reply]:
+    """Replies as the real interpreter makes them and the wire carries them. Nothing on a device is kept."""
+    replies = []
+    for name in devices:
+        feeds = {"train": DATA[name], "test": DATA[name]}
+        announced = protocol.bytes_to_tensors(protocol.tensors_to_bytes(ask.tensors), "it")
+        outcome = perform(Runtime(bundle), ask.tasks, announced, feeds, device=name)
+        sent = protocol.check_reply(outcome.tensors, protocol.reply_names(ask, bundle.manifest), name)
+        replies.append(Reply(name, number, outcome.examples, sent, outcome.metrics))
+    return replies
+
+
+def fuse(ask: Ask, replies: Iterable[Reply]) -> Fused:
+    fusion = fusion_named(ask.fusion)
+    for reply in replies:
+        fusion.add(reply, weight_named(ask.weight)(reply))
+    return fusion.finish()
+
+
+def carry_on(method: Method, bundle: Bundle, state: State, rounds: int = ROUNDS) -> State:
+    for _ in range(rounds):
+        ask = method.ask(state)
+        assert ask is not None
+        state = method.advance(state, fuse(ask, train(bundle, ask, state.round)))
+    return state
+
+
+def frozen(tensors: Mapping[str, Any]) -> Mapping[str, Any]:
+    for value in tensors.values():
+        value.flags.writeable = False
+    return tensors
+
+
+def assert_equal(got: State, want: State) -> None:
+    """The same bits."""
+    assert (got.round, dict(got.numbers)) == (want.round, dict(want.numbers))
+    assert got.tensors.keys() == want.tensors.keys()
+    for name, value in want.tensors.items():
+        assert got.tensors[name].dtype == value.dtype
+        assert got.tensors[name].shape == value.shape
+        assert got.tensors[name].tobytes() == value.tobytes()
+
+
+def as_bytes(ask: Ask) -> bytes:
+    """Everything of an ask."""
+    return msgspec.json.encode((ask.tasks, ask.fusion, ask.weight)) + protocol.tensors_to_bytes(ask.tensors)
+
+
+# --- laws ---------------------------------------------------------------------------------------------------------
+
+
+def test_asking_twice_gives_equal_asks(method: Method, regression: Bundle) -> None:
+    for rounds in range(ROUNDS):
+        state = carry_on(method, regression, method.start(), rounds)
+        first, second = method.ask(state), method.ask(state)
+        assert first is not None and second is not None
+        assert as_bytes(first) == as_bytes(second)
+
+
+def test_starting_twice_gives_equal_states(method: Method) -> None:
+    assert_equal(method.start(), method.start())
+
+
+def test_the_run_ends_after_its_rounds(method: Method, regression: Bundle) -> None:
+    state = carry_on(method, regression, method.start())
+    assert state.round == ROUNDS
+    assert method.ask(state) is None
+
+
+def test_advancing_counts_one_round_and_leaves_its_arguments_alone(method: Method, regression: Bundle) -> None:
+    state = method.start()
+    ask = method.ask(state)
+    assert ask is not None
+    fused = fuse(ask, train(regression, ask, 0))
+    frozen(state.tensors), frozen(fused.tensors)
+    before = [value.tobytes() for value in (*state.tensors.values(), *fused.tensors.values())]
+    after = method.advance(state, fused)
+    assert (state.round, after.round) == (0, 1)
+    assert [value.tobytes() for value in (*state.tensors.values(), *fused.tensors.values())] == before
+    assert_equal(method.advance(state, fused), after)
+    assert any(after.tensors[name].tobytes() != value.tobytes() for name, value in state.tensors.items())
+
+
+def test_names_dtypes_and_shapes_never_change(method: Method, regression: Bundle) -> None:
+    start, end = method.start(), carry_on(method, regression, method.start())
+    assert {n: (v.dtype, v.shape) for n, v in start.tensors.items()} == {
+        n: (v.dtype, v.shape) for n, v in end.tensors.items()
+    }
+
+
+@pytest.mark.parametrize("saved_after", range(ROUNDS))
+def test_save_load_go_on_equals_an_unbroken_run(
+    method: Method, regression: Bundle, tmp_path: Path, saved_after: int
+) -> None:
+    unbroken = carry_on(method, regression, method.start())
+    state = carry_on(method, regression, method.start(), saved_after)
+    store = Store.create(tmp_path / "run", "")
+    store.save_round(state, {"round": state.round})
+    store.close()
+    resumed = Store.open(tmp_path / "run")
+    loaded = resumed.load_state()
+    resumed.close()
+    assert loaded is not None
+    assert_equal(loaded, state)
+    assert_equal(carry_on(method, regression, loaded, ROUNDS - saved_after), unbroken)
+
+
+def test_the_order_of_replies_changes_nothing_beyond_rounding(method: Method, regression: Bundle) -> None:
+    state = method.start()
+    ask = method.ask(state)
+    assert ask is not None
+    replies = train(regression, ask, 0)
+    expected = method.advance(state, fuse(ask, replies))
+    for seed in range(5):
+        random.Random(seed).shuffle(replies)
+        got = method.advance(state, fuse(ask, replies))
+        for name, value in expected.tensors.items():
+            np.testing.assert_array_max_ulp(got.tensors[name], value, 1)
+
+
+def test_only_declared_names_are_sent(method: Method, regression: Bundle) -> None:
+    """What devices send is what the tasks' `send` says, and nothing of it is local to a device."""
+    ask = method.ask(method.start())
+    assert ask is not None
+    local = {t.name for t in regression.manifest.state} - {t.name for t in regression.manifest.shared()}
+    assert local == {"moment", "count"}
+    declared = [pattern for task in ask.tasks for pattern in task.send]
+    for reply in train(regression, ask, 0):
+        assert reply.tensors
+        assert set(select(reply.tensors, declared)) == set(reply.tensors)
+        assert not local & set(reply.tensors)
+
+
+def test_every_name_exists_in_the_manifest(method: Method, regression: Bundle) -> None:
+    manifest = regression.manifest
+    state = {t.name for t in manifest.state}
+    ask = method.ask(method.start())
+    assert ask is not None
+    assert set(ask.tensors) <= state
+    for task in ask.tasks:
+        program = manifest.program(task.program)
+        outputs = {o.name for o in program.outputs}
+        assert set(task.settings) <= set(program.settings()) | {i.name for i in program.inputs}
+        for pattern in task.load:
+            assert select(ask.tensors, [pattern]), pattern
+        for pattern in task.send:
+            assert select(state | outputs, [pattern]), pattern
+        for name in task.reset:
+            assert "*" in name or name in state
+
+
+def test_an_ask_fits_the_wire(method: Method) -> None:
+    ask = method.ask(method.start())
+    assert ask is not None
+    ref = protocol.BlobRef("a" * 64, 1)
+    sent = protocol.Announcement(1, 0, 0, "0" * 16, 1.0, ["pi-1"], list(ask.tasks), ref, ref)
+    assert protocol.decode(protocol.encode(sent))[0] == sent
+
+
+# --- FedAvg -------------------------------------------------------------------------------------------------------
+
+
+def fedavg(bundle: Bundle, **settings: Any) -> FedAvg:
+    return FedAvg({"w": bundle.weights()["w"]}, **({"rounds": ROUNDS, "batch_size": 0} | settings))
+
+
+def gradient_step(w: Any, devices: Iterable[str], rate: float) -> Any:
+    """w - rate * 2/n X^T (X w - y) on the examples of all these devices together."""
+    x = np.concatenate([DATA[name].features for name in devices]).astype(np.float64)
+    y = np.concatenate([DATA[name].labels for name in devices]).astype(np.float64)
+    return w - rate * 2 / len(x) * x.T @ (x @ w - y)
+
+
+@pytest.mark.parametrize("send_as", ["value", "delta"])
+def test_one_epoch_of_one_batch_is_one_centralised_gradient_step(regression: Bundle, send_as: str) -> None:
+    """FedSGD (McMahan et al. 2017, section 2): sum_k n_k/n (w - rate g_k) = w - rate grad f(w)."""
+    method = fedavg(regression, learning_rate=0.1, send_as=send_as)
+    state, w = method.start(), np.zeros(2)
+    for _ in range(ROUNDS):
+        state = carry_on(method, regression, state, 1)
+        w = gradient_step(w, DATA, 0.1)
+        np.testing.assert_allclose(state.tensors["w"], w, rtol=1e-6)
+    assert np.abs(w).min() > 0.1
+
+
+def test_without_a_device_it_is_the_step_of_the_others(regression: Bundle) -> None:
+    method = fedavg(regression, learning_rate=0.1)
+    ask = method.ask(method.start())
+    assert ask is not None
+    state = method.advance(method.start(), fuse(ask, train(regression, ask, 0, ["pi-1", "pi-3"])))
+    np.testing.assert_allclose(state.tensors["w"], gradient_step(np.zeros(2), ["pi-1", "pi-3"], 0.1), rtol=1e-6)
+    assert not np.allclose(state.tensors["w"], gradient_step(np.zeros(2), DATA, 0.1), rtol=1e-2)
+
+
+def test_values_and_deltas_agree_to_rounding(regression: Bundle) -> None:
+    states = [
+        carry_on(m, regression, m.start())
+        for m in (fedavg(regression, batch_size=2, epochs=3, send_as=s) for s in ("value", "delta"))
+    ]
+    np.testing.assert_allclose(states[0].tensors["w"], states[1].tensors["w"], rtol=1e-5)
+
+
+def test_the_learning_rate_decays_by_round_and_the_shuffle_changes(regression: Bundle) -> None:
+    method = fedavg(regression, learning_rate=0.8, decay=0.5, seed=40)
+    told = []
+    for number in range(ROUNDS):
+        ask = method.ask(State(number, method.start().tensors))
+        assert ask is not None
+        told.append((ask.tasks[-1].settings["learning_rate"], ask.tasks[-1].seed))
+    assert told == [(0.8, 40), (0.4, 41), (0.2, 42)]
+
+
+def test_a_state_keeps_its_dtype_whatever_travelled() -> None:
+    """float16 is widened at the door; a float16 tensor must be announced as one again."""
+    method = FedAvg({"w": np.ones(2, np.float16)})
+    state = method.advance(method.start(), Fused({"w": np.array([2, 3], np.float32)}, {}, ("a",), 1))
+    assert state.tensors["w"].dtype == np.float16
+    np.testing.assert_array_equal(state.tensors["w"], [2, 3])
+
+
+def test_a_name_with_brackets_is_sent() -> None:
+    ask = FedAvg({"blocks[0].w": np.ones(1, np.float32)}).ask(State(0, {}))
+    assert ask is not None
+    assert select(["blocks[0].w"], ask.tasks[0].send) == ["blocks[0].w"]
