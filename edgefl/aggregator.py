@@ -154,10 +154,8 @@ class Aggregator:
         return min([now_s + 1.0, *times])
 
     def stop(self, now_s: float) -> list[Outgoing]:
-        """Close the round with what came, if that is a quorum, and tell the fleet that we are going."""
+        """Close the round with what came, if that is a quorum, and open no other."""
         self._carry_out(self.coordinator.stop(now_s), now_s)
-        if not self.finished:
-            self._publish_status("down")
         return self._take_out()
 
     def will(self) -> Outgoing:

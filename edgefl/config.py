@@ -67,7 +67,10 @@ class FleetSection(_Section, frozen=True):
 
 
 class RunFile(_Section, frozen=True):
-    """A whole run file. Paths in it are relative to its folder. Exactly one of `bundle` and `model` is given."""
+    """A whole run file. Exactly one of `bundle` and `model` is given.
+
+    Paths in it are relative to its folder, but `runs`: run directories are made where you are.
+    """
 
     name: Annotated[str, Meta(pattern=NAME, max_length=20)]
     bundle: str | None = None
@@ -148,8 +151,27 @@ def make_method(run: RunFile, initial: Mapping[str, Any], *, where: str) -> Meth
 
 
 def to_toml(run: RunFile) -> str:
-    """The run file as text again, with every path resolved."""
+    """The run file as text again, with paths resolved. Without the broker's password: run directories are shared."""
+    if run.broker.url is not None:
+        run = msgspec.structs.replace(run, broker=msgspec.structs.replace(run.broker, url=_public(run.broker.url)))
     return tomli_w.dumps(msgspec.to_builtins(run))
+
+
+def resumed(saved: RunFile, given: RunFile) -> RunFile:
+    """The run file to go on with: seed, method, model and fleet stay the run's own; where the broker is, how rounds
+    are closed, how the model is evaluated and how many rounds there are may be given anew."""
+    method = dict(saved.method)
+    if "rounds" in given.method:
+        method["rounds"] = given.method["rounds"]
+    return msgspec.structs.replace(
+        saved, broker=given.broker, round=given.round, evaluate=given.evaluate, runs=given.runs, method=method
+    )
+
+
+def _public(url: str) -> str:
+    """An address without user and password."""
+    scheme, found, rest = url.partition("://")
+    return scheme + found + rest.rpartition("@")[2]
 
 
 def _check_keys(raw: Mapping[str, Any], kind: type[Any], where: str, section: str) -> None:

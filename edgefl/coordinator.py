@@ -246,12 +246,14 @@ class Coordinator:
     # --- rounds -----------------------------------------------------------------------------------------------
 
     def _open_round(self, now_s: float) -> list[Action]:
-        if self._round is not None or self.finished or self.stopping:
+        if self._round is not None or self.finished:
             return []
         ask = None if self._satisfied else self.method.ask(self.state)
         if ask is None:
             self.finished = True
             return [Finished(self.state)]
+        if self.stopping:
+            return []
         resumed = self._resumed if self._resumed and self._resumed.round == self.state.round else None
         self._resumed = None
         if resumed is None and len(self.present) < self.settings.min_devices:

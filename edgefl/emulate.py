@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,14 +18,26 @@ GRACE_S = 5.0  # for a device to leave by itself before it is killed
 class Fleet:
     """Device processes, ended when the block ends."""
 
-    def __init__(self, url: str, run: str, data: Mapping[str, Path], directory: Path, *, threads: int = 1) -> None:
-        """`data`: device name -> its data. Logs and device state go into `directory`."""
+    def __init__(
+        self,
+        url: str,
+        run: str,
+        data: Mapping[str, Path],
+        directory: Path,
+        *,
+        threads: int = 1,
+        tls: Mapping[str, str] | None = None,
+    ) -> None:
+        """`data`: device name -> its data; `tls`: "ca", "cert", "key" -> file. Logs and device state go into
+        `directory`."""
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._directory = directory
+        self._url = url
+        files = [word for name, path in (tls or {}).items() for word in (f"--{name}", path)]
         directory.mkdir(parents=True, exist_ok=True)
         try:
             for name, path in data.items():
-                self._start(name, ["--broker", url, "--run", run, "--data", str(path), "--threads", str(threads)])
+                self._start(name, ["--run", run, "--data", str(path), "--threads", str(threads), *files])
         except BaseException:
             self.stop()
             raise
@@ -35,6 +48,7 @@ class Fleet:
         with open(self._directory / f"{name}.log", "ab") as log:
             self._processes[name] = subprocess.Popen(
                 [*command, *options, "--parent", str(os.getpid())],
+                env={**os.environ, "EDGEFL_BROKER": self._url},  # not an argument: it may hold a password
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -50,9 +64,11 @@ class Fleet:
         for name, process in self._processes.items():
             if process.poll() not in (None, 0):
                 log = (self._directory / f"{name}.log").read_text(errors="replace").strip().splitlines()
-                said = next((line for line in reversed(log) if line.startswith("error: ")), log[-1] if log else "")
+                said = next((line for line in reversed(log) if line.startswith("error: ")), "")
+                code = process.returncode
+                how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
                 raise EdgeflError(
-                    f"device {name} ended with code {process.returncode}: {said.removeprefix('error: ')}",
+                    f"{name} {how}" + (f": {said.removeprefix('error: ')}" if said else ""),
                     hint=f"its log is {self._directory / f'{name}.log'}",
                 )
 

@@ -10,6 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from edgefl.errors import EdgeflError
+
+try:
+    import fcntl
+except ImportError:  # Windows: two processes on one folder are not noticed there
+    fcntl = None  # type: ignore[assignment]
+
 
 def sha256_hex(data: bytes | memoryview) -> str:
     """The SHA-256 of `data` as 64 lower-case hexadecimal digits."""
@@ -80,6 +87,19 @@ def directory_atomic(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+@contextmanager
+def locked(path: Path, error: EdgeflError) -> Iterator[None]:
+    """Hold the lock file `path` during the block. Raises `error` when another process holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise error from None
+        yield
 
 
 def _umask() -> int:

@@ -36,7 +36,8 @@ QUICK_LOSSES = 5  # so many connections in a row lost within seconds: the broker
 
 SESSION_TAKEN_OVER = 142
 PACKET_TOO_LARGE = 149
-NOT_AUTHORISED = {4, 5, 134, 135}
+NOT_AUTHORISED = {134, 135, 140}
+REFUSED_FOR_GOOD = NOT_AUTHORISED | {132, 133}  # and: unsupported protocol version, client identifier not valid
 
 
 @dataclass(frozen=True)
@@ -167,9 +168,9 @@ class Connection:
                 f"no secure connection to {self.address}: {error.reason or error}",
                 hint="check --ca, and that the port speaks TLS",
             ) from error
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             raise BrokerError(
-                f"no broker answers at {self.address} ({error.strerror or error})",
+                f"no broker answers at {self.address} ({getattr(error, 'strerror', None) or error})",
                 hint="start one with `edgefl broker`, or check the address",
             ) from error
         self._client.loop_start()
@@ -249,13 +250,15 @@ class Connection:
             self._set_tls(client, tls or Tls())
         client.on_pre_connect = self._on_pre_connect
         client.on_socket_open = self._on_socket_open
-        client.on_connect = self._on_connect
-        client.on_disconnect = self._on_disconnect
-        client.on_message = self._on_message
-        client.on_publish = self._on_publish
+        client.on_connect = self._caught(self._on_connect)
+        client.on_disconnect = self._caught(self._on_disconnect)
+        client.on_message = self._caught(self._on_message)
+        client.on_publish = self._caught(self._on_publish)
         return client
 
     def _set_tls(self, client: paho.Client, tls: Tls) -> None:
+        if (tls.cert is None) != (tls.key is None):
+            raise ConfigError("a certificate and its key belong together", hint="give --cert and --key")
         for name, path in (("ca", tls.ca), ("cert", tls.cert), ("key", tls.key)):
             if path is not None and not path.is_file():
                 raise ConfigError(f"no {name} file at {path}")
@@ -266,6 +269,18 @@ class Connection:
         except (ssl.SSLError, OSError) as error:
             raise ConfigError(f"the TLS files cannot be used: {error}") from error
         client.tls_set_context(context)
+
+    def _caught(self, callback: Callable[..., None]) -> Callable[..., None]:
+        """An exception in a callback would end paho's thread without a word."""
+
+        def run(*arguments: Any) -> None:
+            try:
+                callback(*arguments)
+            except Exception as error:
+                self._answer.put(BrokerError(f"the connection to {self.address} failed: {error}"))
+                self._break(f"the connection to {self.address} failed: {type(error).__name__}: {error}", "see --debug")
+
+        return run
 
     def _on_pre_connect(self, client: paho.Client, userdata: object) -> None:
         if self._will is not None:
@@ -285,8 +300,14 @@ class Connection:
         self._connected_s = time.monotonic()
         self.max_packet_bytes = getattr(properties, "MaximumPacketSize", None)
         first, self._first = self._first, False
-        if self._topics:
-            client.subscribe([(t, 1) for t in self._topics])
+        if topics := tuple(self._topics):
+            client.subscribe([(t, 1) for t in topics])
+        # paho would send what was not acknowledged after what waits: an old retained announcement would then
+        # replace a newer one. So we take it back and keep the order.
+        with self._lock:
+            unacknowledged = client.drop_out_messages()
+            self._waiting.extendleft((m.topic, bytes(m.payload), m.retain) for m in reversed(unacknowledged))
+            self._in_flight = 0
         if first:
             self._answer.put(None)
         self.inbox.put(Connected(first))
@@ -294,23 +315,28 @@ class Connection:
 
     def _refused(self, reason: ReasonCode) -> None:
         if reason.value in NOT_AUTHORISED:
-            hint = "put user and password into the address: mqtt://user:password@host, or use certificates"
+            hint = "check user and password in the address (mqtt://user:password@host), or the certificate"
         else:
             hint = "a broker without MQTT 5: add ?protocol=3.1.1 to the address"
-        error = BrokerError(f"the broker at {self.address} refuses us: {reason}", hint=hint)
         if self._first:
-            self._answer.put(error)
+            self._answer.put(BrokerError(f"the broker at {self.address} refuses us: {reason}", hint=hint))
+        elif reason.value in REFUSED_FOR_GOOD:
+            self._break(f"the broker at {self.address} refuses us: {reason}", hint)
         else:
-            self.inbox.put(Broken(error))
+            self.inbox.put(Disconnected(str(reason)))  # busy, or starting: paho tries again
 
     def _on_disconnect(
         self, client: paho.Client, userdata: object, flags: object, reason: ReasonCode, properties: Properties | None
     ) -> None:
         if self._closing:
             return
-        if reason.value == SESSION_TAKEN_OVER:
+        if self._first:
+            hint = "does the broker want --cert and --key, or another protocol? Without MQTT 5: add ?protocol=3.1.1"
+            self._answer.put(BrokerError(f"{self.address} closes the connection: {reason}", hint=hint))
+        elif reason.value == SESSION_TAKEN_OVER:
             self._break(
-                f"another client with the same name connected to {self.address}", "give every device its own --name"
+                f"another client with the same name connected to {self.address}",
+                "give every device its own --name; one aggregator carries a run",
             )
         elif reason.value == PACKET_TOO_LARGE:
             self._break(
@@ -331,6 +357,7 @@ class Connection:
     def _break(self, message: str, hint: str) -> None:
         self._closing = True
         self._client.disconnect()
+        self._idle.set()  # nobody need wait for what will not be sent
         self.inbox.put(Broken(BrokerError(message, hint=hint)))
 
     def _on_message(self, client: paho.Client, userdata: object, message: paho.MQTTMessage) -> None:
@@ -339,11 +366,11 @@ class Connection:
     def _on_publish(
         self, client: paho.Client, userdata: object, mid: int, reason: ReasonCode, properties: Properties
     ) -> None:
+        with self._lock:
+            self._in_flight = max(0, self._in_flight - 1)
         if reason.is_failure:
             self._break(f"the broker at {self.address} refuses a message: {reason}", "check its access list")
             return
-        with self._lock:
-            self._in_flight -= 1
         self._feed()
 
     def _feed(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import signal
 import time
@@ -15,6 +16,7 @@ from edgefl import protocol
 from edgefl.aggregator import Aggregator, Traffic
 from edgefl.bundle import Array, Bundle
 from edgefl.coordinator import Coordinator, Note, RoundDone, RoundSettings
+from edgefl.errors import EdgeflError
 from edgefl.method import Method, State
 from edgefl.mqtt import Address, Broken, Connected, Connection, Disconnected, Received, Tls
 from edgefl.store import Record, Store
@@ -104,6 +106,10 @@ class Server:
                         check()
                         next_check_s = time.monotonic() + CHECK_S
         finally:
+            if not self._aggregator.finished:
+                with contextlib.suppress(EdgeflError):  # the connection may be what ended the run
+                    message = self._aggregator.will()
+                    self._connection.publish(message.topic, message.payload, retain=True)
             self._connection.close()
             self.store.event("finished" if self._aggregator.finished else "stopped")
         return self._aggregator.finished
@@ -120,6 +126,7 @@ class Server:
                 self._publish(self._aggregator.receive(topic, payload, now_s))
             case Connected(first) if not first:
                 self.store.event("connected again")
+                self._watcher.progress("connected to the broker again")
                 self._publish(self._aggregator.reconnected())
             case Disconnected(reason):
                 self.store.event("connection lost", text=reason)
@@ -161,7 +168,7 @@ class Server:
         elif "evaluate.accuracy" in record:
             record["loss"], record["accuracy"] = record["evaluate.loss"], record["evaluate.accuracy"]
         self.store.save_round(done.state, record)
-        self.store.event("round done", round=done.round, replies=record["replies"])
+        self.store.event("round done", round=done.state.round, replies=record["replies"])
         self._watcher.round_done(record)
         return not self._reached(record)
 

@@ -132,7 +132,7 @@ class Store:
         """Remember who is asked, so that a resume asks the same devices."""
         about = {"round": announce.round, "attempt": announce.attempt, "devices": list(announce.devices)}
         write_atomic(self.path / "open.json", json.dumps(about).encode())
-        self.event("announced", **about)
+        self.event("announced", **about | {"round": announce.round + 1})
 
     def open_round(self) -> OpenRound | None:
         """The round that was announced last."""
@@ -144,7 +144,7 @@ class Store:
             return OpenRound(about["round"], about["attempt"], tuple(about["devices"]))
 
     def note(self, note: Note) -> None:
-        self.event(note.event, round=note.round, device=note.device, text=note.text)
+        self.event(note.event, round=note.round + 1, device=note.device, text=note.text)
 
     def event(self, event: str, **about: object) -> None:
         """Append to events.jsonl. Not fsynced: nothing depends on it."""

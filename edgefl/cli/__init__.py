@@ -50,6 +50,11 @@ class _Commands(click.Group):
             if error.hint:
                 click.echo(f"hint: {error.hint}", err=True)
             context.exit(error.exit_code)
+        except OSError as error:
+            if context.params.get("debug"):
+                raise
+            click.echo(f"error: {error.filename or 'the system'}: {error.strerror or error}", err=True)
+            context.exit(3)
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             context.exit(130)

@@ -16,16 +16,28 @@ from edgefl.report import size
 @click.command(short_help="Compile a PyTorch model to a proven bundle.")
 @click.argument("model")
 @click.option("--method", type=click.Choice(["fedavg"]), default="fedavg", show_default=True)
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="The bundle to write; default: OBJECT.bundle.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="The bundle to write; default: NAME.bundle.")
 @click.option("--input", "shape", help="Shape of one example, e.g. 1x8x8, where MODEL gives only a module.")
-@click.option("--learning-rate", type=float, default=0.1, show_default=True, help="Default; a run can set another.")
-@click.option("--momentum", type=float, default=0.0, show_default=True)
-@click.option("--weight-decay", type=float, default=0.0, show_default=True)
+@click.option(
+    "--learning-rate",
+    type=click.FloatRange(0, min_open=True),
+    default=0.1,
+    show_default=True,
+    help="Default; a run can set another.",
+)
+@click.option("--momentum", type=click.FloatRange(0, 1), default=0.0, show_default=True)
+@click.option("--weight-decay", type=click.FloatRange(0), default=0.0, show_default=True)
 @click.option(
     "--mean", default="0", show_default=True, help="Normalisation, one number or one per channel: 0.5,0.5,0.5"
 )
 @click.option("--std", default="1", show_default=True, help="Like --mean: x becomes (x - mean) / std.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the initial weights and of the proof's data.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Of the initial weights and of the proof's data.",
+)
 @format_option
 def export(
     model: str,
@@ -54,7 +66,7 @@ def export(
     from edgefl_exporter.optimizers import SGD
 
     module, example = load_model(model, parse_shape(shape) if shape else None, seed=seed)
-    name = model.rpartition(":")[2]
+    name = bundle_name(model)
     bundle = export_model(
         module,
         example,
@@ -190,6 +202,12 @@ def summary(bundle: Bundle) -> dict[str, Any]:
             for t in manifest.state
         ],
     }
+
+
+def bundle_name(model: str) -> str:
+    """What a bundle is called: OBJECT, or the file's name where OBJECT says nothing ("model")."""
+    file, _, name = model.rpartition(":")
+    return Path(file).stem if name == "model" else name
 
 
 def parse_shape(text: str) -> tuple[int, ...]:

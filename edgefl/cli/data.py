@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import click
 import numpy as np
 
 from edgefl.cli.output import format_option, print_json, print_table
+from edgefl.errors import ConfigError
 from edgefl.files import write_atomic
+from edgefl.protocol import NAME
 
 
 @click.command(short_help="Cut a data set into one part per device.")
@@ -22,7 +25,7 @@ from edgefl.files import write_atomic
 @click.option("--alpha", type=float, default=0.5, show_default=True, help="Of dirichlet: small is uneven.")
 @click.option("--per-device", type=int, default=2, show_default=True, help="Of shards and classes.")
 @click.option("--prefix", default="pi", show_default=True, help="Parts are called PREFIX-1, PREFIX-2 ...")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @format_option
 def split(
     data: str, devices: int, out: Path, partition: str, alpha: float, per_device: int, prefix: str, seed: int, form: str
@@ -35,7 +38,10 @@ def split(
     Example:
       edgefl split digits --devices 8 -o parts      # parts/pi-1.npz ... parts/test.npz
     """
-    counts = write_parts(data, out, [f"{prefix}-{i + 1}" for i in range(devices)], partition, alpha, per_device, seed)
+    names = [f"{prefix}-{i + 1}" for i in range(devices)]
+    if not re.fullmatch(NAME, names[-1]):
+        raise ConfigError(f"--prefix {prefix!r} makes no device names", hint="a-z, 0-9, _ and -, short")
+    counts = write_parts(data, out, names, partition, alpha, per_device, seed)
     if form == "json":
         print_json({"out": str(out), "parts": {name: sum(classes) for name, classes in counts.items()}})
         return

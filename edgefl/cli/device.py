@@ -14,7 +14,13 @@ from edgefl.protocol import NAME
 
 
 @click.command(short_help="Be a device: train, send updates.")
-@click.option("--broker", "url", required=True, help="mqtt://HOST:PORT, or mqtts:// with --ca --cert --key.")
+@click.option(
+    "--broker",
+    "url",
+    required=True,
+    envvar="EDGEFL_BROKER",
+    help="mqtt://HOST:PORT, or mqtts:// with --ca --cert --key.",
+)
 @click.option("--name", required=True, help="Name of this device: a-z 0-9 _ -, at most 36.")
 @click.option("--data", required=True, help="Its own data: .npz, .csv, IDX files, a folder of images per class.")
 @click.option("--run", help="Run to take part in; default: the one that is up.")
@@ -55,6 +61,8 @@ def device(
 
     if not re.fullmatch(NAME, name):
         raise ConfigError(f"device name {name!r} cannot be used", hint="a-z, 0-9, _ and -, at most 36 characters")
+    if run is not None and not re.fullmatch(NAME, run):
+        raise ConfigError(f"run {run!r} cannot be a run's name", hint="a-z, 0-9, _ and -, at most 36 characters")
     options = Options(
         broker=Address.parse(url),
         name=name,

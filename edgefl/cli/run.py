@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import click
 
 from edgefl.bundle import Bundle, read, save_tensors
+from edgefl.cli.bundle import bundle_name
 from edgefl.cli.live import LiveTable
 from edgefl.cli.output import format_option, print_json, tell
 from edgefl.config import (
@@ -24,12 +26,13 @@ from edgefl.config import (
     RunFile,
     make_method,
     read_run_file,
+    resumed,
     to_toml,
 )
 from edgefl.coordinator import RoundSettings
 from edgefl.emulate import Fleet
 from edgefl.errors import ConfigError
-from edgefl.files import write_atomic
+from edgefl.files import locked, write_atomic
 from edgefl.mqtt import Address, Tls
 from edgefl.report import facts, size, write_report
 from edgefl.serve import Server, whole_state
@@ -81,7 +84,7 @@ def run(run_file: Path, resume: bool, form: str) -> None:
     "--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Where to write."
 )
 @click.option("--engine", type=click.Choice(["auto", "mosquitto", "iotcore"]), default="auto", show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @resume_option
 @format_option
 def demo(devices: int, runs: Path, engine: BrokerEngine, seed: int, resume: bool, form: str) -> None:
@@ -130,15 +133,19 @@ def _run_directory(config: RunFile, resume: bool) -> Iterator[Path]:
     runs = Path(config.runs)
     place = runs / f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     if resume:
-        known = sorted(p for p in runs.glob(f"{config.name}-*") if (p / "run.json").exists())
+        ours = re.compile(re.escape(config.name) + r"-\d{8}-\d{6}")
+        known = sorted(p for p in runs.glob("*/run.json") if ours.fullmatch(p.parent.name))
         if not known:
             raise ConfigError(f"no run of {config.name!r} in {runs} to resume", hint="start one without --resume")
-        place = known[-1]
+        place = known[-1].parent
+    busy = ConfigError(f"another process carries the run {place}", hint="stop it first, or start a new run")
     try:
-        yield place
-    finally:
-        if not (place / "run.json").exists():
+        with locked(place / "lock", busy):
+            yield place
+    except BaseException:
+        if not resume and not (place / "open.json").exists():
             shutil.rmtree(place, ignore_errors=True)
+        raise
 
 
 def _run_here(config: RunFile, resume: bool, again: str) -> _Result:
@@ -156,25 +163,42 @@ def _run_here(config: RunFile, resume: bool, again: str) -> _Result:
         parts = place / "data"
         if not (parts / f"{names[-1]}.npz").exists():
             write_parts(fleet.data, parts, names, fleet.partition, fleet.alpha, fleet.per_device, config.seed)
-        url = config.broker.url
-        if url is None:
-            broker = stack.enter_context(edgefl_broker.start(config.broker.engine))
-            url = broker.url
-            tell(f"broker: {broker.engine} {broker.version} at {url}")
         data = {name: parts / f"{name}.npz" for name in names}
-        return _aggregate(config, place, url, again, fleet=data, threads=fleet.threads)
+        url = config.broker.url
+        if url is not None:
+            return _aggregate(config, place, url, again, fleet=data)
+        broker = edgefl_broker.start(config.broker.engine)
+        stack.callback(lambda: broker.stop())
+        tell(f"broker: {broker.engine} {broker.version} at {broker.url}")
+
+        def keep_broker() -> None:
+            nonlocal broker
+            if not broker.alive():
+                tell(f"the broker ended by itself; starting it again at {broker.url}")
+                broker.stop()
+                broker = edgefl_broker.start(broker.engine, port=broker.port)
+
+        return _aggregate(config, place, broker.url, again, fleet=data, check=keep_broker)
 
 
 def _aggregate(
-    config: RunFile, place: Path, url: str, again: str, *, fleet: dict[str, Path] | None, threads: int = 1
+    config: RunFile,
+    place: Path,
+    url: str,
+    again: str,
+    *,
+    fleet: dict[str, Path] | None,
+    check: Callable[[], None] = lambda: None,
 ) -> _Result:
     """Carry a run to its end, with a fleet of our own or whoever comes."""
     address = Address.parse(url)
+    again_run = (place / "run.json").exists()
+    if again_run:
+        config = resumed(read_run_file(place / "run.toml"), config)
     bundle = _bundle_of(config, place)
     method = make_method(config, {t.name: bundle.weights()[t.name] for t in bundle.manifest.shared()}, where="run file")
     evaluate = _evaluator(config, bundle)
-    resumed = (place / "run.json").exists()
-    store = Store.open(place) if resumed else Store.create(place, to_toml(config))
+    store = Store.open(place) if again_run else Store.create(place, to_toml(config))
     run_id = place.name
     with contextlib.ExitStack() as stack:
         stack.callback(store.close)
@@ -193,8 +217,19 @@ def _aggregate(
             tls=_tls(config.broker),
             watcher=table.watcher(),
         )
-        devices = stack.enter_context(Fleet(url, run_id, fleet, place / "devices", threads=threads)) if fleet else None
-        finished = server.serve(devices.check if devices else None)
+        devices = None
+        if fleet is not None and config.fleet is not None:
+            files = {k: v for k in ("ca", "cert", "key") if (v := getattr(config.broker, k)) is not None}
+            devices = stack.enter_context(
+                Fleet(url, run_id, fleet, place / "devices", threads=config.fleet.threads, tls=files)
+            )
+
+        def check_all() -> None:
+            check()
+            if devices is not None:
+                devices.check()
+
+        finished = server.serve(check_all)
         if finished:
             _write_results(store, bundle, server, config)
             if devices is not None:
@@ -216,8 +251,7 @@ def _bundle_of(config: RunFile, place: Path) -> Bundle:
 
     assert config.model is not None
     module, example = load_model(config.model, None, seed=config.seed)
-    name = config.model.rpartition(":")[2]
-    return export(module, example, out=inside, name=name, seed=config.seed, progress=tell)
+    return export(module, example, out=inside, name=bundle_name(config.model), seed=config.seed, progress=tell)
 
 
 def _evaluator(config: RunFile, bundle: Bundle) -> Any:

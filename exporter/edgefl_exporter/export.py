@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -14,7 +15,7 @@ from torch import Tensor
 import edgefl
 from edgefl import bundle
 from edgefl.bundle import Bundle, DataContract, File, Manifest, Normalisation, Parity, Program, StateTensor
-from edgefl.errors import LoweringError
+from edgefl.errors import InputError, LoweringError
 from edgefl_exporter.losses import LOSSES, CrossEntropy
 from edgefl_exporter.lowering import lower
 from edgefl_exporter.model import DTYPES, Parts, take_apart
@@ -50,6 +51,7 @@ def export(
     compute what PyTorch computes; either way nothing is written.
     """
     tell = progress or (lambda line: None)
+    _check_normalisation(normalisation, example_input)
     parts = take_apart(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -86,6 +88,16 @@ def export(
     )
     weights = {key: value.numpy() for key, value in state.items()}
     return bundle.write(out, manifest, weights=weights, programs=files, golden=golden)
+
+
+def _check_normalisation(normalisation: Normalisation, x: Tensor) -> None:
+    """Raises InputError unless mean and std are one number, or one for each channel, and can be used."""
+    channels = x.shape[1] if x.dim() > 1 else 1
+    for name, values in (("mean", normalisation.mean), ("std", normalisation.std)):
+        if len(values) not in (1, channels):
+            raise InputError(f"{name} has {len(values)} numbers; expected 1, or {channels}: one for each channel")
+        if not all(map(math.isfinite, values)) or (name == "std" and min(values) <= 0):
+            raise InputError(f"{name} is {', '.join(map(str, values))}; expected finite numbers, std above 0")
 
 
 def _check_model(parts: Parts, x: Tensor, loss: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -9,6 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 from torch.optim import Optimizer as TorchOptimizer
+
+from edgefl.errors import InputError
 
 
 class Optimizer(Protocol):
@@ -56,6 +59,13 @@ class SGD:
     momentum: float = 0.0
     weight_decay: float = 0.0
     nesterov: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises InputError for a value that PyTorch would refuse, or that trains nothing."""
+        for name in ("learning_rate", "momentum", "weight_decay"):
+            value = getattr(self, name)
+            if not math.isfinite(value) or value < 0:
+                raise InputError(f"{name} is {value}; expected a finite number, at least 0")
 
     def moments(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if not self.momentum:

@@ -155,7 +155,7 @@ def test_a_frame_of_exactly_the_limit_travels_and_one_byte_more_does_not() -> No
     frame = encode(chunk, bytes(room))
     assert len(frame) == MAX_FRAME_BYTES == 1024 * 1024
     assert len(decode(frame)[1]) == room
-    with pytest.raises(LocalProtocolError, match="an? UploadChunk of 1048577 bytes"):
+    with pytest.raises(LocalProtocolError, match="UploadChunk of 1048577 bytes"):
         encode(chunk, bytes(room + 1))
     with pytest.raises(RemoteProtocolError, match="a frame of 1048577 bytes; at most 1048576"):
         decode(frame + b"\0")
@@ -297,7 +297,7 @@ def test_tensors_as_bytes_and_back() -> None:
 
 @given(st.binary(max_size=100))
 def test_tensors_that_are_no_safetensors_are_refused(data: bytes) -> None:
-    with pytest.raises(RemoteProtocolError, match="^the upload"):
+    with pytest.raises(RemoteProtocolError, match=r"^the upload"):
         protocol.bytes_to_tensors(data, "the upload")
 
 

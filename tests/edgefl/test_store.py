@@ -113,7 +113,7 @@ def test_events_are_for_a_person(path: Path, reopened: Store) -> None:
     reopened.event("stopped")
     lines = [json.loads(line) for line in (path / "events.jsonl").read_text().splitlines()]
     assert [{k: v for k, v in line.items() if k != "time"} for line in lines] == [
-        {"event": "left", "round": 2, "device": "pi-1"},
+        {"event": "left", "round": 3, "device": "pi-1"},  # people count rounds from 1
         {"event": "stopped"},
     ]
 
@@ -127,7 +127,7 @@ def test_a_run_is_not_begun_twice(path: Path) -> None:
 
 
 def test_there_must_be_a_run_to_go_on_with(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no run at .*: run.json is missing"):
+    with pytest.raises(ConfigError, match=r"no run at .*: run\.json is missing"):
         Store.open(tmp_path)
     assert list(tmp_path.iterdir()) == []
 

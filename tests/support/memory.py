@@ -26,6 +26,7 @@ from edgefl_device.session import Cancel, Conflict, Done, Job, Perform, Prepare,
 
 RUN = "toy"
 AGGREGATOR = "the aggregator"
+MOST_STEPS = 50_000  # of one `run`; the longest test needs a tenth of it
 
 
 class Killed(Exception):
@@ -137,9 +138,12 @@ class Node:
             job, self._job = self._job, None
             assert self.runtime is not None
             self.jobs.append(job.key)
+            local = [t.name for t in self.runtime.manifest.state if t.fuse == "local"]
+            self.runtime.reset(local)
+            self.runtime.load(self.session.private)
             feeds = {"train": self._fitted, "test": self._fitted}
             outcome = perform(self.runtime, job.announcement.tasks, job.tensors, feeds, device=self.name)
-            private = self.runtime.state([t.name for t in self.runtime.manifest.state if t.fuse == "local"])
+            private = self.runtime.state(local)
             self.carry_out(self.session.performed(job, self.tamper(outcome), private, self.world.now_s))
         self.carry_out(self.session.tick(self.world.now_s))
 
@@ -158,9 +162,8 @@ class Node:
                 case Unsubscribe(topic):
                     self._blobs.remove(topic)
                     self.world.broker.unsubscribe(self.client, topic)
-                case Prepare(bundle, private):
+                case Prepare(bundle):
                     self.runtime = Runtime(bundle)
-                    self.runtime.load(private)
                     self._fitted = fit_to_contract(self._data, bundle.manifest.data, "training data")
                 case Perform(job):
                     self._job = job
@@ -170,6 +173,7 @@ class Node:
                     self.done = True
                 case Conflict():
                     self.conflict = True
+                    self._job = None
                     self.world.broker.forget(self.client)
                 case _:
                     raise AssertionError(action)
@@ -250,7 +254,10 @@ class World:
         """Carry everything out until `until`, by default until every device knows that the run is finished."""
         until = until or (lambda: all(node.done or node.conflict for node in self.nodes.values()))
         end_s = self.now_s + within_s
+        steps = 0
         while not until():
+            steps += 1
+            assert steps < MOST_STEPS, f"no end of messages: {[(p[0], p[1]) for p in self.broker.pending[:5]]}"
             assert self.now_s < end_s, f"nothing happens: {self.notes[-5:]}"
             try:
                 self.step()

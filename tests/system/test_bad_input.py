@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
@@ -25,7 +26,7 @@ def fails(*arguments: str, code: int) -> str:
     result = CliRunner().invoke(main, [*arguments], prog_name="edgefl")
     assert result.exit_code == code, result.output
     lines = result.stderr.strip().splitlines()
-    assert lines[-2].startswith("error: ") or lines[-1].startswith("error: "), lines
+    assert sum(line.startswith("error: ") for line in lines) == 1, lines
     assert "Traceback" not in result.stderr
     return "\n".join(line for line in lines if line.startswith(("error: ", "hint: ")))
 
@@ -89,6 +90,35 @@ def test_a_bundle_of_a_newer_format_and_one_with_a_changed_byte(digits_bundle: P
     assert "train.onnx was changed" in fails("verify", str(changed), code=3)
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--std", "0"], "std is 0.0"),
+        (["--mean", "nan"], "mean is nan"),
+        (["--mean", "1,2,3"], "mean has 3 numbers; expected 1"),
+        (["--learning-rate", "nan"], "learning_rate is nan"),
+    ],
+)
+def test_settings_that_would_train_nothing_are_refused_at_export(tmp_path: Path, options: list[str], says: str) -> None:
+    out = tmp_path / "out.bundle"
+    assert says in fails("export", "zoo:digits", "-o", str(out), *options, code=3)
+    assert not out.exists()
+
+
+def test_a_place_where_nothing_can_be_written(parts: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    target = str(tmp_path / "file" / "parts")
+    assert "Not a directory" in fails("split", str(parts / "pi-1.npz"), "--devices", "2", "-o", target, code=3)
+
+
+def test_names_that_could_leave_their_folder(parts: Path, tmp_path: Path) -> None:
+    data = str(parts / "pi-1.npz")
+    assert "--prefix" in fails("split", data, "--devices", "2", "-o", str(tmp_path), "--prefix", "../x", code=3)
+    broker = ["--broker", "mqtt://127.0.0.1:1", "--data", data]
+    assert "../evil" in fails("device", *broker, "--name", "pi-1", "--run", "../evil", code=3)
+    assert "Pi 1" in fails("device", *broker, "--name", "Pi 1", code=3)
+
+
 # --- run files and brokers ----------------------------------------------------------------------------------------
 
 
@@ -150,6 +180,40 @@ def test_a_broker_whose_packets_are_too_small_is_refused_with_its_limit(
     with edgefl_broker.start("mosquitto", max_packet_bytes=2000) as broker:
         error = fails("aggregate", run_file(tmp_path, digits_bundle, 1), "--broker", broker.url, code=4)
     assert "packets of at most 2000 bytes" in error and "max_packet_size" in error
+
+
+def test_a_run_that_never_reached_its_broker_leaves_no_directory(
+    digits_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    url = f"mqtt://127.0.0.1:{free_port()}"
+    fails("aggregate", run_file(tmp_path, digits_bundle, 1), "--broker", url, code=4)
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_two_aggregators_on_one_run_and_a_resume_of_another_name(
+    start: Start,
+    broker: RunningBroker,
+    digits_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    parts: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = run_file(tmp_path, digits_bundle, 3)
+    first = start("aggregate", path, "--broker", broker.url.replace("//", "//user:s3cret@"))
+    start("device", "--broker", broker.url, "--name", "pi-1", "--data", str(parts / "pi-1.npz")).wait_for(
+        lambda line: "bundle digits" in line
+    )
+    error = fails("aggregate", path, "--broker", broker.url, "--resume", code=3)
+    assert "another process carries the run" in error
+    first.child.send_signal(signal.SIGINT)
+    assert first.end()[0] == 130
+    (run_dir,) = (tmp_path / "runs").iterdir()
+    assert "s3cret" not in (run_dir / "run.toml").read_text(), "run directories are shared"
+    other = tmp_path / "other.toml"
+    other.write_text(Path(path).read_text().replace('name = "test"', 'name = "tes"'))
+    assert "no run of 'tes'" in fails("aggregate", str(other), "--broker", broker.url, "--resume", code=3)
 
 
 # --- devices ------------------------------------------------------------------------------------------------------

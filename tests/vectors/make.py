@@ -112,12 +112,14 @@ def presence(**changed: Any) -> bytes:
 
 
 GOOD = protocol.encode(*VALID["presence"])
-OFFER = '{"type":"offer","device":"pi-1","round":0,"nonce":"%s","upload":"%s","size_bytes":%s,"chunk_bytes":%s,' % (
-    NONCE,
-    A,
-    "%s",
-    "%s",
-)
+
+
+def offer(size_bytes: int = 10, chunk_bytes: int = 4096, examples: int = 1, metrics: str = "{}") -> bytes:
+    """An offer; `metrics` is written as it is, so that it can hold what JSON has no word for."""
+    about = f'"type":"offer","device":"pi-1","round":0,"nonce":"{NONCE}","upload":"{A}"'
+    sizes = f'"size_bytes":{size_bytes},"chunk_bytes":{chunk_bytes},"examples":{examples}'
+    return frame(f'{{{about},{sizes},"metrics":{metrics}}}'.encode())
+
 
 INVALID: dict[str, tuple[bytes, str]] = {
     "nothing": (b"", "a frame of 0 bytes; at least 12"),
@@ -160,18 +162,12 @@ INVALID: dict[str, tuple[bytes, str]] = {
         frame(b'{"type":"permit","upload":"%s","missing":[%s]}' % (A.encode(), b",".join([b"[0,1]"] * 4097))),
         "at `$.missing`",
     ),
-    "claims more than 2 GiB": (
-        frame((OFFER % (2**31 + 1, 4096) + '"examples":1,"metrics":{}}').encode()),
-        "at `$.size_bytes`",
-    ),
-    "chunks of one byte": (frame((OFFER % (10, 1) + '"examples":1,"metrics":{}}').encode()), "at `$.chunk_bytes`"),
-    "negative examples": (frame((OFFER % (10, 4096) + '"examples":-1,"metrics":{}}').encode()), "at `$.examples`"),
-    "NaN": (frame((OFFER % (10, 4096) + '"examples":1,"metrics":{"loss":NaN}}').encode()), "cannot be read"),
-    "infinity": (frame((OFFER % (10, 4096) + '"examples":1,"metrics":{"loss":1e999}}').encode()), "out of range"),
-    "null, which some languages write for NaN": (
-        frame((OFFER % (10, 4096) + '"examples":1,"metrics":{"loss":null}}').encode()),
-        "Expected `float`, got `null`",
-    ),
+    "claims more than 2 GiB": (offer(size_bytes=2**31 + 1), "at `$.size_bytes`"),
+    "chunks of one byte": (offer(chunk_bytes=1), "at `$.chunk_bytes`"),
+    "negative examples": (offer(examples=-1), "at `$.examples`"),
+    "NaN": (offer(metrics='{"loss":NaN}'), "cannot be read"),
+    "infinity": (offer(metrics='{"loss":1e999}'), "out of range"),
+    "null, which some languages write for NaN": (offer(metrics='{"loss":null}'), "Expected `float`, got `null`"),
 }
 
 

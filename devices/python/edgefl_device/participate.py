@@ -14,6 +14,7 @@ from pathlib import Path
 from edgefl import protocol
 from edgefl.bundle import Tensors
 from edgefl.errors import BrokerError, ConfigError, EdgeflError, ProtocolError
+from edgefl.files import locked
 from edgefl.mqtt import Address, Broken, Connected, Connection, Disconnected, Received, Tls
 from edgefl.protocol import AggregatorStatus, Outgoing
 from edgefl_device.contract import fit_to_contract
@@ -71,7 +72,10 @@ def participate(options: Options, log: Log) -> None:
     Raises BrokerError, DataError (the data does not fit the run's bundle), ConfigError; KeyboardInterrupt leaves
     cleanly.
     """
-    with _Lock(options.state):
+    busy = ConfigError(
+        f"another device process uses {options.state}", hint="give every device its own --name, or its own --state"
+    )
+    with locked(options.state / "lock", busy):
         run = options.run or find_run(options.broker, options.name, options.tls, log)
         _Participant(options, run, log).take_part()
 
@@ -127,7 +131,7 @@ class _Participant:
         self._log = log
         self._runtime: Runtime | None = None
         self._data: Splits | None = None
-        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[tuple[Job, threading.Event] | None] = queue.SimpleQueue()
         self._stop_job = threading.Event()
         self._fatal: EdgeflError | None = None
         self._done = False
@@ -147,7 +151,7 @@ class _Participant:
         worker.start()
         self._connection.subscribe(*self._session.subscriptions())
         self._connection.connect()
-        self._log(f"connected to {self._options.broker}, run {self._session.run}")
+        self._log(f"connected to {self._options.broker}; waiting for the aggregator of run {self._session.run}")
         try:
             while not self._done:
                 self._step()
@@ -177,10 +181,10 @@ class _Participant:
             case Broken(error):
                 raise error
             case _Performed(job, outcome, private):
-                self._log(f"round {job.announcement.round}: {_summary(outcome)}")
+                self._log(f"round {job.announcement.round + 1}: {_summary(outcome)}")
                 actions = self._session.performed(job, outcome, private, now_s)
             case _Failed(job, reason):
-                self._log(f"round {job.announcement.round}: cannot do it: {reason}")
+                self._log(f"round {job.announcement.round + 1}: cannot do it: {reason}")
                 actions = self._session.failed(job, reason, now_s)
         self._carry_out([*actions, *self._session.tick(now_s)])
         if self._options.parent is not None and os.getppid() != self._options.parent:
@@ -200,7 +204,7 @@ class _Participant:
                 case Perform(job):
                     self._stop_job.set()  # of the job before
                     self._stop_job = threading.Event()
-                    self._jobs.put(job)
+                    self._jobs.put((job, self._stop_job))
                 case Cancel():
                     self._stop_job.set()
                 case Done():
@@ -220,7 +224,6 @@ class _Participant:
             train = fit_to_contract(data.train, contract, "training data")
             test = fit_to_contract(data.test, contract, "test data") if data.test is not None else None
             self._runtime = Runtime(action.bundle, threads=self._options.threads)
-            self._runtime.load(action.private)
         except EdgeflError as error:
             self._carry_out(self._session.unfit(error.message))
             self._fatal, self._done = error, True
@@ -230,10 +233,14 @@ class _Participant:
 
     def _work(self) -> None:
         """The training thread: one job after the other; never touches the connection."""
-        while (job := self._jobs.get()) is not None:
-            stop, runtime, data = self._stop_job, self._runtime, self._data
+        while (work := self._jobs.get()) is not None:
+            (job, stop), runtime, data = work, self._runtime, self._data
             if runtime is None or data is None:
                 continue
+            # What an earlier job left in the runtime counts only if its reply did.
+            local = [t.name for t in runtime.bundle.manifest.state if t.fuse == "local"]
+            runtime.reset(local)
+            runtime.load(self._session.private)
             feeds = {"train": data.train} | ({"test": data.test} if data.test is not None else {})
             try:
                 outcome = perform(
@@ -244,7 +251,7 @@ class _Participant:
                     device=self._options.name,
                     stopped=stop.is_set,
                 )
-                private = runtime.state([t.name for t in runtime.bundle.manifest.state if t.fuse == "local"])
+                private = runtime.state(local)
                 self._events.put(_Performed(job, outcome, private))
             except Stopped:
                 continue
@@ -263,30 +270,6 @@ class _Participant:
     def _will(self) -> tuple[str, bytes]:
         message = self._session.will()
         return message.topic, message.payload
-
-
-class _Lock:
-    """One process per state directory: two would overwrite each other's journal."""
-
-    def __init__(self, directory: Path) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        self._file = open(directory / "lock", "w")  # noqa: SIM115 - held until the process ends
-
-    def __enter__(self) -> None:
-        try:
-            import fcntl
-        except ImportError:
-            return  # Windows; the broker's take-over is noticed there
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(
-                f"another device process uses {Path(self._file.name).parent}",
-                hint="give every device its own --name, or its own --state",
-            ) from None
-
-    def __exit__(self, *exception: object) -> None:
-        self._file.close()
 
 
 def _summary(outcome: Outcome) -> str:

@@ -58,7 +58,6 @@ class Prepare:
     """A bundle is here and verified: make a runtime and fit the data to its contract."""
 
     bundle: Bundle
-    private: Tensors  # private state to load into it; empty at the beginning
 
 
 @dataclass(frozen=True)
@@ -133,7 +132,7 @@ class Session:
         self._journal = Journal(directory, run)
         self._kept = self._journal.read()
         self._epoch = 0
-        self._connections = _read_counter(directory / "connections")
+        self._connections, self._earlier = _read_life(directory / "connections")
         self._reconnected = False
         self._announcement: Announcement | None = None
         self._failed: tuple[int, str] | None = None
@@ -146,6 +145,13 @@ class Session:
         self._offering: _Offering | None = None
         self._ending = False
 
+    @property
+    def private(self) -> Tensors:
+        """The private state after the last reply that counts; empty at the beginning."""
+        if self._kept is None or self._bundle is None or self._kept.bundle != self._bundle.sha256:
+            return {}
+        return self._kept.private
+
     # --- the connection ---------------------------------------------------------------------------------------
 
     def will(self) -> Outgoing:
@@ -153,7 +159,7 @@ class Session:
         self._connections += 1
         self._directory.mkdir(parents=True, exist_ok=True)
         # Not fsynced: after a power cut an old number means only that a late will may count for once.
-        (self._directory / "connections").write_text(str(self._connections))
+        (self._directory / "connections").write_text(f"{self._connections} {self.instance}")
         return self._presence("down")
 
     def subscriptions(self) -> list[str]:
@@ -394,8 +400,7 @@ class Session:
         if bundle.sha256 != self._bundle_ref.sha256:
             raise BundleError(f"{bundle.path} holds another bundle")
         self._bundle = bundle
-        same = self._kept is not None and self._kept.bundle == self._bundle.sha256
-        return [Prepare(self._bundle, self._kept.private if same and self._kept else {})]
+        return [Prepare(self._bundle)]
 
     def _bundle_directory(self, sha256: str) -> Path:
         return self._directory / "bundles" / sha256[:16]
@@ -435,11 +440,11 @@ class Session:
             return []
         if receipt.status in ("accepted", "duplicate"):
             offering.accepted = True
-            self._log(f"round {receipt.round}: reply {receipt.status}")
+            self._log(f"round {receipt.round + 1}: reply {receipt.status}")
         else:
             self._offering = None
             self._failed = (offering.offer.round, offering.offer.nonce)
-            self._log(f"round {receipt.round}: reply {receipt.status}: {receipt.reason}")
+            self._log(f"round {receipt.round + 1}: reply {receipt.status}: {receipt.reason}")
         return []
 
     # --- small things -----------------------------------------------------------------------------------------
@@ -451,6 +456,8 @@ class Session:
         process can have written it. The broker lets only one of the two be connected, so each would throw the other
         out for ever: the one with the greater instance stays.
         """
+        if presence.instance in (self.instance, self._earlier):
+            return []
         second = self._reconnected or (presence.status == "up" and not retained)
         return [Conflict()] if second and presence.instance > self.instance else []
 
@@ -479,8 +486,10 @@ def _order(announcement: Announcement) -> tuple[int, int, int]:
     return announcement.epoch, announcement.round, announcement.attempt
 
 
-def _read_counter(path: Path) -> int:
+def _read_life(path: Path) -> tuple[int, str]:
+    """How many connections this device has made, and the instance that made the last one."""
     try:
-        return int(path.read_text())
+        connections, _, instance = path.read_text().partition(" ")
+        return int(connections), instance
     except (OSError, ValueError):
-        return 0
+        return 0, ""
