@@ -465,6 +465,36 @@ def test_noise_is_noted_and_changes_nothing(make_world: MakeWorld, regression: B
     assert_exact(world)
 
 
+def test_an_announcement_that_was_overtaken_is_ignored(make_world: MakeWorld, regression: Bundle) -> None:
+    """Round 0 is said again when round 1 is open: the device goes on with round 1, and offers its reply to it."""
+    world = make_world(regression)
+    world.run(lambda: len(world.rounds) == 1 and not world.broker.pending)
+    first, second = [m for m in world.broker.published if m.topic == protocol.round_topic(RUN)]
+    for node in world.nodes.values():
+        assert node.busy
+        assert node.session.receive(first.topic, first.payload, world.now_s) == []
+        assert node.session.receive(second.topic, second.payload, world.now_s) == []  # nor is twice more than once
+    world.run()
+    assert_exact(world)
+    assert trained_once_a_round(world)
+
+
+def test_requests_that_come_together_are_answered_by_one_publication(make_world: MakeWorld, wide: Bundle) -> None:
+    world = make_world(wide)
+    program = wide.manifest.program("train").file
+    request = protocol.encode(protocol.BlobRequest(program.sha256, []))
+    for name in SIZES:
+        assert world.aggregator.receive(protocol.up_topic(RUN, name), request, 1.0) == []
+        assert world.aggregator.tick(1.001) == []
+    assert world.aggregator.wake_s(1.001) == 1.005
+    (answer,) = world.aggregator.tick(1.006)
+    message, body = protocol.decode(answer.payload)
+    assert answer.topic == protocol.blob_topic(RUN, program.sha256)
+    assert message == BlobChunk(program.sha256, program.size_bytes, protocol.CHUNK_BYTES, 0)
+    assert bytes(body) == wide.bytes_of(program)
+    assert world.aggregator.tick(1.012) == []
+
+
 def test_an_announcement_of_an_older_aggregator_is_ignored(make_world: MakeWorld, regression: Bundle) -> None:
     """Epoch 1 was replaced by epoch 2; what it still says comes late."""
     world = make_world(regression)
