@@ -131,6 +131,9 @@ class Aggregator:
             self._traffic.up[device] = self._traffic.up.get(device, 0) + protocol.wire_bytes(topic, payload)
             if getattr(message, "device", device) != device:
                 raise RemoteProtocolError(f"a message that names another device than its topic {topic!r}")
+            if not isinstance(message, Presence) and device not in self.coordinator.present:
+                # Who speaks is there, even if its presence was lost on the way.
+                self._carry_out(self.coordinator.joined(device, now_s), now_s)
             self._handle(device, message, body, now_s)
         except ProtocolError as error:
             self._on_note(Note("protocol error", self.coordinator.state.round, text=f"{topic}: {error.message}"))
@@ -208,8 +211,8 @@ class Aggregator:
         demand.devices.add(device)
         demand.everything |= not request.missing
         count = protocol.chunk_count(len(self._blob(request.sha256) or b""), self.chunk_bytes)
-        for start, stop in request.missing:
-            demand.indices.update(range(start, min(stop, count)))
+        if request.missing:
+            demand.indices.update(protocol.indices(list(request.missing), count))
 
     def _offer(self, offer: Offer, body: memoryview, now_s: float) -> None:
         verdict = self.coordinator.judge(offer.device, offer.round, offer.nonce)

@@ -59,6 +59,7 @@ class Announce:
     ask: Ask
     devices: tuple[str, ...]
     duration_s: float
+    quorum: int = 1
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ class OpenRound:
     round: int
     attempt: int
     devices: tuple[str, ...]
+    quorum: int = 1
 
 
 @dataclass
@@ -262,7 +264,7 @@ class Coordinator:
         if resumed is not None:
             self._round.attempt = resumed.attempt
         devices = resumed.devices if resumed else self._sample(self.present, self._wanted())
-        self._round.quorum = max(1, math.ceil(self.settings.quorum * len(devices)))
+        self._round.quorum = resumed.quorum if resumed else max(1, math.ceil(self.settings.quorum * len(devices)))
         return self._announce(devices, now_s)
 
     def _announce(self, devices: Iterable[str], now_s: float) -> list[Action]:
@@ -277,6 +279,7 @@ class Coordinator:
                 ask=self._round.ask,
                 devices=tuple(sorted(self._round.asked)),
                 duration_s=self.settings.deadline_s,
+                quorum=self._round.quorum,
             )
         ]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,10 @@ class Fusion(Protocol):
 
     def add(self, reply: Reply, weight: float) -> None:
         """Count one reply. `weight` is finite and above 0."""
+        ...
+
+    def merge(self, other: Any) -> None:
+        """Count everything that `other`, of the same kind, has counted; the two hold different devices."""
         ...
 
     def finish(self) -> Fused:

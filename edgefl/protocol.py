@@ -153,7 +153,7 @@ class UploadChunk(_Message, frozen=True, tag="upload_chunk"):
 
 
 class Permit(_Message, frozen=True, tag="permit"):
-    """Send these chunks of your upload now. Empty: not yet, the permit comes when there is room."""
+    """Send these chunks of your upload now."""
 
     upload: Sha256
     missing: Annotated[list[Range], Meta(max_length=4096)]
@@ -434,11 +434,18 @@ class Assembly:
 
 def chunks(data: bytes, chunk_bytes: int, ranges: list[tuple[int, int]]) -> list[tuple[int, memoryview]]:
     """(index, bytes) of the chunks in `ranges`; all of them where `ranges` is empty. Ranges past the end are cut."""
-    count = chunk_count(len(data), chunk_bytes)
     view = memoryview(data)
-    wanted = ranges or [(0, count)]
-    return [
-        (i, view[i * chunk_bytes : (i + 1) * chunk_bytes])
-        for start, stop in wanted
-        for i in range(start, min(stop, count))
-    ]
+    wanted = indices(ranges, chunk_count(len(data), chunk_bytes))
+    return [(i, view[i * chunk_bytes : (i + 1) * chunk_bytes]) for i in wanted]
+
+
+def indices(ranges: list[tuple[int, int]], count: int) -> list[int]:
+    """The chunk indices below `count` in `ranges`, once each and in order; all of them where `ranges` is empty.
+
+    However much the ranges overlap, the work is one step per index.
+    """
+    found: list[int] = []
+    for start, stop in sorted(ranges) or [(0, count)]:
+        first = max(start, found[-1] + 1) if found else start
+        found += range(first, min(stop, count))
+    return found

@@ -130,7 +130,12 @@ class Store:
 
     def save_open_round(self, announce: Announce) -> None:
         """Remember who is asked, so that a resume asks the same devices."""
-        about = {"round": announce.round, "attempt": announce.attempt, "devices": list(announce.devices)}
+        about = {
+            "round": announce.round,
+            "attempt": announce.attempt,
+            "devices": list(announce.devices),
+            "quorum": announce.quorum,
+        }
         write_atomic(self.path / "open.json", json.dumps(about).encode())
         self.event("announced", **about | {"round": announce.round + 1})
 
@@ -141,7 +146,7 @@ class Store:
             return None
         with _damage(path):
             about = json.loads(path.read_bytes())
-            return OpenRound(about["round"], about["attempt"], tuple(about["devices"]))
+            return OpenRound(about["round"], about["attempt"], tuple(about["devices"]), about["quorum"])
 
     def note(self, note: Note) -> None:
         self.event(note.event, round=note.round + 1, device=note.device, text=note.text)

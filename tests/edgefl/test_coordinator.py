@@ -522,7 +522,7 @@ class Driver:
                 if self.saved is None or self.saved.round != action.round:
                     self.first = action.devices
                     self.quorum = max(1, int(np.ceil(self.settings.quorum * len(action.devices))))
-                self.saved = OpenRound(action.round, action.attempt, action.devices)
+                self.saved = OpenRound(action.round, action.attempt, action.devices, action.quorum)
                 self.announces_at[self.now_s] += 1
                 assert action.round == self.state.round
             if isinstance(action, RoundDone):
@@ -607,3 +607,13 @@ def test_even_if_most_never_come_back(history: list[tuple[str, str]], seed: int)
         driver.happen("replied", "d0")
         driver.happen("tick", "101")
     assert driver.coordinator.finished
+
+
+def test_a_resume_keeps_the_quorum_of_the_devices_asked_first() -> None:
+    """Two are asked, both fail, the two spares are asked too: one reply of the first two is still a quorum."""
+    coordinator, first = open_with(4, fraction=0.5, quorum=0.5)
+    assert (len(first.devices), first.quorum) == (2, 1)
+    for device in first.devices:
+        actions = coordinator.failed(device, 0, "no memory", 1.0)
+    again = next(action for action in actions if isinstance(action, Announce))
+    assert (len(again.devices), again.quorum) == (4, 1)

@@ -414,3 +414,10 @@ def test_an_offer_is_read_back_whole() -> None:
     message, body = decode(encode(offer, memoryview(b"abcde")))
     assert message == offer
     assert bytes(body) == b"abcde"
+
+
+def test_ranges_that_overlap_cost_no_more_than_the_chunks_there_are() -> None:
+    assert protocol.indices([], 3) == [0, 1, 2]
+    assert protocol.indices([(4, 9), (0, 2), (1, 5)], 6) == [0, 1, 2, 3, 4, 5]
+    assert protocol.indices([(0, 2**50)] * 4096, 5) == [0, 1, 2, 3, 4]
+    assert protocol.indices([(7, 9), (3, 2)], 5) == []

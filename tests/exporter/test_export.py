@@ -149,7 +149,7 @@ def test_fedavg_nets_have_the_papers_parameter_counts(name: str, count: int) -> 
 
 def test_replay_proves_a_bundle_without_torch(bundle: Bundle) -> None:
     worst = replay(bundle)
-    assert worst.keys() == {"train", "evaluate", "predict"} and max(worst.values()) < 1e-5
+    assert worst.keys() == {"train", "evaluate", "predict"} and max(worst.values()) < 1e-4
     code = (
         "import sys; from edgefl import bundle, golden; golden.replay(bundle.read(sys.argv[1])); "
         "assert not {'torch', 'onnx', 'edgefl_exporter'} & set(sys.modules)"

@@ -143,7 +143,6 @@ class Session:
         self._tensors: tuple[str, bytes] | None = None  # SHA-256, safetensors
         self._fetches = Fetches()
         self._offering: _Offering | None = None
-        self._ending = False
 
     @property
     def private(self) -> Tensors:
