@@ -488,7 +488,7 @@ def test_requests_that_come_together_are_answered_by_one_publication(make_world:
         assert not [message for message in sent if "/blob/" in message.topic]
     # Who speaks is there, even if its presence was lost on the way.
     assert world.coordinator.present == set(SIZES)
-        assert world.aggregator.tick(1.001) == []
+    assert world.aggregator.tick(1.001) == []
     assert world.aggregator.wake_s(1.001) == 1.005
     (answer,) = world.aggregator.tick(1.006)
     message, body = protocol.decode(answer.payload)
