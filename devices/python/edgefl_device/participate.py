@@ -233,32 +233,36 @@ class _Participant:
 
     def _work(self) -> None:
         """The training thread: one job after the other; never touches the connection."""
-        while (work := self._jobs.get()) is not None:
-            (job, stop), runtime, data = work, self._runtime, self._data
-            if runtime is None or data is None:
-                continue
-            # What an earlier job left in the runtime counts only if its reply did.
-            local = [t.name for t in runtime.bundle.manifest.state if t.fuse == "local"]
-            runtime.reset(local)
-            runtime.load(self._session.private)
-            feeds = {"train": data.train} | ({"test": data.test} if data.test is not None else {})
-            try:
-                outcome = perform(
-                    runtime,
-                    job.announcement.tasks,
-                    job.tensors,
-                    feeds,
-                    device=self._options.name,
-                    stopped=stop.is_set,
-                )
-                private = runtime.state(local)
-                self._events.put(_Performed(job, outcome, private))
-            except Stopped:
-                continue
-            except EdgeflError as error:
-                self._events.put(_Failed(job, error.message))
-            except Exception as error:  # a bug of ours or of the runtime's: the aggregator should not wait for it
-                self._events.put(_Failed(job, f"{type(error).__name__}: {error}"))
+        while self._do(self._jobs.get()):
+            pass  # nothing is held while waiting: a job's tensors can be as large as the model
+
+    def _do(self, work: tuple[Job, threading.Event] | None) -> bool:
+        """Carry out one job; False when there are no more."""
+        if work is None:
+            return False
+        job, stop = work
+        try:
+            self._events.put(self._perform(job, stop))
+        except Stopped:
+            pass
+        except EdgeflError as error:
+            self._events.put(_Failed(job, error.message))
+        except Exception as error:  # a bug of ours or of the runtime's: the aggregator should not wait for it
+            self._events.put(_Failed(job, f"{type(error).__name__}: {error}"))
+        return True
+
+    def _perform(self, job: Job, stop: threading.Event) -> _Performed:
+        runtime, data = self._runtime, self._data
+        assert runtime is not None and data is not None
+        # What an earlier job left in the runtime counts only if its reply did.
+        local = [t.name for t in runtime.bundle.manifest.state if t.fuse == "local"]
+        runtime.reset(local)
+        runtime.load(self._session.private)
+        feeds = {"train": data.train} | ({"test": data.test} if data.test is not None else {})
+        outcome = perform(
+            runtime, job.announcement.tasks, job.tensors, feeds, device=self._options.name, stopped=stop.is_set
+        )
+        return _Performed(job, outcome, runtime.state(local))
 
     def _leave(self) -> None:
         if not self._replaced:

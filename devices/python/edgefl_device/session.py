@@ -13,7 +13,7 @@ import os
 import random
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgefl import bundle as bundles
@@ -130,7 +130,7 @@ class Session:
         self._capabilities = capabilities or {}
         self._log = log
         self._journal = Journal(directory, run)
-        self._kept = self._journal.read()
+        self._kept = _without_reply(self._journal.read())
         self._epoch = 0
         self._connections, self._earlier = _read_life(directory / "connections")
         self._reconnected = False
@@ -213,7 +213,7 @@ class Session:
             return []
         self.working = None
         assert self._bundle is not None
-        self._kept = Kept(
+        kept = Kept(
             bundle=self._bundle.sha256,
             round=job.announcement.round,
             nonce=job.announcement.nonce,
@@ -222,7 +222,8 @@ class Session:
             reply=outcome.tensors,
             private=private,
         )
-        self._journal.write(self._kept)
+        self._journal.write(kept)
+        self._kept = _without_reply(kept)
         return self._go_on(now_s)
 
     def failed(self, job: Job, reason: str, now_s: float) -> list[Action]:
@@ -342,6 +343,7 @@ class Session:
         if self._tensors is None or self._tensors[0] != announcement.tensors.sha256:
             return self._fetch(announcement.tensors, now_s)
         tensors = protocol.bytes_to_tensors(self._tensors[1], "the announced tensors")
+        self._tensors = None  # the job has them: a board should not hold them twice
         self.working = Job(announcement, tensors)
         return [Perform(self.working)]
 
@@ -408,7 +410,9 @@ class Session:
 
     def _offer(self, kept: Kept, now_s: float) -> list[Action]:
         if self._offering is None:
-            data = protocol.tensors_to_bytes(kept.reply)
+            stored = self._journal.read()
+            assert stored is not None
+            data = protocol.tensors_to_bytes(stored.reply)
             offer = Offer(
                 device=self.device,
                 round=kept.round,
@@ -483,6 +487,11 @@ class Session:
 def _order(announcement: Announcement) -> tuple[int, int, int]:
     """What a later announcement has more of."""
     return announcement.epoch, announcement.round, announcement.attempt
+
+
+def _without_reply(kept: Kept | None) -> Kept | None:
+    """The reply stays on disk until it is offered: it can be as large as the model."""
+    return kept and replace(kept, reply={})
 
 
 def _read_life(path: Path) -> tuple[int, str]:
