@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -72,6 +74,7 @@ def participate(options: Options, log: Log) -> None:
     Raises BrokerError, DataError (the data does not fit the run's bundle), ConfigError; KeyboardInterrupt leaves
     cleanly.
     """
+    _give_memory_back()
     busy = ConfigError(
         f"another device process uses {options.state}", hint="give every device its own --name, or its own --state"
     )
@@ -274,6 +277,15 @@ class _Participant:
     def _will(self) -> tuple[str, bytes]:
         message = self._session.will()
         return message.topic, message.payload
+
+
+def _give_memory_back() -> None:
+    """Let glibc return every large block when it is freed: by default it keeps blocks up to 32 MB once one of that size
+    was freed, which for a model of 6.7 MB cost 14 MB at the peak and 40 MB after it (bench/device_memory.py)."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:  # the numbers are malloc.h's M_ARENA_MAX, M_MMAP_THRESHOLD and M_TRIM_THRESHOLD
+        for option, value in ((-8, 1), (-3, 128 * 1024), (-1, 128 * 1024)):
+            mallopt(option, value)
 
 
 def _summary(outcome: Outcome) -> str:
