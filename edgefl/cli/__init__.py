@@ -51,7 +51,7 @@ class _Commands(click.Group):
                 click.echo(f"hint: {error.hint}", err=True)
             context.exit(error.exit_code)
         except OSError as error:
-            if context.params.get("debug"):
+            if context.params.get("debug") or isinstance(error, BrokenPipeError):  # click ends `| head` quietly
                 raise
             click.echo(f"error: {error.filename or 'the system'}: {error.strerror or error}", err=True)
             context.exit(3)
