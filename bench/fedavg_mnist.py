@@ -22,11 +22,12 @@ import numpy as np
 from harness import Row, Target, data_option, finish, options
 
 from edgefl import bundle as bundles
-from edgefl.bundle import Bundle, Tensors
+from edgefl.bundle import Bundle
 from edgefl.coordinator import Action, Announce, Coordinator, RoundDone, RoundSettings
 from edgefl.method import Reply, Task
 from edgefl.methods.fedavg import FedAvg
 from edgefl.partition import PARTITIONS
+from edgefl.tensors import Tensors
 from edgefl_device.data import Dataset, Splits, fit_to_contract, read_splits
 from edgefl_device.interpreter import perform
 from edgefl_device.runtime import Runtime

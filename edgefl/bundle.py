@@ -12,30 +12,24 @@ Nothing here needs torch or onnx.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
-from safetensors import SafetensorError
-from safetensors.numpy import load as safetensors_load
-from safetensors.numpy import save as safetensors_save
 
 from edgefl.errors import BundleError
 from edgefl.files import directory_atomic, sha256_hex
+from edgefl.tensors import Array, Tensors, load_tensors, save_tensors
 
 FORMAT = 1  # of the manifest; a reader refuses a newer one
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 MAX_MANIFEST_BYTES = 16 * 2**20
 
-Array = npt.NDArray[Any]
-Tensors = Mapping[str, Array]
 Dtype = Literal["float32", "float16", "int64", "int32", "uint8", "bool"]
 
 
@@ -313,29 +307,6 @@ def check_tensors(
         got = tensors[name]
         if got.dtype != np.dtype(want.dtype) or got.shape != want.shape:
             raise error(f"{where}: {name!r} is {got.dtype} {list(got.shape)}; expected {want.dtype} {list(want.shape)}")
-
-
-def save_tensors(tensors: Tensors, metadata: dict[str, str] | None = None) -> bytes:
-    """Named arrays as safetensors bytes, names sorted, so that equal tensors give equal bytes."""
-    arrays = {name: np.ascontiguousarray(tensors[name]).reshape(tensors[name].shape) for name in sorted(tensors)}
-    return safetensors_save(arrays, metadata)
-
-
-def load_tensors(data: bytes, where: Path | str) -> dict[str, Array]:
-    """Named arrays from safetensors bytes. Raises BundleError when they are damaged."""
-    try:
-        return dict(safetensors_load(data))
-    except (SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise BundleError(f"{where}: not safetensors ({error})") from error
-
-
-def load_metadata(data: bytes) -> dict[str, str]:
-    """The text that `save_tensors` was given beside the tensors. Raises ValueError when there is none."""
-    length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length])
-    if not isinstance(header, dict) or not isinstance(header.get("__metadata__"), dict):
-        raise ValueError("no metadata")
-    return dict(header["__metadata__"])
 
 
 def _read_file(root: Path, file: File) -> bytes:

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from edgefl.bundle import Array, Bundle, Program
+from edgefl.bundle import Bundle, Program
 from edgefl.errors import BundleError, ParityError
+from edgefl.tensors import Array
 
 # Below this norm an error is measured absolutely (against this), not relatively: a gradient that is zero in theory
 # (a bias before BatchNorm) is rounding noise, and the noise of two correct programs differs.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgefl.bundle import Array, Bundle
+from edgefl.bundle import Bundle
 from edgefl.errors import InputError
 from edgefl.files import write_atomic
+from edgefl.tensors import Array
 
 
 def write_model(bundle: Bundle, state: dict[str, Array], path: Path) -> None:

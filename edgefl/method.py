@@ -19,7 +19,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from edgefl.bundle import Array
+from edgefl.tensors import Array
 
 
 class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -36,10 +36,11 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
-from edgefl.bundle import Array, Manifest, load_tensors, save_tensors, select
+from edgefl.bundle import Manifest, select
 from edgefl.errors import BundleError, LocalProtocolError, RemoteProtocolError
 from edgefl.files import sha256_hex
 from edgefl.method import Ask, Task
+from edgefl.tensors import Array, load_tensors, save_tensors
 
 VERSION = 1
 MAGIC = b"efl"

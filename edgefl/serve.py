@@ -14,12 +14,13 @@ from typing import Any
 
 from edgefl import protocol
 from edgefl.aggregator import Aggregator, Traffic
-from edgefl.bundle import Array, Bundle
+from edgefl.bundle import Bundle
 from edgefl.coordinator import Coordinator, Note, RoundDone, RoundSettings
 from edgefl.errors import EdgeflError
 from edgefl.method import Method, State
 from edgefl.mqtt import Address, Broken, Connected, Connection, Disconnected, Received, Tls
 from edgefl.store import Record, Store
+from edgefl.tensors import Array
 
 CHECK_S = 1.0
 

@@ -26,11 +26,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from edgefl.bundle import load_metadata, load_tensors, save_tensors
 from edgefl.coordinator import Announce, Note, OpenRound
 from edgefl.errors import ConfigError
 from edgefl.files import write_atomic
 from edgefl.method import State
+from edgefl.tensors import load_metadata, load_tensors, save_tensors
 
 Record = dict[str, Any]
 

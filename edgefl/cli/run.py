@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from edgefl.bundle import Bundle, read, save_tensors
+from edgefl.bundle import Bundle, read
 from edgefl.cli.bundle import bundle_name
 from edgefl.cli.live import LiveTable
 from edgefl.cli.output import format_option, print_json, tell
@@ -37,6 +37,7 @@ from edgefl.mqtt import Address, Tls
 from edgefl.report import facts, size, write_report
 from edgefl.serve import Server, whole_state
 from edgefl.store import Store
+from edgefl.tensors import save_tensors
 
 resume_option = click.option("--resume", is_flag=True, help="Go on with the last run of this file.")
 

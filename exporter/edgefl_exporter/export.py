@@ -16,6 +16,7 @@ import edgefl
 from edgefl import bundle
 from edgefl.bundle import Bundle, DataContract, File, Manifest, Normalisation, Parity, Program, StateTensor
 from edgefl.errors import InputError, LoweringError
+from edgefl.tensors import Tensors
 from edgefl_exporter.losses import LOSSES, CrossEntropy
 from edgefl_exporter.lowering import lower
 from edgefl_exporter.model import DTYPES, Parts, take_apart
@@ -65,7 +66,7 @@ def export(
         state = parts.parameters | parts.buffers | optimizer.moments({n: parts.parameters[n] for n in parts.trained})
         entries: dict[str, Program] = {}
         files: dict[str, bytes] = {}
-        golden: dict[str, bundle.Tensors] = {}
+        golden: dict[str, Tensors] = {}
         for definition in _define(programs, parts, example_input, LOSSES[loss], optimizer, classes):
             tell(f"{definition.name}: lowering")
             data = _lower(definition, state, example_input, parts)

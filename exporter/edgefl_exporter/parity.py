@@ -13,9 +13,10 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from edgefl.bundle import Array, DataContract, Parity, Program
+from edgefl.bundle import DataContract, Parity, Program
 from edgefl.errors import LoweringError
 from edgefl.golden import Runner, compare, require
+from edgefl.tensors import Array
 from edgefl_exporter.programs.program import Definition
 
 TOLERANCE = 1e-4

@@ -17,8 +17,9 @@ import pytest
 from toy import write_regression
 
 from edgefl import bundle as bundles
-from edgefl.bundle import FORMAT, MANIFEST, Bundle, File, Manifest, load_metadata, load_tensors, read, save_tensors
+from edgefl.bundle import FORMAT, MANIFEST, Bundle, File, Manifest, read
 from edgefl.errors import BundleError
+from edgefl.tensors import load_metadata, load_tensors, save_tensors
 
 FILES = [
     "golden/evaluate.safetensors",

@@ -13,7 +13,7 @@ import pytest
 from processes import DEVICES, Process, json_of
 
 import edgefl_broker
-from edgefl.bundle import load_tensors
+from edgefl.tensors import load_tensors
 from edgefl_broker import RunningBroker
 from edgefl_device.data import read_splits
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from edgefl.bundle import Array, Bundle
+from edgefl.bundle import Bundle
 from edgefl.method import Task
+from edgefl.tensors import Array
 from edgefl_device.contract import fit_to_contract
 from edgefl_device.dataset import Dataset
 from edgefl_device.interpreter import perform

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgefl.bundle import Array, Output, Tensors
+from edgefl.bundle import Output
 from edgefl.errors import EdgeflError, InputError
 from edgefl.method import Task
+from edgefl.tensors import Array, Tensors
 from edgefl_device.contract import batches
 from edgefl_device.dataset import AnyArray, Dataset
 from edgefl_device.order import order_of

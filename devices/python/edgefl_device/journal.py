@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgefl.bundle import Array, Tensors, load_metadata, load_tensors, save_tensors
 from edgefl.errors import BundleError, InputError
 from edgefl.files import write_atomic
+from edgefl.tensors import Array, Tensors, load_metadata, load_tensors, save_tensors
 
 _REPLY = "reply."
 _STATE = "state."

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgefl import protocol
-from edgefl.bundle import Tensors
 from edgefl.errors import BrokerError, ConfigError, EdgeflError, ProtocolError
 from edgefl.files import locked
 from edgefl.mqtt import Address, Broken, Connected, Connection, Disconnected, Received, Tls
 from edgefl.protocol import AggregatorStatus, Outgoing
+from edgefl.tensors import Tensors
 from edgefl_device.contract import fit_to_contract
 from edgefl_device.dataset import Splits
 from edgefl_device.interpreter import Outcome, Stopped, perform

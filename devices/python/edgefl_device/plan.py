@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from edgefl.bundle import Array, DataContract, Input, Manifest, Normalisation, Program, Tensors, select
+from edgefl.bundle import DataContract, Input, Manifest, Normalisation, Program, select
 from edgefl.errors import DataError, InputError
 from edgefl.method import Task
+from edgefl.tensors import Array, Tensors
 from edgefl_device.contract import fit_to_contract
 from edgefl_device.dataset import Dataset
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from edgefl.bundle import Array, Bundle, Program, StateTensor, check_tensors
+from edgefl.bundle import Bundle, Program, StateTensor, check_tensors
 from edgefl.errors import BundleError, EdgeflError, InputError
+from edgefl.tensors import Array
 
 
 class _Buffers:

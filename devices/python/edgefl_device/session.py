@@ -18,7 +18,7 @@ from pathlib import Path
 
 from edgefl import bundle as bundles
 from edgefl import protocol
-from edgefl.bundle import Bundle, Tensors
+from edgefl.bundle import Bundle
 from edgefl.errors import BundleError, ProtocolError, RemoteProtocolError
 from edgefl.files import sha256_hex, write_atomic
 from edgefl.protocol import (
@@ -35,6 +35,7 @@ from edgefl.protocol import (
     TaskFailed,
     UploadChunk,
 )
+from edgefl.tensors import Tensors
 from edgefl_device.fetch import Fetches
 from edgefl_device.interpreter import Outcome
 from edgefl_device.journal import Journal, Kept
