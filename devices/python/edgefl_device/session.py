@@ -16,11 +16,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgefl import bundle as bundles
 from edgefl import protocol
 from edgefl.bundle import Bundle
 from edgefl.errors import BundleError, ProtocolError, RemoteProtocolError
-from edgefl.files import sha256_hex, write_atomic
+from edgefl.files import sha256_hex
 from edgefl.protocol import (
     AggregatorStatus,
     Announcement,
@@ -36,6 +35,7 @@ from edgefl.protocol import (
     UploadChunk,
 )
 from edgefl.tensors import Tensors
+from edgefl_device.download import Download
 from edgefl_device.fetch import Fetches
 from edgefl_device.interpreter import Outcome
 from edgefl_device.journal import Journal, Kept
@@ -139,8 +139,7 @@ class Session:
         self._failed: tuple[int, str] | None = None
         self._broken = ""
         self._bundle: Bundle | None = None
-        self._bundle_ref: BlobRef | None = None
-        self._manifest_bytes = b""
+        self._download: Download | None = None
         self._tensors: tuple[str, bytes] | None = None  # SHA-256, safetensors
         self._fetches = Fetches()
         self._offering: _Offering | None = None
@@ -314,16 +313,21 @@ class Session:
             self._failed = None  # asked again: try again
         return actions + self._go_on(now_s)
 
-    def _want_bundle(self, ref: BlobRef, now_s: float) -> list[Action]:
-        if self._bundle_ref is not None and self._bundle_ref.sha256 == ref.sha256:
+    def _want_bundle(self, manifest: BlobRef, now_s: float) -> list[Action]:
+        if self._download is not None and self._download.manifest.sha256 == manifest.sha256:
             return []
-        self._bundle, self._bundle_ref, self._broken = None, ref, ""
-        if (self._bundle_directory(ref.sha256) / bundles.MANIFEST).exists():
-            try:
-                return self._use_bundle()
-            except BundleError as error:
-                self._log(f"downloading the bundle again: {error.message}")
-        return self._fetch(ref, now_s)
+        self._bundle, self._broken = None, ""
+        self._download = Download(manifest, self._directory / "bundles")
+        try:
+            stored = self._download.stored()
+        except BundleError as error:
+            self._log(f"downloading the bundle again: {error.message}")
+            stored = None
+        return self._fetch(manifest, now_s) if stored is None else self._use(stored)
+
+    def _use(self, bundle: Bundle) -> list[Action]:
+        self._bundle = bundle
+        return [Prepare(bundle)]
 
     def _go_on(self, now_s: float) -> list[Action]:
         """Do the next thing that the current announcement needs of us."""
@@ -369,43 +373,16 @@ class Session:
         return actions + self._go_on(now_s)
 
     def _bundle_part(self, sha256: str, data: bytes, now_s: float) -> list[Action]:
-        """A file of the wanted bundle. The manifest comes first and names the others; it is written last."""
-        ref = self._bundle_ref
-        if ref is None:
+        if self._download is None:
             return []
-        directory = self._bundle_directory(ref.sha256)
         try:
-            if sha256 == ref.sha256:
-                self._manifest_bytes = data
-                manifest = bundles.parse_manifest(data, where=f"the bundle of run {self.run}")
-            else:
-                manifest = bundles.parse_manifest(self._manifest_bytes, where=f"the bundle of run {self.run}")
+            missing = self._download.take(sha256, data)
+            stored = None if missing else self._download.stored()
         except BundleError as error:
             return self.unfit(error.message)
-        actions: list[Action] = []
-        missing = 0
-        for file in manifest.files(golden=False):
-            path = directory / file.path
-            if file.sha256 == sha256:
-                write_atomic(path, data)
-            elif not path.exists() or sha256_hex(path.read_bytes()) != file.sha256:
-                missing += 1
-                actions += self._fetch(BlobRef(file.sha256, file.size_bytes), now_s)
-        if missing:
-            return actions
-        write_atomic(directory / bundles.MANIFEST, self._manifest_bytes)
-        return actions + self._use_bundle()
-
-    def _use_bundle(self) -> list[Action]:
-        assert self._bundle_ref is not None
-        bundle = bundles.read(self._bundle_directory(self._bundle_ref.sha256), golden=False)
-        if bundle.sha256 != self._bundle_ref.sha256:
-            raise BundleError(f"{bundle.path} holds another bundle")
-        self._bundle = bundle
-        return [Prepare(self._bundle)]
-
-    def _bundle_directory(self, sha256: str) -> Path:
-        return self._directory / "bundles" / sha256[:16]
+        if stored is not None:
+            return self._use(stored)
+        return [action for ref in missing for action in self._fetch(ref, now_s)]
 
     # --- replies ----------------------------------------------------------------------------------------------
 

@@ -1,0 +1,48 @@
+"""A bundle on its way to a device's disk: what is there, what is still missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgefl import bundle as bundles
+from edgefl.bundle import Bundle
+from edgefl.errors import BundleError
+from edgefl.files import sha256_hex, write_atomic
+from edgefl.protocol import BlobRef
+
+
+class Download:
+    """One bundle, named by its manifest's SHA-256. The manifest comes first, names the other files, and is written
+    last: a directory that holds one is whole. Golden files are left out, a device does not test itself."""
+
+    def __init__(self, manifest: BlobRef, folder: Path) -> None:
+        """`folder` holds a directory per bundle."""
+        self.manifest = manifest
+        self._directory = folder / manifest.sha256[:16]
+        self._manifest_bytes: bytes | None = None
+
+    def stored(self) -> Bundle | None:
+        """The bundle, when it is whole. Raises BundleError when it is damaged, or another one."""
+        if not (self._directory / bundles.MANIFEST).exists():
+            return None
+        bundle = bundles.read(self._directory, golden=False)
+        if bundle.sha256 != self.manifest.sha256:
+            raise BundleError(f"{self._directory} holds another bundle")
+        return bundle
+
+    def take(self, sha256: str, data: bytes) -> list[BlobRef]:
+        """Keep one blob, verified already; what is still missing. Raises BundleError for an unusable manifest."""
+        if sha256 == self.manifest.sha256:
+            self._manifest_bytes = data
+        if self._manifest_bytes is None:
+            return [self.manifest]
+        missing: list[BlobRef] = []
+        for file in bundles.parse_manifest(self._manifest_bytes, where="the run's bundle").files(golden=False):
+            path = self._directory / file.path
+            if file.sha256 == sha256:
+                write_atomic(path, data)
+            elif not path.exists() or sha256_hex(path.read_bytes()) != file.sha256:
+                missing.append(BlobRef(file.sha256, file.size_bytes))
+        if not missing:
+            write_atomic(self._directory / bundles.MANIFEST, self._manifest_bytes)
+        return missing
