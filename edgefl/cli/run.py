@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -58,8 +59,10 @@ def aggregate(run_file: Path, url: str | None, resume: bool, form: str) -> None:
     url = url or config.broker.url
     if url is None:
         raise ConfigError(f"{run_file}: no broker", hint='add [broker] url = "mqtt://127.0.0.1:1883", or give --broker')
-    command = f"edgefl aggregate {run_file}" + (f" --broker {url}" if url != config.broker.url else "")
-    with _run_directory(config, resume) as place:
+    command = shlex.join(
+        ["edgefl", "aggregate", str(run_file), *(["--broker", url] if url != config.broker.url else [])]
+    )
+    with _run_directory(config, resume) as (config, place):
         result = _aggregate(config, place, url, command, fleet=None)
     _finish(result, form)
 
@@ -76,7 +79,7 @@ def run(run_file: Path, resume: bool, form: str) -> None:
       edgefl run examples/digits.toml
     """
     config = read_run_file(run_file)
-    _finish(_run_here(config, resume, f"edgefl run {run_file}"), form)
+    _finish(_run_here(config, resume, shlex.join(["edgefl", "run", str(run_file)])), form)
 
 
 @click.command(short_help="See it all: 8 devices learn digits.")
@@ -108,13 +111,9 @@ def demo(devices: int, runs: Path, engine: BrokerEngine, seed: int, resume: bool
         evaluate=EvaluateSection(data="digits", target_accuracy=0.97),
         fleet=FleetSection(devices=devices, data="digits", partition="dirichlet", alpha=0.5),
     )
-    again = "edgefl demo" + "".join(
-        f" --{name} {value}"
-        for name, value, default in (
-            ("devices", devices, 8), ("runs", runs, Path("runs")), ("engine", engine, "auto"), ("seed", seed, 0)
-        )
-        if value != default
-    )  # fmt: skip
+    options = (("devices", devices, 8), ("runs", runs, Path("runs")), ("engine", engine, "auto"), ("seed", seed, 0))
+    changed = [word for name, value, default in options if value != default for word in (f"--{name}", str(value))]
+    again = shlex.join(["edgefl", "demo", *changed])
     _finish(_run_here(config, resume, again), form)
 
 
@@ -129,8 +128,9 @@ class _Result:
 
 
 @contextlib.contextmanager
-def _run_directory(config: RunFile, resume: bool) -> Iterator[Path]:
-    """The directory of a new run, or of the one to go on with. One that never became a run is removed."""
+def _run_directory(given: RunFile, resume: bool) -> Iterator[tuple[RunFile, Path]]:
+    """A new run's file and directory, or those of the run to go on with. What never became a run is removed."""
+    config = given
     runs = Path(config.runs)
     place = runs / f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     if resume:
@@ -139,28 +139,29 @@ def _run_directory(config: RunFile, resume: bool) -> Iterator[Path]:
         if not known:
             raise ConfigError(f"no run of {config.name!r} in {runs} to resume", hint="start one without --resume")
         place = known[-1].parent
+        config = resumed(read_run_file(place / "run.toml"), given)
     busy = ConfigError(f"another process carries the run {place}", hint="stop it first, or start a new run")
     try:
         with locked(place / "lock", busy):
-            yield place
+            yield config, place
     except BaseException:
         if not resume and not (place / "open.json").exists():
             shutil.rmtree(place, ignore_errors=True)
         raise
 
 
-def _run_here(config: RunFile, resume: bool, again: str) -> _Result:
+def _run_here(given: RunFile, resume: bool, again: str) -> _Result:
     """Broker, fleet and aggregator on this machine."""
     import edgefl_broker
     from edgefl.cli.data import write_parts
 
-    if config.fleet is None:
+    if given.fleet is None:
         raise ConfigError(
             "the run file has no [fleet]", hint="add [fleet] devices = 8 and data = ..., or use `edgefl aggregate`"
         )
-    fleet = config.fleet
-    names = [f"device-{i + 1}" for i in range(fleet.devices)]
-    with _run_directory(config, resume) as place, contextlib.ExitStack() as stack:
+    with _run_directory(given, resume) as (config, place), contextlib.ExitStack() as stack:
+        fleet = config.fleet or given.fleet
+        names = [f"device-{i + 1}" for i in range(fleet.devices)]
         parts = place / "data"
         if not (parts / f"{names[-1]}.npz").exists():
             write_parts(fleet.data, parts, names, fleet.partition, fleet.alpha, fleet.per_device, config.seed)
@@ -193,13 +194,11 @@ def _aggregate(
 ) -> _Result:
     """Carry a run to its end, with a fleet of our own or whoever comes."""
     address = Address.parse(url)
-    again_run = (place / "run.json").exists()
-    if again_run:
-        config = resumed(read_run_file(place / "run.toml"), config)
     bundle = _bundle_of(config, place)
     method = make_method(config, {t.name: bundle.weights()[t.name] for t in bundle.manifest.shared()}, where="run file")
     evaluate = _evaluator(config, bundle)
-    store = Store.open(place) if again_run else Store.create(place, to_toml(config))
+    begun = (place / "run.json").exists()
+    store = Store.open(place) if begun else Store.create(place, to_toml(config))
     run_id = place.name
     with contextlib.ExitStack() as stack:
         stack.callback(store.close)

@@ -200,3 +200,26 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
     assert code == 0, err
     assert json_of(out)["rounds"] == 8
     assert [device.end()[0] for device in devices] == [0, 0, 0]
+
+
+def test_a_resume_keeps_the_fleet_of_the_run_whatever_the_file_says_now(
+    start: Start, digits_bundle: Path, tmp_path: Path
+) -> None:
+    """Three devices begin; the file is changed to two devices with another split and more rounds; three go on, with
+    the data they had."""
+    run_file = write_run_file(tmp_path, digits_bundle, 40, '[fleet]\ndevices = 3\ndata = "digits"\n')
+    first = start("run", str(run_file))
+    first.wait_for_round(2)
+    first.child.send_signal(signal.SIGINT)
+    assert first.end()[0] == 130
+    (run_dir,) = (tmp_path / "runs").iterdir()
+    parts = {path.name: path.read_bytes() for path in (run_dir / "data").iterdir()}
+    text = run_file.read_text().replace("\ndevices = 3", '\ndevices = 2\npartition = "dirichlet"')
+    done = len((run_dir / "metrics.jsonl").read_text().splitlines())
+    run_file.write_text(text.replace("rounds = 40", f"rounds = {done + 2}"))
+    code, out, err = start("run", str(run_file), "--resume", "--format", "json").end()
+    assert code == 0, err
+    assert json_of(out)["rounds"] == done + 2
+    last = json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["devices"] == ["device-1", "device-2", "device-3"]
+    assert {path.name: path.read_bytes() for path in (run_dir / "data").iterdir()} == parts
