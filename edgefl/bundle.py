@@ -49,8 +49,8 @@ class StateTensor(_Frozen, frozen=True):
     """A named tensor that lives on a device between programs.
 
     `fuse` is the rule for federation: "mean" travels and is averaged, "local" never leaves the device.
-    By default parameters and floating-point buffers are "mean"; integer buffers (BatchNorm's
-    num_batches_tracked) and optimizer moments are "local".
+    By default parameters that train and floating-point buffers that training changes are "mean"; frozen parameters,
+    constant buffers, integer buffers (BatchNorm's num_batches_tracked) and the optimizer's tensors are "local".
     """
 
     name: str
@@ -67,14 +67,15 @@ class StateTensor(_Frozen, frozen=True):
 class Input(_Frozen, frozen=True):
     """A program's input that is not state. A string in `shape` is a dimension known at run time ("batch").
 
-    `source`: "features" and "labels" come from the task's feed; "setting" is a scalar from the task's
-    settings, else `default`.
+    `source`: "features" and "labels" come from the task's feed; "present" is 1 for each example of the batch and 0 for
+    each row that only fills it up, where the batch size is fixed; "setting" is a scalar from the task's settings, else
+    `default`.
     """
 
     name: str
     dtype: Dtype
     shape: tuple[int | str, ...]
-    source: Literal["features", "labels", "setting"]
+    source: Literal["features", "labels", "present", "setting"]
     default: float | None = None
 
 

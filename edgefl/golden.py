@@ -31,14 +31,23 @@ def replay(bundle: Bundle) -> dict[str, float]:
     worst: dict[str, float] = {}
     for name, program in bundle.manifest.programs.items():
         golden = bundle.golden(name)
-        given = {key.removeprefix("in."): value for key, value in golden.items() if key.startswith("in.")}
         want = {key.removeprefix("out."): value for key, value in golden.items() if key.startswith("out.")}
-        values = {**weights, **given}
+        values = golden_values(weights, golden)
         got = Runner(bundle.bytes_of(program.file)).run(values)
         errors = compare(program, values, got, want)
         worst[name] = max(errors.values(), default=0.0)
         require(errors, program.parity.tolerance, program=name, check="golden")
     return worst
+
+
+def golden_values(weights: Mapping[str, Array], golden: Mapping[str, Array]) -> dict[str, Array]:
+    """What a golden file's program is given: its inputs, and the weights; a scalar "in.NAME" fills a state tensor."""
+    values = dict(weights)
+    for key, value in golden.items():
+        name = key.removeprefix("in.")
+        if key.startswith("in."):
+            values[name] = np.full_like(weights[name], value) if name in weights else value
+    return values
 
 
 class Runner:

@@ -40,7 +40,7 @@ class FedAvg(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     batch_size: Annotated[int, Meta(ge=0)] = 32
     learning_rate: Annotated[float, Meta(gt=0)] = 0.1
     decay: Annotated[float, Meta(gt=0, le=1)] = 1.0
-    reset: tuple[str, ...] = ("momentum.*",)
+    reset: tuple[str, ...] = ("optimizer.*",)
     send_as: Literal["value", "delta"] = "value"
     encoding: Literal["float32", "float16"] = "float32"
     evaluate: bool = False

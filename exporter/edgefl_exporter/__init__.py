@@ -5,6 +5,7 @@ The only part of edgefl that imports torch.
 
 from edgefl_exporter.export import export
 from edgefl_exporter.load_model import load_model
-from edgefl_exporter.optimizers import SGD
+from edgefl_exporter.optimizers import SGD, Adam
+from edgefl_exporter.update import Group
 
-__all__ = ["SGD", "export", "load_model"]
+__all__ = ["SGD", "Adam", "Group", "export", "load_model"]

@@ -7,23 +7,26 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
+import msgspec
 import onnx
 import onnxruntime
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import edgefl
 from edgefl import bundle
 from edgefl.bundle import Bundle, DataContract, File, Manifest, Normalisation, Parity, Program, StateTensor
 from edgefl.errors import InputError, LoweringError
 from edgefl.tensors import Tensors
-from edgefl_exporter.losses import LOSSES, CrossEntropy
+from edgefl_exporter.losses import LOSSES, Labels, Loss
 from edgefl_exporter.lowering import lower
 from edgefl_exporter.model import DTYPES, Parts, take_apart
 from edgefl_exporter.optimizers import SGD, Optimizer
 from edgefl_exporter.parity import prove
-from edgefl_exporter.programs import classify
 from edgefl_exporter.programs.program import Definition
+from edgefl_exporter.programs.supervised import Supervised
+from edgefl_exporter.samples import samples_of
+from edgefl_exporter.update import Group, Update
 
 PROGRAMS = ("train", "evaluate", "predict")
 _NO_FILE = File("", "", 0)
@@ -36,8 +39,15 @@ def export(
     *,
     out: Path,
     name: str,
-    loss: str = "cross_entropy",
+    loss: str | Loss = "cross_entropy",
     optimizer: Optimizer = SGD(),  # noqa: B008  (frozen)
+    groups: Sequence[Group] = (),
+    clip_norm: float | None = None,
+    proximal: float | None = None,
+    micro_batches: int = 1,
+    train: Sequence[str] = (),
+    lora: int = 0,
+    batch: int | None = None,
     programs: Sequence[str] = PROGRAMS,
     method: str = "fedavg",
     normalisation: Normalisation = Normalisation(),  # noqa: B008  (frozen)
@@ -47,35 +57,49 @@ def export(
     """Lower `model` to training programs, prove them against PyTorch, and write a bundle to the directory `out`.
 
     `example_input` is a batch [batch, ...]; its shape and dtype become the data contract. The model is left as it
-    was. Parameters with requires_grad=False are kept but not trained. Equal models, seeds and versions give equal
-    bytes. Raises LoweringError for a model that cannot become a program, ParityError for a program that does not
-    compute what PyTorch computes; either way nothing is written.
+    was. Equal models, options, seeds and versions give equal bytes.
+
+    loss             a name of `edgefl_exporter.losses.LOSSES`, or a Loss
+    optimizer, groups, clip_norm, proximal, micro_batches   see `edgefl_exporter.update.Update`
+    train, lora      what trains, see `edgefl_exporter.model.take_apart`; what does not never leaves a device
+    batch            a fixed batch size for the programs that train; by default it is dynamic
+    programs         of: train, gradient, evaluate, predict. With `proximal` there is also `anchor`
+
+    Raises LoweringError for a model that cannot become a program, ParityError for a program that does not compute what
+    PyTorch computes, InputError for an option that makes no sense; in each case nothing is written.
     """
     tell = progress or (lambda line: None)
     _check_normalisation(normalisation, example_input)
-    parts = take_apart(model)
+    update = Update(optimizer, tuple(groups), clip_norm, proximal, micro_batches)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        classes = _check_model(parts, example_input, loss)
+        parts = take_apart(model, train=train, lora=lora)
+        chosen = _loss_named(loss)
+        kind = _check_model(parts, example_input, chosen)
+        task = Supervised(parts, samples_of(parts.module, example_input, chosen, kind), update, batch)
+        _check_batch(task)
+        update.check(task.used)
         contract = DataContract(
             features=tuple(example_input.shape[1:]),
             dtype=DTYPES[example_input.dtype],
-            classes=classes,
+            labels=kind.shape,
+            labels_dtype=kind.dtype,
+            classes=kind.classes,
             normalisation=normalisation,
         )
-        state = parts.parameters | parts.buffers | optimizer.moments({n: parts.parameters[n] for n in parts.trained})
+        state = parts.parameters | parts.buffers | update.state(task.used)
         entries: dict[str, Program] = {}
         files: dict[str, bytes] = {}
         golden: dict[str, Tensors] = {}
-        for definition in _define(programs, parts, example_input, LOSSES[loss], optimizer, classes):
+        for definition in _define(task, programs):
             tell(f"{definition.name}: lowering")
-            data = _lower(definition, state, example_input, parts)
+            data = _lower(definition, state, task)
             entry = _entry(definition, data)
             tell(f"{definition.name}: proving against PyTorch")
-            parity, golden[definition.name] = prove(definition, entry, data, state, contract, seed)
+            parity, golden[definition.name] = prove(definition, entry, data, state, task.samples, seed)
             tell(f"{definition.name}: {len(data):,} bytes, worst relative error {parity.worst:.1e}")
             files[definition.name] = data
-            entries[definition.name] = _proven(entry, parity)
+            entries[definition.name] = msgspec.structs.replace(entry, parity=parity)
     manifest = Manifest(
         format=bundle.FORMAT,
         name=name,
@@ -83,12 +107,20 @@ def export(
         made_by=f"edgefl {edgefl.__version__}, torch {torch.__version__.split('+')[0]}, "
         f"onnxruntime {onnxruntime.__version__}",
         data=contract,
-        state=_state(parts, state),
+        state=_state(task, state),
         programs=entries,
         weights=_NO_FILE,
     )
     weights = {key: value.numpy() for key, value in state.items()}
     return bundle.write(out, manifest, weights=weights, programs=files, golden=golden)
+
+
+def _loss_named(loss: str | Loss) -> Loss:
+    if not isinstance(loss, str):
+        return loss
+    if loss not in LOSSES:
+        raise LoweringError(f"unknown loss {loss!r}", hint=f"one of: {', '.join(LOSSES)}")
+    return LOSSES[loss]
 
 
 def _check_normalisation(normalisation: Normalisation, x: Tensor) -> None:
@@ -101,10 +133,8 @@ def _check_normalisation(normalisation: Normalisation, x: Tensor) -> None:
             raise InputError(f"{name} is {', '.join(map(str, values))}; expected finite numbers, std above 0")
 
 
-def _check_model(parts: Parts, x: Tensor, loss: str) -> int:
-    """The number of classes. Raises LoweringError for a model or an input that the programs cannot use."""
-    if loss not in LOSSES:
-        raise LoweringError(f"unknown loss {loss!r}", hint=f"one of: {', '.join(LOSSES)}")
+def _check_model(parts: Parts, x: Tensor, loss: Loss) -> Labels:
+    """What labels the model's loss takes. Raises LoweringError for a model or an input that programs cannot use."""
     if x.dim() < 1 or x.shape[0] < 1 or x.dtype not in DTYPES:
         raise LoweringError(f"the example input is {x.dtype} {list(x.shape)}; expected a batch [batch, ...]")
     rows = torch.cat([x] * 2)
@@ -118,10 +148,10 @@ def _check_model(parts: Parts, x: Tensor, loss: str) -> int:
             f"the model fails on an input of shape {list(rows.shape)}: {type(error).__name__}: {line}",
             hint="is the example input's shape [batch, ...] right?",
         ) from error
-    classes = LOSSES[loss].check(output)
+    kind = loss.labels(output)
     if output.shape[0] != rows.shape[0]:
         raise LoweringError(
-            f"the model turns {rows.shape[0]} examples into {output.shape[0]} rows of logits; expected one row each",
+            f"the model turns {rows.shape[0]} examples into {output.shape[0]} rows; expected one row each",
             hint="keep the first dimension for the batch",
         )
     if not bool(output.isfinite().all()):
@@ -129,36 +159,56 @@ def _check_model(parts: Parts, x: Tensor, loss: str) -> int:
             "the model gives values that are not finite on the example input",
             hint="look for a division by zero, or the log or square root of something not positive",
         )
-    return classes
+    return kind
 
 
-def _define(
-    programs: Sequence[str], parts: Parts, x: Tensor, loss: CrossEntropy, optimizer: Optimizer, classes: int
-) -> list[Definition]:
+def _check_batch(task: Supervised) -> None:
+    """Raises InputError for a fixed batch size that cannot be, LoweringError where padding would count."""
+    if task.batch is None:
+        return
+    if task.batch < 1:
+        raise InputError(f"the batch size is {task.batch}; expected at least 1, or dynamic")
+    for path, child in task.parts.module.named_modules():
+        if isinstance(child, nn.modules.batchnorm._BatchNorm) and path not in task.parts.frozen:
+            raise LoweringError(
+                f"module {path!r} is {type(child).__name__}: its statistics would count the padding of a short batch",
+                hint="export with a dynamic batch, or use GroupNorm",
+            )
+    kind = task.samples.kind
+    each = task.loss.each(torch.zeros(2, *task.output_shape), task.loss.sample(kind, 2, torch.Generator()))
+    if each.dim() == 0:
+        raise LoweringError(
+            "a fixed batch size needs a loss for each example", hint="return [batch] from the loss function"
+        )
+
+
+def _define(task: Supervised, programs: Sequence[str]) -> list[Definition]:
     """The definitions of the named programs."""
     makers: dict[str, Callable[[], Definition]] = {
-        "train": lambda: classify.train(parts, x, loss, optimizer),
-        "evaluate": lambda: classify.evaluate(parts, x, loss),
-        "predict": lambda: classify.predict(parts, x, classes),
+        "train": task.train,
+        "gradient": task.gradient,
+        "evaluate": task.evaluate,
+        "predict": task.predict,
     }
     for program in programs:
         if program not in makers:
             raise LoweringError(f"unknown program {program!r}", hint=f"of: {', '.join(makers)}")
-    return [makers[program]() for program in programs]
+        if program in ("train", "gradient") and not task.used:
+            raise LoweringError(
+                "nothing of the model trains: no parameter has requires_grad and takes part in the loss",
+                hint="choose what trains with --train",
+            )
+    definitions = [makers[program]() for program in programs]
+    return [*definitions, task.anchor()] if task.update.proximal is not None else definitions
 
 
-def _lower(definition: Definition, state: dict[str, Tensor], x: Tensor, parts: Parts) -> bytes:
-    inputs = {
-        "features": x,
-        "labels": torch.zeros(len(x), dtype=torch.int64),
-        "setting": torch.tensor(0.1),
-    }
+def _lower(definition: Definition, state: dict[str, Tensor], task: Supervised) -> bytes:
     names = {entry.name for entry in definition.inputs}
     if clash := sorted(names & state.keys()):
         raise LoweringError(f"a parameter or buffer is called {clash[0]!r}, as an input is", hint="rename it")
-    example = {entry.name: inputs[entry.source] for entry in definition.inputs} | state
-    batched = {entry.name for entry in definition.inputs if entry.source != "setting"}
-    return lower(definition.step, example, batched=batched, module=parts.module)
+    drawn = definition.draw(task.samples, 2, torch.Generator().manual_seed(0))
+    batched = {e.name for e in definition.inputs if e.source != "setting"} if definition.batch is None else set()
+    return lower(definition.step, drawn | state, batched=batched, module=task.parts.module)
 
 
 def _entry(definition: Definition, data: bytes) -> Program:
@@ -180,17 +230,14 @@ def _entry(definition: Definition, data: bytes) -> Program:
     )
 
 
-def _proven(entry: Program, parity: Parity) -> Program:
-    return Program(entry.file, entry.inputs, entry.outputs, entry.reads, entry.writes, parity, entry.golden)
-
-
-def _state(parts: Parts, state: dict[str, Tensor]) -> tuple[StateTensor, ...]:
-    """Parameters and float buffers are averaged; counters and moments stay on the device."""
+def _state(task: Supervised, state: dict[str, Tensor]) -> tuple[StateTensor, ...]:
+    """What training changes is averaged: parameters and float buffers. The optimizer's tensors stay on the device."""
+    shared = {*task.used, *(name for name in task.changing if state[name].is_floating_point())}
     tensors = []
     for name, value in state.items():
         role: Literal["parameter", "buffer", "optimizer"] = (
-            "parameter" if name in parts.parameters else "buffer" if name in parts.buffers else "optimizer"
+            "parameter" if name in task.parts.parameters else "buffer" if name in task.parts.buffers else "optimizer"
         )
-        shared = role != "optimizer" and value.is_floating_point()
-        tensors.append(StateTensor(name, DTYPES[value.dtype], tuple(value.shape), role, "mean" if shared else "local"))
+        fuse: Literal["mean", "local"] = "mean" if name in shared else "local"
+        tensors.append(StateTensor(name, DTYPES[value.dtype], tuple(value.shape), role, fuse))
     return tuple(tensors)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import difflib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from edgefl.bundle import Dtype
-from edgefl.errors import LoweringError
+from edgefl.bundle import Dtype, select
+from edgefl.errors import InputError, LoweringError
+from edgefl_exporter.adapters import PARAMETERS, add_adapters
 
 DTYPES: dict[torch.dtype, Dtype] = {
     torch.float32: "float32",
@@ -27,18 +29,23 @@ DTYPES: dict[torch.dtype, Dtype] = {
 class Parts:
     """A model's own copy and its tensors. A tensor shared by two layers appears once, under its first name.
 
-    parameters   all of them; `trained` names those with requires_grad
+    parameters   all of them; `trained` names those that train
     buffers      persistent ones; the others are constants of the program
+    frozen       paths of modules that stay in evaluation mode while the rest trains
     """
 
     module: nn.Module
     parameters: dict[str, Tensor]
     trained: tuple[str, ...]
     buffers: dict[str, Tensor]
+    frozen: tuple[str, ...] = ()
 
     def call(self, values: Mapping[str, Tensor], x: Tensor, *, training: bool) -> tuple[object, dict[str, Tensor]]:
         """The model's output and the buffers after it, with parameters and buffers taken from `values`."""
-        self.module.train(training)
+        if training:
+            self.train_mode(self.module)
+        else:
+            self.module.eval()
         buffers = {name: values[name].clone() for name in self.buffers}
         given = {name: values[name] for name in self.parameters} | buffers
         return functional_call(self.module, given, (x,)), buffers
@@ -52,9 +59,22 @@ class Parts:
                 tensors[name].copy_(values[name])
         return module
 
+    def train_mode(self, module: nn.Module) -> nn.Module:
+        """The module (or a copy of it) in training mode, but for its frozen parts."""
+        module.train()
+        for path in self.frozen:
+            module.get_submodule(path).eval()
+        return module
 
-def take_apart(model: object) -> Parts:
-    """The parts of a model, which itself is left as it was found. Raises LoweringError for what is not a model."""
+
+def take_apart(model: object, *, train: Sequence[str] = (), lora: int = 0) -> Parts:
+    """The parts of a model, which itself is left as it was found.
+
+    Every parameter with requires_grad trains, or with `train` those that any of its patterns matches. `lora`: the rank
+    of adapters (edgefl_exporter.adapters); they alone train, and what `train` names. A module that was put in
+    evaluation mode by itself stays so; with `train` or `lora` so does a BatchNorm none of whose parameters train.
+    Raises LoweringError for what is not a model, InputError for a pattern that matches nothing.
+    """
     if not isinstance(model, nn.Module):
         raise LoweringError(
             f"{_name(model)} is not a torch.nn.Module", hint="give a module, or a function that returns one"
@@ -67,6 +87,8 @@ def take_apart(model: object) -> Parts:
         ) from error
     for parameter in module.parameters():
         parameter.grad = None
+    if lora:
+        add_adapters(module, lora)
     _check_batch_norms(module)
     parameters = {name: p.detach() for name, p in module.named_parameters()}
     persistent = module.state_dict().keys()
@@ -78,8 +100,36 @@ def take_apart(model: object) -> Parts:
             raise LoweringError(f"tensor {name!r} is on {tensor.device}; export works on the CPU", hint="model.cpu()")
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise LoweringError(f"tensor {name!r} holds values that are not finite")
-    trained = tuple(name for name, p in module.named_parameters() if p.requires_grad)
-    return Parts(module, parameters, trained, buffers)
+    if train or lora:
+        trained = _chosen(parameters, (*train, *(PARAMETERS if lora else ())))
+    else:
+        trained = tuple(name for name, p in module.named_parameters() if p.requires_grad)
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(name in trained)
+    return Parts(module, parameters, trained, buffers, _frozen(module, trained, chosen=bool(train or lora)))
+
+
+def _chosen(parameters: Mapping[str, Tensor], patterns: Sequence[str]) -> tuple[str, ...]:
+    for pattern in patterns:
+        if pattern not in PARAMETERS and not select(parameters, [pattern]):
+            near = difflib.get_close_matches(pattern, list(parameters), n=1, cutoff=0.3)
+            raise InputError(
+                f"--train {pattern!r} matches no parameter",
+                hint=f"did you mean {near[0]!r}?" if near else f"there is: {', '.join(list(parameters)[:8])}",
+            )
+    return tuple(select(parameters, patterns))
+
+
+def _frozen(module: nn.Module, trained: Sequence[str], *, chosen: bool) -> tuple[str, ...]:
+    """The modules in evaluation mode of a model in training mode; where parameters were `chosen`, also a BatchNorm
+    that has running statistics and trains nothing of its own."""
+    found = [path for path, child in module.named_modules() if module.training and not child.training]
+    for path, child in module.named_modules():
+        if chosen and isinstance(child, nn.modules.batchnorm._NormBase) and child.track_running_stats:
+            own = {f"{path}.{name}" if path else name for name, _ in child.named_parameters()}
+            if not own & set(trained) and path not in found:
+                found.append(path)
+    return tuple(found)
 
 
 def _check_batch_norms(module: nn.Module) -> None:

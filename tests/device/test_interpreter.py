@@ -106,8 +106,8 @@ def test_reset_and_what_stays(runtime: Runtime) -> None:
 
 
 def test_a_reset_pattern_may_find_nothing(runtime: Runtime) -> None:
-    """FedAvg resets "momentum.*" also where the bundle's SGD has none."""
-    run(runtime, Task(program="train", reset=("momentum.*",), settings=LR))
+    """FedAvg resets "optimizer.*" also where the bundle's SGD has none."""
+    run(runtime, Task(program="train", reset=("optimizer.*",), settings=LR))
 
 
 def test_tasks_in_order(runtime: Runtime) -> None:

@@ -46,7 +46,7 @@ def test_manifest_names_what_each_program_reads_and_writes(bundle: Bundle) -> No
     train, evaluate = bundle.manifest.programs["train"], bundle.manifest.programs["evaluate"]
     weights = {"0.weight", "0.bias", "1.weight", "1.bias", "5.weight", "5.bias"}
     statistics = {"1.running_mean", "1.running_var"}
-    moments = {f"momentum.{name}" for name in weights}
+    moments = {f"optimizer.momentum.{name}" for name in weights}
     assert set(train.writes) == weights | statistics | moments | {"1.num_batches_tracked"}
     assert train.writes["0.weight"] == "next.0.weight"
     assert set(evaluate.reads) == weights | statistics and evaluate.writes == {}
@@ -59,7 +59,7 @@ def test_manifest_names_what_each_program_reads_and_writes(bundle: Bundle) -> No
     assert roles["0.weight"] == ("parameter", "mean")
     assert roles["1.running_var"] == ("buffer", "mean")
     assert roles["1.num_batches_tracked"] == ("buffer", "local")
-    assert roles["momentum.0.weight"] == ("optimizer", "local")
+    assert roles["optimizer.momentum.0.weight"] == ("optimizer", "local")
 
 
 def test_programs_are_plain_onnx_without_traces_of_the_machine(bundle: Bundle) -> None:

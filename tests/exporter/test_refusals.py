@@ -40,7 +40,10 @@ REFUSED: dict[str, tuple[object, str]] = {
         nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5), nn.Linear(8, 3)),
         r"operator aten\.\w+\.\w+ in module '1' cannot",
     ),
-    "images, not logits": (nn.Unflatten(1, (2, 4)), r"\[4, 2, 4\]; cross_entropy needs float32 logits"),
+    "one number, not logits": (
+        nn.Sequential(nn.Linear(8, 1), nn.Flatten(0)),
+        r"\[4\]; cross_entropy needs float32 logits",
+    ),
     "a path that depends on the batch": (
         Apply(lambda x: x if x.shape[0] > 16 else x * 2),
         "depends on the batch size",

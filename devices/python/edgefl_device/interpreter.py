@@ -132,7 +132,12 @@ def _batches(one: Plan, device: str) -> Iterator[tuple[int, Array, Array]]:
 
 
 def _inputs(one: Plan, x: Array, y: Array) -> dict[str, Array]:
-    fed = {"features": x, "labels": y}
+    """A batch as the program's inputs. Where its batch size is fixed, a shorter batch is repeated up to it."""
+    present = np.ones(len(x), np.float32)
+    if one.fixed_batch is not None and len(x) < one.fixed_batch:
+        rows = np.arange(one.fixed_batch) % len(x)
+        x, y, present = x[rows], y[rows], (np.arange(one.fixed_batch) < len(x)).astype(np.float32)
+    fed = {"features": x, "labels": y, "present": present}
     return {i.name: fed[i.source] for i in one.program.inputs if i.source != "setting"} | dict(one.settings)
 
 

@@ -35,6 +35,11 @@ class Plan:
     settings: Mapping[str, Array]
 
     @property
+    def fixed_batch(self) -> int | None:
+        """The one batch size that the program takes, None where it takes any."""
+        return fixed_batch(self.program)
+
+    @property
     def batches_per_epoch(self) -> int:
         return math.ceil(len(self.data) / (self.task.batch_size or len(self.data)))
 
@@ -61,6 +66,12 @@ def plan(number: int, task: Task, manifest: Manifest, announced: Tensors, feeds:
     for name in ("epochs", "steps", "batch_size"):
         if getattr(task, name) < 0:
             raise InputError(f"{where}: {name} is {getattr(task, name)}; expected 0 or more")
+    fixed = fixed_batch(program)
+    if fixed is not None and not 0 < task.batch_size <= fixed:
+        raise InputError(
+            f"{where}: batch_size is {task.batch_size}, but the program was exported for batches of {fixed}",
+            hint=f"ask with batch_size = {fixed}, or export with --batch dynamic",
+        )
     contract, data = _feed(where, task, program, manifest.data, announced, feeds)
     send_state, send_outputs = _sends(where, task, program, manifest)
     return Plan(
@@ -75,6 +86,12 @@ def plan(number: int, task: Task, manifest: Manifest, announced: Tensors, feeds:
         send_outputs=send_outputs,
         settings=_settings(where, task, program),
     )
+
+
+def fixed_batch(program: Program) -> int | None:
+    """The batch size in the shape of the program's features, None where it is known only at run time."""
+    sizes = [i.shape[0] for i in program.inputs if i.source == "features" and i.shape]
+    return sizes[0] if sizes and isinstance(sizes[0], int) else None
 
 
 def _feed(
@@ -170,7 +187,7 @@ def _sends(where: str, task: Task, program: Program, manifest: Manifest) -> tupl
 
 def _matches(where: str, what: str, globs: tuple[str, ...], names: list[str]) -> tuple[str, ...]:
     for glob in globs:
-        optional = what == "reset" and any(c in glob for c in "*?[")  # "momentum.*" where there is no momentum
+        optional = what == "reset" and any(c in glob for c in "*?[")  # "optimizer.*" where there is no momentum
         if not optional and not select(names, [glob]):
             raise InputError(f"{where}: {what} {glob!r} matches no tensor")
     return tuple(select(names, globs))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from edgefl.bundle import Input, Output
+from edgefl_exporter.samples import Samples
 
 Values = Mapping[str, Tensor]
+FEATURES, LABELS, PRESENT = "x", "y", "present"
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,9 @@ class Definition:
     oracle   PyTorch's own answer for the same names, made another way: the real module, `backward()`,
              torch.optim. May add `slack.NAME`: by how much an output may differ where examples are undecided
     writes   state tensor -> name of the result that holds its next value
+    typical  state that is proven from this number instead of its initial one: a second moment of zero makes Adam's
+             first step the sign of each gradient, also of those that are only rounding noise
+    batch    the one batch size of a program that has no dynamic one; a smaller batch is padded
     """
 
     name: str
@@ -29,6 +35,29 @@ class Definition:
     writes: dict[str, str]
     step: Callable[[Values], dict[str, Tensor]]
     oracle: Callable[[Values], dict[str, Tensor]]
+    typical: Mapping[str, float] = field(default_factory=dict)
+    batch: int | None = None
+
+    def draw(self, samples: Samples, count: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Random inputs for `count` examples, padded where the batch is fixed; settings have their defaults."""
+        count = min(count, self.batch or count)
+        values: dict[str, Tensor] = {}
+        for entry in self.inputs:
+            if entry.source == "setting":
+                values[entry.name] = torch.tensor(entry.default, dtype=getattr(torch, entry.dtype))
+            elif entry.source == "labels":
+                values[entry.name] = self._padded(samples.labels(count, generator))
+            elif entry.source == "features":
+                values[entry.name] = self._padded(samples.features(count, generator))
+            else:
+                values[entry.name] = (torch.arange(self.batch or count) < count).to(torch.float32)
+        return values
+
+    def _padded(self, rows: Tensor) -> Tensor:
+        """The rows again and again, up to the batch size."""
+        if self.batch is None:
+            return rows
+        return torch.cat([rows] * -(-self.batch // len(rows)))[: self.batch]
 
 
 def following(name: str) -> str:

@@ -1,0 +1,245 @@
+"""Programs of a model that learns from labelled examples: train, gradient, anchor, evaluate, predict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from edgefl.bundle import Input, Output
+from edgefl.errors import LoweringError
+from edgefl_exporter.losses import Loss
+from edgefl_exporter.model import DTYPES, Parts
+from edgefl_exporter.programs.program import FEATURES, LABELS, PRESENT, Definition, Values, following
+from edgefl_exporter.samples import Samples
+from edgefl_exporter.update import Update, anchor
+
+LOSS = Output("loss", "float32", (), "mean")
+
+
+@dataclass(frozen=True)
+class Supervised:
+    """A model, its loss and its update, from which each program is made.
+
+    `batch`: the one batch size of the programs that train, whose short batches are padded; None for a dynamic one.
+    """
+
+    parts: Parts
+    samples: Samples
+    update: Update
+    batch: int | None = None
+
+    @property
+    def loss(self) -> Loss:
+        return self.samples.loss
+
+    def train(self) -> Definition:
+        """One step of training: forward, backward and update. Loss and metrics are those before the step."""
+        used = self.used
+
+        def step(values: Values) -> dict[str, Tensor]:
+            result, gradients, after = self._differentiate(values)
+            examples = _count(values)
+            weights, state = self.update.step({n: values[n] for n in gradients}, gradients, values, examples)
+            return result | {following(name): value for name, value in (weights | state | after).items()}
+
+        def oracle(values: Values) -> dict[str, Tensor]:
+            result, weights, after = self._backward(values)
+            mine = {name: w for name, w in weights.items() if w.grad is not None}
+            examples = int(_count(values))
+            state = self.update.torch(mine, values, examples)
+            after = {n: w.detach() for n, w in mine.items()} | state | after
+            return result | {following(name): after[name].detach() for name in writes}
+
+        writes = {n: following(n) for n in (*used, *self.update.written(used), *self.changing)}
+        inputs = (*self._inputs(), *self.update.settings)
+        typical = self.update.optimizer.typical(used)
+        return Definition("train", inputs, self._outputs(), writes, step, oracle, typical, self.batch)
+
+    def gradient(self) -> Definition:
+        """The gradient of the mean loss by each trained parameter, as an output; nothing of it is applied."""
+        used = self.used
+
+        def step(values: Values) -> dict[str, Tensor]:
+            result, gradients, after = self._differentiate(values)
+            return (
+                result
+                | {_gradient(name): g for name, g in gradients.items()}
+                | {following(name): value for name, value in after.items()}
+            )
+
+        def oracle(values: Values) -> dict[str, Tensor]:
+            result, weights, after = self._backward(values)
+            found = {_gradient(name): w.grad for name, w in weights.items() if w.grad is not None}
+            return result | found | {following(name): after[name] for name in after}
+
+        outputs = tuple(Output(_gradient(name), "float32", tuple(w.shape), "mean") for name, w in used.items())
+        writes = {name: following(name) for name in self.changing}
+        found = (*self._outputs(), *outputs)
+        return Definition("gradient", self._inputs(), found, writes, step, oracle, batch=self.batch)
+
+    def anchor(self) -> Definition:
+        """The parameters of now become what the proximal term pulls to."""
+        used = self.used
+
+        def step(values: Values) -> dict[str, Tensor]:
+            return {following(anchor(name)): values[name].clone() for name in used}
+
+        writes = {anchor(name): following(anchor(name)) for name in used}
+        return Definition("anchor", (), (), writes, step, step)
+
+    def evaluate(self) -> Definition:
+        """Loss and metrics in evaluation mode; nothing changes."""
+
+        def step(values: Values) -> dict[str, Tensor]:
+            output, _ = self.parts.call(values, values[FEATURES], training=False)
+            assert isinstance(output, Tensor)
+            return self._measured(output, values, self.loss.each(output, values[LABELS]).mean())
+
+        def oracle(values: Values) -> dict[str, Tensor]:
+            with torch.no_grad():
+                output = self.parts.load(values).eval()(values[FEATURES])
+                cost = self.loss.torch(output, values[LABELS])
+                return self._measured(output, values, cost) | self._slack(output)
+
+        return Definition("evaluate", (self._features(None), self._labels(None)), self._outputs(), {}, step, oracle)
+
+    def predict(self) -> Definition:
+        """The model's output in evaluation mode."""
+
+        def step(values: Values) -> dict[str, Tensor]:
+            output, _ = self.parts.call(values, values[FEATURES], training=False)
+            assert isinstance(output, Tensor)
+            return {self.loss.output: output}
+
+        def oracle(values: Values) -> dict[str, Tensor]:
+            with torch.no_grad():
+                return {self.loss.output: self.parts.load(values).eval()(values[FEATURES])}
+
+        output = Output(self.loss.output, "float32", ("batch", *self.output_shape), "concat")
+        return Definition("predict", (self._features(None),), (output,), {}, step, oracle)
+
+    def _differentiate(self, values: Values) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+        """Loss and metrics, gradients, and the buffers afterwards, as functions that can be traced.
+
+        A parameter that the loss does not depend on is not among them: torch.optim leaves it alone, decay too.
+        """
+        with torch.enable_grad():
+            weights = {name: values[name].detach().requires_grad_() for name in self.used}
+            output, buffers = self.parts.call({**values, **weights}, values[FEATURES], training=True)
+            assert isinstance(output, Tensor)
+            cost = _mean(self.loss.each(output, values[LABELS]), values)
+            gradients = torch.autograd.grad(cost, list(weights.values()))
+        after = {name: buffers[name] for name in self.changing}
+        return (
+            self._measured(output.detach(), values, cost.detach()),
+            dict(zip(weights, gradients, strict=True)),
+            after,
+        )
+
+    def _backward(self, values: Values) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+        """The same by PyTorch's own means, without the padding: results, weights with .grad, buffers afterwards."""
+        count = int(_count(values))
+        real = {name: values[name][:count] for name in (FEATURES, LABELS)}
+        module = self.parts.train_mode(self.parts.load(values))
+        weights = {name: w for name, w in module.named_parameters() if name in self.parts.trained}
+        output = module(real[FEATURES])
+        cost = self.loss.torch(output, real[LABELS])
+        cost.backward()  # type: ignore[no-untyped-call]
+        buffers = dict(module.named_buffers())
+        after = {name: buffers[name].detach().clone() for name in self.changing}
+        output = output.detach()
+        return self._measured(output, real, cost.detach()) | self._slack(output), dict(weights), after
+
+    def _measured(self, output: Tensor, values: Values, cost: Tensor) -> dict[str, Tensor]:
+        """The loss and every metric of the batch, padding left out."""
+        found = {"loss": cost}
+        each = self.loss.measure(output, values[LABELS])
+        for name, over_batches in self.loss.measures:
+            found[name] = _mean(each[name], values) if over_batches == "mean" else _sum(each[name], values)
+        return found
+
+    def _slack(self, output: Tensor) -> dict[str, Tensor]:
+        return {f"slack.{name}": value for name, value in self.loss.slack(output).items()}
+
+    def _outputs(self) -> tuple[Output, ...]:
+        return (LOSS, *(Output(name, "float32", (), over) for name, over in self.loss.measures))
+
+    def _inputs(self) -> tuple[Input, ...]:
+        inputs = self._features(self.batch), self._labels(self.batch)
+        return inputs if self.batch is None else (*inputs, Input(PRESENT, "float32", (self.batch,), "present"))
+
+    def _features(self, batch: int | None) -> Input:
+        x = self.samples.example
+        return Input(FEATURES, DTYPES[x.dtype], (batch or "batch", *x.shape[1:]), "features")
+
+    def _labels(self, batch: int | None) -> Input:
+        kind = self.samples.kind
+        return Input(LABELS, kind.dtype, (batch or "batch", *kind.shape), "labels")
+
+    @cached_property
+    def _trial(self) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+        """What one step of PyTorch touches: the trained parameters that the loss depends on, and the buffers that a
+        forward pass changes."""
+        generator = torch.Generator().manual_seed(0)
+        rows, labels = self.samples.features(4, generator), self.samples.labels(4, generator)
+        module = self.parts.train_mode(self.parts.load(self.parts.parameters | self.parts.buffers))
+        before = {name: (b, b.clone()) for name, b in module.named_buffers() if name in self.parts.buffers}
+        with torch.enable_grad():
+            cost = self.loss.torch(module(rows), labels)
+            weights = [dict(module.named_parameters())[name] for name in self.parts.trained]
+            grads = torch.autograd.grad(cost, weights, allow_unused=True) if weights else ()
+        after = dict(module.named_buffers())
+        for name, (buffer, _) in before.items():
+            if after[name] is not buffer:
+                raise LoweringError(
+                    f"the model puts a new tensor in place of its buffer {name!r}",
+                    hint="change it in place: self.buffer.copy_(value)",
+                )
+        used = {n: self.parts.parameters[n] for n, g in zip(self.parts.trained, grads, strict=True) if g is not None}
+        return used, tuple(name for name, (buffer, value) in before.items() if not torch.equal(buffer, value))
+
+    @cached_property
+    def output_shape(self) -> tuple[int, ...]:
+        """The shape of one example's output."""
+        rows = torch.cat([self.samples.example] * 2)
+        with torch.no_grad():
+            output = self.parts.load(self.parts.parameters | self.parts.buffers).eval()(rows)
+        return tuple(output.shape[1:])
+
+    @property
+    def used(self) -> dict[str, Tensor]:
+        """The trained parameters that the loss depends on."""
+        return self._trial[0]
+
+    @property
+    def changing(self) -> tuple[str, ...]:
+        """The buffers that training changes."""
+        return self._trial[1]
+
+
+def _gradient(name: str) -> str:
+    return f"gradient.{name}"
+
+
+def _count(values: Mapping[str, Tensor]) -> Tensor:
+    """How many examples the batch has, padding not counted."""
+    if PRESENT in values:
+        return values[PRESENT].sum()
+    x = values[FEATURES]
+    return torch.ones_like(x if x.dim() == 1 else x.flatten(1).select(1, 0), dtype=torch.float32).sum()
+
+
+def _sum(each: Tensor, values: Values) -> Tensor:
+    """The sum of one number per example, padding left out."""
+    return (each * values[PRESENT]).sum() if PRESENT in values else each.sum()
+
+
+def _mean(each: Tensor, values: Values) -> Tensor:
+    """The mean of one number per example, padding left out; a number for the whole batch as it is."""
+    if PRESENT in values:
+        return _sum(each, values) / values[PRESENT].sum()
+    return each.mean()

@@ -1,0 +1,224 @@
+"""From gradients to the next state: accumulation, the proximal term, clipping, parameter groups, then the optimizer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edgefl.bundle import Input, select
+from edgefl.errors import InputError
+from edgefl_exporter.optimizers import STATE, Optimizer
+
+Tensors = Mapping[str, Tensor]
+
+LEARNING_RATE, CLIP_NORM, PROXIMAL, MICRO_BATCHES = "learning_rate", "clip_norm", "proximal", "micro_batches"
+EXAMPLES, COUNT = f"{STATE}examples", f"{STATE}micro_batch"
+CLIP_EPSILON = 1e-6  # torch.nn.utils.clip_grad_norm_'s
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that are treated apart.
+
+    parameters      shell-style patterns; the first group that matches a parameter has it
+    learning_rate   times the program's setting
+    weight_decay    in place of the optimizer's
+    clip_norm       clip these gradients together, by their own norm
+    """
+
+    parameters: tuple[str, ...]
+    learning_rate: float = 1.0
+    weight_decay: float | None = None
+    clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        """Raises InputError for a value that trains nothing or the wrong way."""
+        for name in ("learning_rate", "weight_decay", "clip_norm"):
+            value = getattr(self, name)
+            if value is not None and (not math.isfinite(value) or value < 0):
+                raise InputError(f"group {', '.join(self.parameters)}: {name} is {value}; expected at least 0")
+
+
+@dataclass(frozen=True)
+class Update:
+    """What happens to gradients in a step of training.
+
+    optimizer       the rule
+    groups          parameters with their own learning rate, weight decay or clipping
+    clip_norm       the greatest norm of all gradients together (of those in no group that clips by itself); the
+                    default of the setting `clip_norm`. None: not clipped
+    proximal        mu of FedProx's term (mu / 2) |w - anchor|^2 (Li et al. 2020, arXiv:1812.06127, eq. 2), the default
+                    of the setting `proximal`; the program `anchor` makes the parameters of now the anchor. None: none
+    micro_batches   over how many batches gradients are added up before a step, each example counting the same; the
+                    default of the setting `micro_batches`
+    """
+
+    optimizer: Optimizer
+    groups: tuple[Group, ...] = ()
+    clip_norm: float | None = None
+    proximal: float | None = None
+    micro_batches: int = 1
+
+    def __post_init__(self) -> None:
+        """Raises InputError for a value that trains nothing or the wrong way."""
+        if self.clip_norm is not None and not (math.isfinite(self.clip_norm) and self.clip_norm > 0):
+            raise InputError(f"clip_norm is {self.clip_norm}; expected a finite number above 0")
+        if self.proximal is not None and not (math.isfinite(self.proximal) and self.proximal >= 0):
+            raise InputError(f"proximal is {self.proximal}; expected a finite number, at least 0")
+        if self.micro_batches < 1:
+            raise InputError(f"micro_batches is {self.micro_batches}; expected at least 1")
+
+    @property
+    def settings(self) -> tuple[Input, ...]:
+        """The program's scalar inputs."""
+        found = [(LEARNING_RATE, self.optimizer.learning_rate)]
+        if self.clip_norm is not None:
+            found.append((CLIP_NORM, self.clip_norm))
+        if self.proximal is not None:
+            found.append((PROXIMAL, self.proximal))
+        if self.micro_batches > 1:
+            found.append((MICRO_BATCHES, float(self.micro_batches)))
+        return tuple(Input(name, "float32", (), "setting", default) for name, default in found)
+
+    def state(self, parameters: Tensors) -> dict[str, Tensor]:
+        """All tensors beside the parameters, before the first step."""
+        found = self.optimizer.state(parameters)
+        if self.proximal is not None:
+            found |= {anchor(name): w.clone() for name, w in parameters.items()}
+        if self.micro_batches > 1:
+            found |= {EXAMPLES: torch.tensor(0.0), COUNT: torch.tensor(0)}
+            found |= {_sum(name): torch.zeros_like(w) for name, w in parameters.items()}
+        return found
+
+    def written(self, parameters: Tensors) -> tuple[str, ...]:
+        """The names of the state that a step changes."""
+        return tuple(name for name in self.state(parameters) if not name.startswith(ANCHOR))
+
+    def step(
+        self, parameters: Tensors, gradients: Tensors, values: Tensors, examples: Tensor
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Next parameters and next state. `values` holds state and settings; `examples` how many the batch has."""
+        if self.micro_batches == 1:
+            return self._apply(parameters, gradients, values)
+        count, total = values[COUNT] + 1, values[EXAMPLES] + examples
+        sums = {name: values[_sum(name)] + g * examples for name, g in gradients.items()}
+        means = {name: value / total for name, value in sums.items()}
+        stepped, moved = self._apply(parameters, means, values)
+        full = count.to(torch.float32) >= values[MICRO_BATCHES]
+        state = {name: torch.where(full, value, values[name]) for name, value in moved.items()}
+        state |= {_sum(name): torch.where(full, torch.zeros_like(value), value) for name, value in sums.items()}
+        state[EXAMPLES] = torch.where(full, torch.zeros_like(total), total)
+        state[COUNT] = torch.where(full, torch.zeros_like(count), count)
+        return {name: torch.where(full, w, parameters[name]) for name, w in stepped.items()}, state
+
+    def _apply(
+        self, parameters: Tensors, gradients: Tensors, values: Tensors
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        if self.proximal is not None:
+            gradients = {n: g + values[PROXIMAL] * (parameters[n] - values[anchor(n)]) for n, g in gradients.items()}
+        gradients = dict(gradients)
+        for names, limit in self._clipped(parameters, values):
+            norm = torch.stack([gradients[name].square().sum() for name in names]).sum().sqrt()
+            scale = (limit / (norm + CLIP_EPSILON)).clamp(max=1.0)
+            gradients |= {name: gradients[name] * scale for name in names}
+        rate = values[LEARNING_RATE]
+        rates: dict[str, Tensor] = {}
+        decays: dict[str, float] = {}
+        for group, names in self._grouped(parameters):
+            rates |= dict.fromkeys(names, rate if group.learning_rate == 1 else rate * group.learning_rate)
+            decays |= dict.fromkeys(names, self._decay(group))
+        return self.optimizer.step(parameters, gradients, values, rates, decays)
+
+    def torch(self, weights: Tensors, values: Tensors, examples: int) -> dict[str, Tensor]:
+        """The same by PyTorch's own means: `weights` are leaves whose .grad is set, and are changed in place.
+
+        Gives the next state by our names.
+        """
+        after: dict[str, Tensor] = {}
+        if self.micro_batches > 1:
+            count, total = int(values[COUNT]) + 1, float(values[EXAMPLES]) + examples
+            for name, w in weights.items():
+                assert w.grad is not None
+                w.grad = values[_sum(name)] + w.grad * examples
+            if count < float(values[MICRO_BATCHES]):
+                after = {_sum(name): w.grad for name, w in weights.items() if w.grad is not None}
+                kept = {n: values[n] for n in self.optimizer.state(weights)}
+                return kept | after | {EXAMPLES: torch.tensor(total), COUNT: torch.tensor(count)}
+            for name, w in weights.items():
+                assert w.grad is not None
+                w.grad = w.grad / total
+                after[_sum(name)] = torch.zeros_like(w)
+            after |= {EXAMPLES: torch.tensor(0.0), COUNT: torch.tensor(0)}
+        if self.proximal is not None:
+            mu = float(values[PROXIMAL])
+            squares = [(w - values[anchor(name)]).square().sum() for name, w in weights.items()]
+            (0.5 * mu * torch.stack(squares).sum()).backward()  # type: ignore[no-untyped-call]
+        for names, limit in self._clipped(weights, values):
+            torch.nn.utils.clip_grad_norm_([weights[name] for name in names], float(limit))
+        rate = float(values[LEARNING_RATE])
+        groups: list[dict[str, Any]] = [
+            {
+                "params": [weights[name] for name in names],
+                "lr": rate * group.learning_rate,
+                "weight_decay": self._decay(group),
+            }
+            for group, names in self._grouped(weights)
+        ]
+        optimizer = self.optimizer.torch(groups, weights, values)
+        optimizer.step()
+        return after | self.optimizer.torch_state(optimizer, weights)
+
+    def check(self, parameters: Tensors) -> None:
+        """Raises InputError for a group that matches nothing."""
+        for group in self.groups:
+            for pattern in group.parameters:
+                if not select(parameters, [pattern]):
+                    raise InputError(f"group {pattern!r} matches no trained parameter", hint=_some(parameters))
+
+    def _grouped(self, parameters: Tensors) -> list[tuple[Group, list[str]]]:
+        """Each group with the parameters it has; the last is of those that no group matches."""
+        left = list(parameters)
+        found = []
+        for group in (*self.groups, Group(("*",))):
+            names = select(left, group.parameters)
+            left = [name for name in left if name not in names]
+            if names:
+                found.append((group, names))
+        return found
+
+    def _clipped(self, parameters: Tensors, values: Tensors) -> list[tuple[list[str], Tensor]]:
+        """The parameters whose gradients are clipped together, and the norm they are clipped to."""
+        found, rest = [], []
+        for group, names in self._grouped(parameters):
+            if group.clip_norm is None:
+                rest += names
+            else:
+                found.append((names, torch.tensor(group.clip_norm)))
+        if self.clip_norm is not None and rest:
+            found.append((rest, values[CLIP_NORM]))
+        return found
+
+    def _decay(self, group: Group) -> float:
+        return self.optimizer.weight_decay if group.weight_decay is None else group.weight_decay
+
+
+ANCHOR = "anchor."
+
+
+def anchor(parameter: str) -> str:
+    """The state tensor that the proximal term pulls a parameter to."""
+    return f"{ANCHOR}{parameter}"
+
+
+def _sum(parameter: str) -> str:
+    return f"{STATE}gradient.{parameter}"
+
+
+def _some(names: Mapping[str, object]) -> str:
+    known = list(names)
+    return f"there is: {', '.join(known[:8])}{', ...' if len(known) > 8 else ''}"
