@@ -13,7 +13,7 @@ from edgefl.errors import EdgeflError
 # name -> (module, function): a device process must not import what only an exporter needs
 _COMMANDS = {
     "demo": ("run", "demo"),
-    "export": ("bundle", "export"),
+    "export": ("export", "export"),
     "inspect": ("bundle", "inspect"),
     "verify": ("bundle", "verify"),
     "zoo": ("bundle", "zoo"),

@@ -1,4 +1,4 @@
-"""Commands on bundles: export, inspect, verify, zoo."""
+"""Commands on bundles: inspect, verify; and zoo."""
 
 from __future__ import annotations
 
@@ -7,81 +7,9 @@ from typing import Any
 
 import click
 
-from edgefl.bundle import Bundle, Normalisation, read
-from edgefl.cli.output import format_option, print_json, print_table, tell
-from edgefl.errors import InputError
+from edgefl.bundle import Bundle, read
+from edgefl.cli.output import format_option, print_json, print_table
 from edgefl.report import size
-
-
-@click.command(short_help="Compile a PyTorch model to a proven bundle.")
-@click.argument("model")
-@click.option("--method", type=click.Choice(["fedavg"]), default="fedavg", show_default=True)
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="The bundle to write; default: NAME.bundle.")
-@click.option("--input", "shape", help="Shape of one example, e.g. 1x8x8, where MODEL gives only a module.")
-@click.option(
-    "--learning-rate",
-    type=click.FloatRange(0, min_open=True),
-    default=0.1,
-    show_default=True,
-    help="Default; a run can set another.",
-)
-@click.option("--momentum", type=click.FloatRange(0, 1), default=0.0, show_default=True)
-@click.option("--weight-decay", type=click.FloatRange(0), default=0.0, show_default=True)
-@click.option(
-    "--mean", default="0", show_default=True, help="Normalisation, one number or one per channel: 0.5,0.5,0.5"
-)
-@click.option("--std", default="1", show_default=True, help="Like --mean: x becomes (x - mean) / std.")
-@click.option(
-    "--seed",
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    help="Of the initial weights and of the proof's data.",
-)
-@format_option
-def export(
-    model: str,
-    method: str,
-    out: Path | None,
-    shape: str | None,
-    learning_rate: float,
-    momentum: float,
-    weight_decay: float,
-    mean: str,
-    std: str,
-    seed: int,
-    form: str,
-) -> None:
-    """Compile a PyTorch model to a bundle of training programs, and prove them.
-
-    MODEL is FILE:OBJECT, a function or class giving an nn.Module (then give --input), or a function giving
-    (module, example_input); or zoo:NAME.
-
-    \b
-    Example:
-      edgefl export examples/digits.py:model -o digits.bundle
-    """
-    from edgefl_exporter import export as export_model
-    from edgefl_exporter.load_model import load_model
-    from edgefl_exporter.optimizers import SGD
-
-    module, example = load_model(model, parse_shape(shape) if shape else None, seed=seed)
-    name = bundle_name(model)
-    bundle = export_model(
-        module,
-        example,
-        out=out or Path(f"{name}.bundle"),
-        name=name,
-        method=method,
-        optimizer=SGD(learning_rate=learning_rate, momentum=momentum, weight_decay=weight_decay),
-        normalisation=Normalisation(_numbers(mean, "--mean"), _numbers(std, "--std")),
-        seed=seed,
-        progress=tell,
-    )
-    if form == "json":
-        print_json(summary(bundle))
-    else:
-        click.echo(f"wrote {bundle.path} ({size(_total(bundle))}), proven against PyTorch")
 
 
 @click.command(short_help="Show what is in a bundle.")
@@ -102,7 +30,9 @@ def inspect(bundle: Path, form: str) -> None:
     manifest = found.manifest
     contract = manifest.data
     click.echo(f"{manifest.name}: a bundle for {manifest.method}, made by {manifest.made_by}")
-    click.echo(f"data: {contract.dtype} {list(contract.features)}, {contract.classes or 'no'} classes")
+    labels = f"{contract.labels_dtype} {list(contract.labels)}" if contract.labels else contract.labels_dtype
+    classes = f", {contract.classes} classes" if contract.classes else ""
+    click.echo(f"data: {contract.dtype} {list(contract.features)}; labels {labels}{classes}")
     click.echo(f"identity: {found.sha256}\n")
     print_table(
         "Programs",
@@ -189,7 +119,7 @@ def summary(bundle: Bundle) -> dict[str, Any]:
         "method": manifest.method,
         "made_by": manifest.made_by,
         "sha256": bundle.sha256,
-        "size_bytes": _total(bundle),
+        "size_bytes": total_bytes(bundle),
         "parameters": sum(t.size_bytes // 4 for t in manifest.state if t.role == "parameter"),
         "bytes_per_round": sum(t.size_bytes for t in manifest.shared()),
         "data": {"features": list(manifest.data.features), "classes": manifest.data.classes},
@@ -204,29 +134,6 @@ def summary(bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def bundle_name(model: str) -> str:
-    """What a bundle is called: OBJECT, or the file's name where OBJECT says nothing ("model")."""
-    file, _, name = model.rpartition(":")
-    return Path(file).stem if name == "model" else name
-
-
-def parse_shape(text: str) -> tuple[int, ...]:
-    """ "1x8x8" -> (1, 8, 8). Raises InputError."""
-    try:
-        shape = tuple(int(part) for part in text.lower().split("x"))
-    except ValueError:
-        shape = ()
-    if not shape or min(shape) < 1:
-        raise InputError(f"--input {text!r} is not a shape", hint="write one example's dimensions: --input 1x8x8")
-    return shape
-
-
-def _numbers(text: str, option: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise InputError(f"{option} {text!r} is not a number, or numbers with commas") from None
-
-
-def _total(bundle: Bundle) -> int:
+def total_bytes(bundle: Bundle) -> int:
+    """The size of a bundle's files together."""
     return len(bundle.manifest_bytes) + sum(f.size_bytes for f in bundle.manifest.files())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import click
@@ -38,3 +39,23 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
 def tell(line: str) -> None:
     """A line for the person at the terminal."""
     click.echo(line, err=True)
+
+
+@contextmanager
+def working(title: str) -> Iterator[Callable[[str], None]]:
+    """While the block runs: a function that says what is being done. On a terminal the time counts beside it."""
+    if not sys.stderr.isatty():
+        yield tell
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(title)
+
+        def say(line: str) -> None:
+            progress.update(task, description=line)
+            progress.console.print(line, style="dim", highlight=False)
+
+        yield say

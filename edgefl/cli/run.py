@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from edgefl.bundle import Bundle, read
-from edgefl.cli.bundle import bundle_name
+from edgefl.cli.export import bundle_name
 from edgefl.cli.live import LiveTable
 from edgefl.cli.output import format_option, print_json, tell
 from edgefl.config import (
@@ -250,8 +250,16 @@ def _bundle_of(config: RunFile, place: Path) -> Bundle:
     from edgefl_exporter.load_model import load_model
 
     assert config.model is not None
-    module, example = load_model(config.model, None, seed=config.seed)
-    return export(module, example, out=inside, name=bundle_name(config.model), seed=config.seed, progress=tell)
+    loaded = load_model(config.model, seed=config.seed)
+    return export(
+        loaded.module,
+        loaded.example,
+        out=inside,
+        name=bundle_name(config.model),
+        loss=loaded.loss,
+        seed=config.seed,
+        progress=tell,
+    )
 
 
 def _evaluator(config: RunFile, bundle: Bundle) -> Any:

@@ -1,4 +1,4 @@
-"""A model named on the command line: "FILE:OBJECT" in somebody's Python file, or "zoo:NAME"."""
+"""A model or a loss named on the command line: "FILE:OBJECT" in somebody's Python file, or "zoo:NAME"."""
 
 from __future__ import annotations
 
@@ -7,41 +7,86 @@ import importlib.util
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from edgefl.errors import InputError
+from edgefl_exporter.losses import LOSSES, Loss, OwnLoss
 from edgefl_exporter.zoo import ZOO
 
 
-def load_model(source: str, input_shape: Sequence[int] | None = None, *, seed: int = 0) -> tuple[nn.Module, Tensor]:
-    """The module and an example input [batch, ...]. `seed` makes the initial weights.
+class Loaded(NamedTuple):
+    """A module, an example input [batch, ...], where somebody gives them example labels [batch, ...], and the name of
+    the loss that it is made for."""
+
+    module: nn.Module
+    example: Tensor
+    labels: Tensor | None = None
+    loss: str = "cross_entropy"
+
+
+def load_model(source: str, input_shape: Sequence[int] | None = None, *, seed: int = 0) -> Loaded:
+    """The module and an example of its input. `seed` makes the initial weights.
 
     OBJECT is a module, a function or class that gives one (then `input_shape`, without the batch dimension, is
-    needed), or a function that gives (module, example_input). Raises InputError in one clear line.
+    needed), or a function that gives (module, example_input) or (module, example_input, example_labels). Raises
+    InputError in one clear line.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         made = _make(source)
-    if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module) and isinstance(made[1], Tensor):
-        module, example = made
-        if input_shape is not None:
-            example = torch.zeros(1, *input_shape, dtype=example.dtype)
-    elif isinstance(made, nn.Module):
+    if isinstance(made, nn.Module):
         if input_shape is None:
             raise InputError(
                 f"{source} gives a model without an example input",
                 hint="say the shape of one example, such as --input 1x28x28",
             )
-        module, example = made, torch.zeros(1, *input_shape)
+        loaded = Loaded(made, torch.zeros(1, *input_shape))
+    elif _is_loaded(made):
+        loaded = Loaded(*made)
+        if input_shape is not None:
+            loaded = loaded._replace(example=torch.zeros(1, *input_shape, dtype=loaded.example.dtype))
     else:
         raise InputError(
             f"{source} gives {_describe(made)}; expected a torch.nn.Module, or (module, example_input)",
             hint="write a function that returns the model",
         )
-    _try(source, module, example)
-    return module, example
+    _try(source, loaded.module, loaded.example)
+    return loaded
+
+
+def load_loss(source: str, labels: Tensor | None) -> Loss:
+    """The loss called `source`: a name of LOSSES, or FILE:FUNCTION, which needs example `labels` [batch, ...].
+
+    Raises InputError in one clear line.
+    """
+    if source in LOSSES:
+        return LOSSES[source]
+    file, _, name = source.rpartition(":")
+    if not file or not name:
+        raise InputError(f"unknown loss {source!r}", hint=_nearest(source, LOSSES) or "or give FILE:FUNCTION")
+    function = _named(file, name)
+    if not callable(function):
+        raise InputError(
+            f"{source} is {_describe(function)}; expected a function", hint="def loss(output, labels): ..."
+        )
+    if labels is None:
+        raise InputError(
+            f"the loss {source} needs to know what labels look like",
+            hint="let the model's function return (module, example_input, example_labels)",
+        )
+    return OwnLoss(function, labels)
+
+
+def _is_loaded(made: object) -> TypeGuard[tuple[nn.Module, Tensor]]:
+    return (
+        isinstance(made, tuple)
+        and len(made) in (2, 3)
+        and isinstance(made[0], nn.Module)
+        and all(isinstance(part, Tensor) for part in made[1:])
+    )
 
 
 def _make(source: str) -> object:
@@ -53,10 +98,7 @@ def _make(source: str) -> object:
         if name not in ZOO:
             raise InputError(f"no model {name!r} in the zoo", hint=_nearest(name, ZOO))
         return ZOO[name]()
-    found = getattr(_import(Path(file)), name, None)
-    if found is None:
-        names = [key for key in vars(_import(Path(file))) if not key.startswith("_")]
-        raise InputError(f"no {name!r} in {file}", hint=_nearest(name, names))
+    found = _named(file, name)
     if isinstance(found, nn.Module) or not callable(found):
         return found
     try:
@@ -65,6 +107,17 @@ def _make(source: str) -> object:
         raise InputError(
             f"{source}() failed: {_line(error)}", hint="the function or class is called without arguments"
         ) from error
+
+
+def _named(file: str, name: str) -> object:
+    """The object called `name` in a Python file."""
+    module = _import(Path(file))
+    found = getattr(module, name, None)
+    if found is None:
+        raise InputError(
+            f"no {name!r} in {file}", hint=_nearest(name, [key for key in vars(module) if not key.startswith("_")])
+        )
+    return found
 
 
 def _import(path: Path) -> object:

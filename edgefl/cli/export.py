@@ -1,0 +1,212 @@
+"""`edgefl export`: a PyTorch model becomes a proven bundle. Its defaults may stand in pyproject.toml."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from edgefl.bundle import Normalisation
+from edgefl.cli.bundle import summary, total_bytes
+from edgefl.cli.output import format_option, print_json, working
+from edgefl.errors import ConfigError, InputError
+from edgefl.report import size
+
+OPTIMIZERS = ("sgd", "adam", "adamw")
+SECTION = "[tool.edgefl.export]"
+
+
+class _Configured(click.Command):
+    """A command whose options may also stand in the section SECTION of the nearest pyproject.toml."""
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        found = _nearest_pyproject(Path.cwd())
+        if found is not None:
+            context.default_map = {**_section(found, self), **(context.default_map or {})}
+        return super().parse_args(context, args)
+
+
+@click.command(cls=_Configured, short_help="Compile a PyTorch model to a proven bundle.")
+@click.argument("model")
+@click.option("--method", type=click.Choice(["fedavg"]), default="fedavg", show_default=True)
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="The bundle to write; default: NAME.bundle.")
+@click.option("--input", "shape", help="Shape of one example, e.g. 1x8x8, where MODEL gives only a module.")
+@click.option("--loss", help="cross_entropy, mse ... or FILE:FUNCTION; default: the zoo model's own, or cross_entropy.")
+@click.option("--label-smoothing", type=click.FloatRange(0, 1, max_open=True), default=0.0, help="Of cross_entropy.")
+@click.option("--optimizer", type=click.Choice(OPTIMIZERS), default="sgd", show_default=True)
+@click.option(
+    "--learning-rate",
+    type=click.FloatRange(0, min_open=True),
+    help="Default 0.1 for sgd, 0.001 for adam; a run can set another.",
+)
+@click.option("--momentum", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Of sgd.")
+@click.option("--nesterov", is_flag=True, help="Of sgd with momentum.")
+@click.option("--weight-decay", type=click.FloatRange(0), default=0.0, show_default=True)
+@click.option("--clip-norm", type=click.FloatRange(0, min_open=True), help="Clip all gradients together to this norm.")
+@click.option("--proximal", type=click.FloatRange(0), help="FedProx's mu: pull the weights to where a round began.")
+@click.option(
+    "--group",
+    "groups",
+    multiple=True,
+    help="Parameters apart: 'head.*:learning_rate=0.1,weight_decay=0,clip_norm=1' (learning_rate times the setting).",
+)
+@click.option("--train", help="Train only these parameters, e.g. 'head.*,*.norm.*'; the rest stays as it is.")
+@click.option("--lora", type=click.IntRange(1), help="Train adapters of this rank beside frozen weights.")
+@click.option("--micro-batches", type=click.IntRange(1), default=1, show_default=True, help="Batches per step.")
+@click.option("--batch", default="dynamic", show_default=True, help="dynamic, or one size to which batches are padded.")
+@click.option("--programs", default="train,evaluate,predict", show_default=True, help="Also: gradient.")
+@click.option(
+    "--mean", default="0", show_default=True, help="Normalisation, one number or one per channel: 0.5,0.5,0.5"
+)
+@click.option("--std", default="1", show_default=True, help="Like --mean: x becomes (x - mean) / std.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Of the initial weights and of the proof's data.",
+)
+@format_option
+def export(model: str, out: Path | None, shape: str | None, form: str, **options: Any) -> None:
+    """Compile a PyTorch model to a bundle of training programs, and prove them.
+
+    MODEL is FILE:OBJECT, a function or class giving an nn.Module (then give --input), or a function giving
+    (module, example_input); or zoo:NAME. Options may also stand in pyproject.toml under [tool.edgefl.export].
+
+    \b
+    Examples:
+      edgefl export examples/digits.py:model -o digits.bundle
+      edgefl export zoo:resnet8 --optimizer adamw --clip-norm 1
+      edgefl export zoo:vit --lora 8 --train 'head.*'
+    """
+    from edgefl_exporter import export as export_model
+    from edgefl_exporter.load_model import load_loss, load_model
+    from edgefl_exporter.losses import CrossEntropy
+
+    module, example, labels, own_loss = load_model(model, parse_shape(shape) if shape else None, seed=options["seed"])
+    loss = load_loss(options["loss"] or own_loss, labels)
+    if options["label_smoothing"]:
+        if loss.name != "cross_entropy":
+            raise InputError(f"--label-smoothing is of cross_entropy; the loss is {loss.name}")
+        loss = CrossEntropy(label_smoothing=options["label_smoothing"])
+    name = bundle_name(model)
+    with working(f"exporting {model}") as tell:
+        bundle = export_model(
+            module,
+            example,
+            out=out or Path(f"{name}.bundle"),
+            name=name,
+            method=options["method"],
+            loss=loss,
+            optimizer=_optimizer(options),
+            groups=[_group(text) for text in options["groups"]],
+            clip_norm=options["clip_norm"],
+            proximal=options["proximal"],
+            micro_batches=options["micro_batches"],
+            train=_parts(options["train"]),
+            lora=options["lora"] or 0,
+            batch=_batch(options["batch"]),
+            programs=_parts(options["programs"]),
+            normalisation=Normalisation(_numbers(options["mean"], "--mean"), _numbers(options["std"], "--std")),
+            seed=options["seed"],
+            progress=tell,
+        )
+    if form == "json":
+        print_json(summary(bundle))
+    else:
+        click.echo(f"wrote {bundle.path} ({size(total_bytes(bundle))}), proven against PyTorch")
+
+
+def bundle_name(model: str) -> str:
+    """What a bundle is called: OBJECT, or the file's name where OBJECT says nothing ("model")."""
+    file, _, name = model.rpartition(":")
+    return Path(file).stem if name == "model" else name
+
+
+def parse_shape(text: str) -> tuple[int, ...]:
+    """ "1x8x8" -> (1, 8, 8). Raises InputError."""
+    try:
+        shape = tuple(int(part) for part in text.lower().split("x"))
+    except ValueError:
+        shape = ()
+    if not shape or min(shape) < 1:
+        raise InputError(f"--input {text!r} is not a shape", hint="write one example's dimensions: --input 1x8x8")
+    return shape
+
+
+def _optimizer(options: dict[str, Any]) -> Any:
+    from edgefl_exporter.optimizers import SGD, Adam
+
+    kind = options["optimizer"]
+    if kind == "sgd":
+        rate = options["learning_rate"] or SGD().learning_rate
+        return SGD(rate, options["momentum"], options["weight_decay"], options["nesterov"])
+    for name in ("momentum", "nesterov"):
+        if options[name]:
+            raise InputError(f"--{name} is of sgd; {kind} has its own moments")
+    rate = options["learning_rate"] or Adam().learning_rate
+    return Adam(rate, options["weight_decay"], decoupled=kind == "adamw")
+
+
+def _group(text: str) -> Any:
+    """ "head.*:learning_rate=0.1,clip_norm=1" as a Group. Raises InputError."""
+    from edgefl_exporter.update import Group
+
+    patterns, _, rest = text.partition(":")
+    numbers: dict[str, float] = {}
+    for part in _parts(rest):
+        key, _, value = part.partition("=")
+        if key not in ("learning_rate", "weight_decay", "clip_norm"):
+            raise InputError(f"--group {text!r}: {key!r} is not learning_rate, weight_decay or clip_norm")
+        numbers[key] = _numbers(value, f"--group {key}")[0]
+    return Group(_parts(patterns), **numbers)
+
+
+def _batch(text: str) -> int | None:
+    if text == "dynamic":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError(f"--batch {text!r} is neither dynamic nor a number of examples", hint="for example --batch 32")
+    return int(text)
+
+
+def _parts(text: str | None) -> tuple[str, ...]:
+    """ "a, b" -> ("a", "b")."""
+    return tuple(part.strip() for part in (text or "").split(",") if part.strip())
+
+
+def _numbers(text: str, option: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"{option} {text!r} is not a number, or numbers with commas") from None
+
+
+def _nearest_pyproject(folder: Path) -> Path | None:
+    return next((p for f in (folder, *folder.parents) if (p := f / "pyproject.toml").is_file()), None)
+
+
+def _section(path: Path, command: click.Command) -> dict[str, Any]:
+    """The section's options by the command's parameter names. Raises ConfigError for an unknown one."""
+    try:
+        raw = msgspec.toml.decode(path.read_bytes())
+    except msgspec.DecodeError as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from error
+    section = raw.get("tool", {}).get("edgefl", {}).get("export", {})
+    known = {o.removeprefix("--"): p.name for p in command.params if isinstance(p, click.Option) for o in p.opts}
+    found: dict[str, Any] = {}
+    for key, value in section.items():
+        name = known.get(key.replace("_", "-"))
+        if name is None:
+            near = difflib.get_close_matches(key.replace("_", "-"), known, n=1, cutoff=0.5)
+            raise ConfigError(
+                f"{path}: unknown key {key!r} in {SECTION}", hint=f"did you mean {near[0]!r}?" if near else None
+            )
+        found[name] = ",".join(map(str, value)) if isinstance(value, list) and name != "groups" else value
+    if found and "--help" not in sys.argv:
+        click.echo(f"options of {path} {SECTION}: {', '.join(section)}", err=True)
+    return found

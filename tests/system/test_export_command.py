@@ -1,0 +1,93 @@
+"""`edgefl export` with its options, from the command line and from pyproject.toml."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from edgefl.bundle import read
+from edgefl.cli import main
+
+MODEL = """
+import torch
+from torch import nn
+
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2)), torch.zeros(1, 4)
+
+def forecaster():
+    return (*model(), torch.randn(8, 2))
+
+def pinball(output, labels):
+    error = labels - output
+    return torch.maximum(0.9 * error, -0.1 * error).mean(1)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "nets.py").write_text(MODEL)
+    (tmp_path / "pyproject.toml").write_text("")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["export", *arguments])
+
+
+def test_options_stand_in_pyproject_and_the_command_line_wins(folder: Path) -> None:
+    (folder / "pyproject.toml").write_text(
+        '[tool.edgefl.export]\noptimizer = "adamw"\nlearning-rate = 0.01\ntrain = ["2.*"]\nprograms = ["train"]\n'
+        'group = ["2.bias:weight_decay=0"]\n'
+    )
+    result = run("nets.py:model", "--learning-rate", "0.5", "--clip-norm", "2", "--format", "json")
+    assert result.exit_code == 0, result.output
+    assert "options of" in result.stderr and "optimizer, learning-rate, train, programs, group" in result.stderr
+    shown = json.loads(result.stdout)
+    assert list(shown["programs"]) == ["train"]
+    program = read(folder / "nets.bundle").manifest
+    assert program.program("train").settings() == pytest.approx({"learning_rate": 0.5, "clip_norm": 2.0})
+    assert {t.name for t in program.shared()} == {"2.weight", "2.bias"}
+    assert {t.name for t in program.state if t.role == "optimizer"} >= {"optimizer.step", "optimizer.square.2.weight"}
+
+
+def test_a_loss_of_ones_own(folder: Path) -> None:
+    result = run("nets.py:forecaster", "--loss", "nets.py:pinball", "--programs", "evaluate", "-o", "f.bundle")
+    assert result.exit_code == 0, result.output
+    contract = read(folder / "f.bundle").manifest.data
+    assert (contract.labels, contract.labels_dtype, contract.classes) == ((2,), "float32", None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--loss", "nets.py:pinball"], "needs to know what labels look like\nhint: let the model's function return"),
+        (["--loss", "cross_entrpy"], "unknown loss 'cross_entrpy'\nhint: did you mean 'cross_entropy'?"),
+        (["--loss", "nets.py:pinbal"], "no 'pinbal' in nets.py\nhint: did you mean 'pinball'?"),
+        (["--loss", "mse", "--label-smoothing", "0.1"], "--label-smoothing is of cross_entropy; the loss is mse"),
+        (["--optimizer", "adam", "--momentum", "0.9"], "--momentum is of sgd; adam has its own moments"),
+        (["--nesterov"], "nesterov needs a momentum"),
+        (["--group", "2.*:rate=1"], "'rate' is not learning_rate, weight_decay or clip_norm"),
+        (["--group", "head.*:clip_norm=1"], "group 'head.*' matches no trained parameter\nhint: there is: 0.weight"),
+        (["--train", "3.*"], "--train '3.*' matches no parameter\nhint: there is: 0.weight, 0.bias"),
+        (["--batch", "many"], "--batch 'many' is neither dynamic nor a number of examples"),
+        (["--programs", "train,dream"], "unknown program 'dream'"),
+    ],
+)
+def test_each_mistake_has_its_line_and_leaves_nothing(folder: Path, arguments: list[str], message: str) -> None:
+    result = run("nets.py:model", *arguments)
+    assert result.exit_code == 3, result.output
+    assert message in result.stderr and "Traceback" not in result.stderr
+    assert sorted(p.name for p in folder.iterdir() if p.name != "__pycache__") == ["nets.py", "pyproject.toml"]
+
+
+def test_an_unknown_key_in_pyproject(folder: Path) -> None:
+    (folder / "pyproject.toml").write_text("[tool.edgefl.export]\noptimiser = 1\n")
+    result = run("nets.py:model")
+    assert result.exit_code == 3
+    assert "unknown key 'optimiser' in [tool.edgefl.export]\nhint: did you mean 'optimizer'?" in result.stderr
