@@ -33,7 +33,7 @@ def dirichlet(
     examples at random from the largest device, so that small alphas succeed as well; the usual redrawing until
     all are large enough may never end.
     """
-    _check(labels, devices, min_examples)
+    _check_classes(labels, devices, min_examples)
     if not alpha > 0 or not np.isfinite(alpha):
         raise ConfigError(f"alpha is {alpha}; expected a number above 0")
     parts: list[list[Indices]] = [[] for _ in range(devices)]
@@ -57,7 +57,7 @@ def shards(labels: Labels, devices: int, shards_per_device: int, rng: np.random.
 
     The pathological split of McMahan et al., arXiv:1602.05629, section 3 (MNIST: 100 devices, 2 shards of 300).
     """
-    _check(labels, devices)
+    _check_classes(labels, devices)
     if shards_per_device < 1:
         raise ConfigError(f"shards_per_device is {shards_per_device}; expected 1 or more")
     count = devices * shards_per_device
@@ -76,7 +76,7 @@ def classes(labels: Labels, devices: int, classes_per_device: int, rng: np.rando
 
     As FedMRL's CIFAR-10 with 2 classes per device, arXiv:2406.00488.
     """
-    _check(labels, devices)
+    _check_classes(labels, devices)
     names = np.unique(labels)
     if not 1 <= classes_per_device <= len(names):
         raise ConfigError(f"classes_per_device is {classes_per_device}; expected 1..{len(names)}")
@@ -111,9 +111,21 @@ PARTITIONS: dict[str, Callable[..., list[Indices]]] = {
 }
 
 
+def has_classes(labels: Labels) -> bool:
+    """Whether there is one class number, 0 or more, per example."""
+    return labels.ndim == 1 and (labels.dtype.kind in "bu" or (labels.dtype.kind == "i" and bool((labels >= 0).all())))
+
+
+def _check_classes(labels: Labels, devices: int, min_examples: int = 1) -> None:
+    _check(labels, devices, min_examples)
+    if not has_classes(labels):
+        raise ConfigError(
+            f"labels are {labels.dtype} {list(labels.shape)}; this partition needs one class number per example",
+            hint='partition = "iid" takes any labels',
+        )
+
+
 def _check(labels: Labels, devices: int, min_examples: int = 1) -> None:
-    if labels.ndim != 1:
-        raise ConfigError(f"labels have shape {list(labels.shape)}; a partition needs one class number per example")
     if devices < 1:
         raise ConfigError(f"{devices} devices; expected 1 or more")
     if min_examples < 0:

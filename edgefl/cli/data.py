@@ -46,6 +46,9 @@ def split(
         print_json({"out": str(out), "parts": {name: sum(classes) for name, classes in counts.items()}})
         return
     classes = max(len(c) for c in counts.values())
+    if classes == 1:
+        print_table(f"{out}: examples", ["part", "all"], [[name, str(sum(c))] for name, c in counts.items()])
+        return
     print_table(
         f"{out}: examples of each class",
         ["part", *(str(c) for c in range(classes)), "all"],
@@ -56,8 +59,11 @@ def split(
 def write_parts(
     data: str, out: Path, names: list[str], partition: str, alpha: float, per_device: int, seed: int
 ) -> dict[str, list[int]]:
-    """Write OUT/NAME.npz for each name, and OUT/test.npz where there is a test part: examples of each class by part."""
-    from edgefl.partition import PARTITIONS
+    """Write OUT/NAME.npz for each name, and OUT/test.npz where there is a test part.
+
+    Gives the examples of each class by part, or one number of examples where labels are no class numbers.
+    """
+    from edgefl.partition import PARTITIONS, has_classes
     from edgefl_device.data import Dataset, read_splits
 
     splits = read_splits(data)
@@ -67,11 +73,13 @@ def write_parts(
     written: dict[str, Dataset] = {name: splits.train.take(part) for name, part in zip(names, parts, strict=True)}
     if splits.test is not None:
         written["test"] = splits.test
-    classes = int(splits.train.labels.max()) + 1
     for name, part in written.items():
         buffer = io.BytesIO()
         np.savez(buffer, x=part.features, y=part.labels)
         write_atomic(out / f"{name}.npz", buffer.getvalue())
+    if not has_classes(splits.train.labels):
+        return {name: [len(part)] for name, part in written.items()}
+    classes = int(splits.train.labels.max()) + 1
     return {
         name: np.bincount(part.labels.astype(np.int64), minlength=classes).tolist() for name, part in written.items()
     }

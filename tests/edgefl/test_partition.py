@@ -97,12 +97,18 @@ def test_classes_are_held_evenly() -> None:
     assert np.bincount(held).tolist() == [4] * 10
 
 
+def test_iid_takes_labels_that_are_no_classes() -> None:
+    parts = iid(np.zeros((10, 2), np.float32), 3, rng())
+    assert sorted(np.concatenate(parts)) == list(range(10))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: iid(LABELS, 0, rng()), "0 devices; expected 1 or more"),
         (lambda: iid(LABELS, 601, rng()), "600 examples are too few for 601 devices with at least 1 each"),
-        (lambda: iid(LABELS[:, None], 2, rng()), "labels have shape [600, 1]"),
+        (lambda: dirichlet(LABELS[:, None], 2, 1, rng()), "[600, 1]; this partition needs one class number"),
+        (lambda: shards(LABELS.astype(np.float32), 2, 1, rng()), "labels are float32 [600]; this partition needs"),
         (lambda: dirichlet(LABELS, 2, 0, rng()), "alpha is 0; expected a number above 0"),
         (lambda: dirichlet(LABELS, 2, float("nan"), rng()), "alpha is nan"),
         (lambda: dirichlet(LABELS, 10, 1, rng(), min_examples=61), "too few for 10 devices with at least 61 each"),
