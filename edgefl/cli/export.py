@@ -78,7 +78,7 @@ def export(model: str, out: Path | None, shape: str | None, form: str, **options
     (module, example_input); or zoo:NAME. Options may also stand in pyproject.toml under [tool.edgefl.export].
 
     \b
-    Examples:
+    Example:
       edgefl export examples/digits.py:model -o digits.bundle
       edgefl export zoo:resnet8 --optimizer adamw --clip-norm 1
       edgefl export zoo:vit --lora 8 --train 'head.*'
