@@ -37,7 +37,7 @@ import numpy as np
 from msgspec import Meta
 
 from edgefl.bundle import Manifest, select
-from edgefl.errors import BundleError, LocalProtocolError, RemoteProtocolError
+from edgefl.errors import BundleError, ConfigError, LocalProtocolError, RemoteProtocolError
 from edgefl.files import sha256_hex
 from edgefl.method import Ask, Task
 from edgefl.tensors import Array, load_tensors, save_tensors
@@ -318,6 +318,19 @@ def bytes_to_tensors(data: bytes, what: str) -> dict[str, Array]:
         return load_tensors(data, what)
     except BundleError as error:
         raise RemoteProtocolError(error.message) from error
+
+
+def check_ask(ask: Ask, manifest: Manifest) -> None:
+    """Raise BundleError for a program that the bundle has not, ConfigError for a setting that its program has not."""
+    for task in ask.tasks:
+        known = {i.name for i in manifest.program(task.program).inputs if i.source == "setting"}
+        for name in task.settings:
+            if name not in known:
+                raise ConfigError(
+                    f"the method sets {name!r}, but program {task.program!r} of bundle {manifest.name!r} has no such "
+                    f"setting; it has {', '.join(sorted(known)) or 'none'}",
+                    hint="export the bundle with that option",
+                )
 
 
 def reply_names(ask: Ask, manifest: Manifest) -> dict[str, tuple[str, tuple[int | str, ...]]]:

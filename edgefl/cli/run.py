@@ -35,6 +35,7 @@ from edgefl.emulate import Fleet
 from edgefl.errors import ConfigError
 from edgefl.files import locked, write_atomic
 from edgefl.mqtt import Address, Tls
+from edgefl.protocol import check_ask
 from edgefl.report import facts, size, write_report
 from edgefl.serve import Server, whole_state
 from edgefl.store import Store
@@ -196,6 +197,9 @@ def _aggregate(
     address = Address.parse(url)
     bundle = _bundle_of(config, place)
     method = make_method(config, {t.name: bundle.weights()[t.name] for t in bundle.manifest.shared()}, where="run file")
+    first = method.ask(method.start())
+    if first is not None:
+        check_ask(first, bundle.manifest)
     evaluate = _evaluator(config, bundle)
     begun = (place / "run.json").exists()
     store = Store.open(place) if begun else Store.create(place, to_toml(config))

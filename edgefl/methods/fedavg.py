@@ -24,7 +24,9 @@ class FedAvg(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rounds          how many rounds; the run ends after the last
     epochs          E, passes over a device's own data
     batch_size      B; 0 is all of a device's data in one batch (FedSGD, with epochs = 1)
-    learning_rate   of the devices' SGD; multiplied by `decay` after each round
+    learning_rate   of the devices' optimizer, multiplied by `decay` after each round; None: what the bundle was
+                    exported with
+    settings        other settings of the train program: clip_norm, proximal ...
     reset           state set back before each round: momentum does not survive it by default
     send_as         "delta" sends what changed; what is fused is the same up to rounding
     encoding        of floats on the wire
@@ -38,8 +40,9 @@ class FedAvg(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rounds: Annotated[int, Meta(ge=1)] = 10
     epochs: Annotated[int, Meta(ge=1)] = 1
     batch_size: Annotated[int, Meta(ge=0)] = 32
-    learning_rate: Annotated[float, Meta(gt=0)] = 0.1
+    learning_rate: Annotated[float, Meta(gt=0)] | None = None
     decay: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    settings: dict[str, float] = {}
     reset: tuple[str, ...] = ("optimizer.*",)
     send_as: Literal["value", "delta"] = "value"
     encoding: Literal["float32", "float16"] = "float32"
@@ -48,12 +51,19 @@ class FedAvg(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     fusion: str = "mean"
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.learning_rate is None and self.decay != 1:
+            raise ValueError("decay needs a learning_rate")
+
     def start(self) -> State:
         return State(round=0, tensors=dict(self.initial))
 
     def ask(self, state: State) -> Ask | None:
         if state.round >= self.rounds:
             return None
+        settings = dict(self.settings)
+        if self.learning_rate is not None:
+            settings["learning_rate"] = self.learning_rate * self.decay**state.round
         train = Task(
             program="train",
             load=("*",),
@@ -61,7 +71,7 @@ class FedAvg(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             epochs=self.epochs,
             batch_size=self.batch_size,
             seed=self.seed + state.round,
-            settings={"learning_rate": self.learning_rate * self.decay**state.round},
+            settings=settings,
             send=tuple(sorted(self.initial)),
             send_as=self.send_as,
             encoding=self.encoding,

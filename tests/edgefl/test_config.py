@@ -164,6 +164,7 @@ def test_an_unknown_method_names_the_nearest() -> None:
         ("rounds = 5", "rounds = 0", "[method]: rounds: "),
         ("learning_rate = 0.05", "learning_rate = 0.0", "[method]: learning_rate: "),
         ("learning_rate = 0.05", "learning_rate = inf", "method.learning_rate is inf"),
+        ("learning_rate = 0.05", "decay = 0.9", "[method]: decay needs a learning_rate"),
         ("batch_size = 16", 'batch_size = "all"', "[method]: batch_size: "),
         ("epochs = 2", 'send_as = "gradient"', "[method]: send_as: "),
     ],

@@ -16,10 +16,12 @@ import pytest
 
 from edgefl import protocol
 from edgefl.bundle import Bundle, select
+from edgefl.errors import ConfigError
 from edgefl.fusion import fusion_named, weight_named
 from edgefl.method import Ask, Fused, Method, Reply, State
 from edgefl.methods import METHODS
 from edgefl.methods.fedavg import FedAvg
+from edgefl.protocol import check_ask
 from edgefl.store import Store
 from edgefl_device.dataset import Dataset
 from edgefl_device.interpreter import perform
@@ -257,7 +259,7 @@ def test_without_a_device_it_is_the_step_of_the_others(regression: Bundle) -> No
 def test_values_and_deltas_agree_to_rounding(regression: Bundle) -> None:
     states = [
         carry_on(m, regression, m.start())
-        for m in (fedavg(regression, batch_size=2, epochs=3, send_as=s) for s in ("value", "delta"))
+        for m in (fedavg(regression, batch_size=2, epochs=3, learning_rate=0.1, send_as=s) for s in ("value", "delta"))
     ]
     np.testing.assert_allclose(states[0].tensors["w"], states[1].tensors["w"], rtol=1e-5)
 
@@ -270,6 +272,20 @@ def test_the_learning_rate_decays_by_round_and_the_shuffle_changes(regression: B
         assert ask is not None
         told.append((ask.tasks[-1].settings["learning_rate"], ask.tasks[-1].seed))
     assert told == [(0.8, 40), (0.4, 41), (0.2, 42)]
+
+
+def test_settings_of_the_bundle_unless_the_run_says_another(regression: Bundle) -> None:
+    silent = FedAvg({"w": np.zeros(2, np.float32)})
+    spoken = FedAvg({"w": np.zeros(2, np.float32)}, learning_rate=0.5, settings={"momentum": 0.5})
+    for method, settings in ((silent, {}), (spoken, {"learning_rate": 0.5, "momentum": 0.5})):
+        ask = method.ask(method.start())
+        assert ask is not None and ask.tasks[0].settings == settings
+        check_ask(ask, regression.manifest)
+    wrong = FedAvg({"w": np.zeros(2, np.float32)}, settings={"clip_norm": 1.0})
+    ask = wrong.ask(wrong.start())
+    assert ask is not None
+    with pytest.raises(ConfigError, match="sets 'clip_norm', but program 'train' of bundle 'regression' has no such"):
+        check_ask(ask, regression.manifest)
 
 
 def test_a_state_keeps_its_dtype_whatever_travelled() -> None:
