@@ -5,8 +5,7 @@ from __future__ import annotations
 import onnx
 
 from edgefl.errors import LoweringError
-from edgefl_exporter.lowering.emit import OPSET
-from edgefl_exporter.lowering.tidy import IR_VERSION
+from edgefl_exporter.lowering.emit import IR_VERSION, OPSET
 
 LARGEST_CONSTANTS_BYTES = 4 * 2**20  # of all constants together: a program this size has a weight baked in
 

@@ -9,7 +9,7 @@ from torch.fx import Node
 
 from edgefl.errors import LoweringError
 from edgefl_exporter.lowering import operators as _declared  # noqa: F401  (declares torch.ops.edgefl)
-from edgefl_exporter.lowering.trace import Traced, module_of
+from edgefl_exporter.lowering.trace import Traced, place_of
 
 aten = torch.ops.aten
 ours = torch.ops.edgefl
@@ -58,7 +58,7 @@ def _max_pool(
     assert isinstance(forward, Node)
     if set(places.users) != {backward}:
         raise LoweringError(
-            f"max pool in {module_of(forward) or 'the model'!r} returns its indices to the model",
+            f"max pool in {place_of(forward)} returns its indices to the model",
             hint="use max pool without return_indices",
         )
     overlapping = any(s < d * (k - 1) + 1 for k, s, d in zip(kernel, stride, dilation, strict=True))
@@ -127,7 +127,7 @@ def _even_windows(x: Node, g: Node, node: Node) -> list[int]:
     sizes = list(zip(x.meta["val"].shape[-2:], g.meta["val"].shape[-2:], strict=True))
     if any(size % out for size, out in sizes):
         raise LoweringError(
-            f"operator {node.target} in module {module_of(node)!r}: windows of different sizes cannot be lowered",
+            f"operator {node.target} in {place_of(node)}: windows of different sizes cannot be lowered",
             hint="choose an output size that divides the input's, or nn.AdaptiveAvgPool2d",
         )
     return [size // out for size, out in sizes]

@@ -8,9 +8,9 @@ import onnx
 import onnx_ir
 from onnx_ir.passes import common
 
+from edgefl_exporter.lowering.emit import IR_VERSION
 from edgefl_exporter.lowering.simplify import simplify
 
-IR_VERSION = 9  # onnxruntime 1.19 reads up to 10; nothing here needs more than 9
 LONGEST_CONSTANT = 16  # elements; common subexpressions compare constants up to this size
 
 

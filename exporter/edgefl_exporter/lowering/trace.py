@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,9 +23,11 @@ from torch.fx import traceback as fx_traceback
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from edgefl.errors import LoweringError
 from edgefl_exporter.lowering.decompose import backward_table
+from edgefl_exporter.lowering.refusal import Place, calling_line, failing_line
 
 Step = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 
@@ -37,13 +40,15 @@ TRIED_BATCHES = (2, 3, 5, 8, 10, 32, 100, 600, 10_000)
 
 @dataclass(frozen=True)
 class Traced:
-    """A graph whose placeholders are `inputs` and whose results are `outputs`, in order."""
+    """A graph whose placeholders are `inputs` and whose results are `outputs`, in order.
+
+    `mode` owns the fake tensors that its nodes carry.
+    """
 
     graph: GraphModule
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    example: tuple[Tensor, ...]
-    batched: tuple[bool, ...]
+    mode: FakeTensorMode
 
 
 def trace(step: Step, example: Mapping[str, Tensor], *, batched: Collection[str], module: nn.Module) -> Traced:
@@ -58,47 +63,33 @@ def trace(step: Step, example: Mapping[str, Tensor], *, batched: Collection[str]
     results: list[str] = []
 
     def flat(*values: Tensor) -> tuple[Tensor, ...]:
-        named = step(dict(zip(names, values, strict=True)))
+        with _Places(module):
+            named = step(dict(zip(names, values, strict=True)))
         results[:] = named
         return tuple(named.values())
 
     try:
-        with quiet(), _portable_kernels(), _module_names(module), mode:
+        with quiet(), _portable_kernels(), mode:
             graph = make_fx(
                 flat, decomposition_table=backward_table(), tracing_mode="real", _allow_non_fake_inputs=True
             )(*fakes)
     except LoweringError:
         raise
     except Exception as error:
+        line = failing_line(error.__traceback__)
         raise LoweringError(
-            f"the model cannot be traced: {_first_line(error)}",
+            f"the model cannot be traced{line and f' beyond {line}'}: {_first_line(error)}",
             hint="its path may not depend on the values of tensors (if x.sum() > 0, .item(), .tolist(), boolean masks)",
         ) from error
     _check_batch(shapes)
     graph.graph.eliminate_dead_code()
-    rows = tuple(
-        torch.cat([t] * -(-TRACED_BATCH // len(t)))[:TRACED_BATCH] if n in batched else t for n, t in example.items()
-    )
-    return Traced(graph, names, tuple(results), rows, tuple(n in batched for n in names))
+    return Traced(graph, names, tuple(results), mode)
 
 
-def module_of(node: Node) -> str:
-    """The path of the nn.Module a node came from, "" when unknown.
-
-    A backward operator is not run inside its module; it is named after the latest forward operator it reads.
-    """
-    path = _annotated(node)
-    if path is not None:
-        return path
-    found = ""
-    for argument in reversed(node.all_input_nodes):
-        path = _annotated(argument)
-        found = path if path and len(path) >= len(found) else found
-    return found
-
-
-def _annotated(node: Node) -> str | None:
-    return (node.meta.get("custom") or {}).get("module")
+def place_of(node: Node) -> Place:
+    """Where in the model a node came from; for an operator of the backward pass, its forward operator's place."""
+    noted = node.meta.get("custom") or {}
+    return Place(noted.get("module", ""), noted.get("line", ""))
 
 
 def _fake_inputs(mode: FakeTensorMode, example: Mapping[str, Tensor], batched: Collection[str]) -> list[Tensor]:
@@ -150,33 +141,48 @@ def _portable_kernels() -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def _module_names(module: nn.Module) -> Iterator[None]:
-    """While the block runs, every traced operator notes the path of the module that called it."""
-    open_blocks: list[contextlib.AbstractContextManager[None]] = []
-    handles = []
+class _Places(TorchDispatchMode):
+    """While the block runs, every traced operator notes the module and the line of the model that called it.
 
-    def enter(path: str) -> Callable[[nn.Module, object], None]:
+    An operator of the backward pass takes the note of the forward operator with the same autograd number.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._module = module
+        self._open: list[str] = []
+        self._noted: dict[int, dict[str, str]] = {}
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> _Places:
+        for path, child in self._module.named_modules():
+            self._handles.append(child.register_forward_pre_hook(self._enter(path), prepend=True))
+            self._handles.append(child.register_forward_hook(self._leave, always_call=True))
+        return super().__enter__()  # type: ignore[no-any-return, no-untyped-call]
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        for handle in self._handles:
+            handle.remove()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        backward = torch._C._current_autograd_node()
+        if backward is not None:
+            note = self._noted.get(backward._sequence_nr(), {})
+        else:
+            note = {"module": self._open[-1] if self._open else "", "line": calling_line(sys._getframe(1))}
+            self._noted.setdefault(torch.autograd._get_sequence_nr() - 1, note)
+        with fx_traceback.annotate(note):
+            return func(*args, **(kwargs or {}))
+
+    def _enter(self, path: str) -> Callable[[nn.Module, object], None]:
         def hook(_module: nn.Module, _args: object) -> None:
-            block = fx_traceback.annotate({"module": path})
-            block.__enter__()
-            open_blocks.append(block)
+            self._open.append(path)
 
         return hook
 
-    def leave(_module: nn.Module, _args: object, _result: object) -> None:
-        open_blocks.pop().__exit__(None, None, None)
-
-    for path, child in module.named_modules():
-        handles.append(child.register_forward_pre_hook(enter(path)))
-        handles.append(child.register_forward_hook(leave))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        while open_blocks:
-            open_blocks.pop().__exit__(None, None, None)
+    def _leave(self, _module: nn.Module, _args: object, _result: object) -> None:
+        self._open.pop()
 
 
 def _check_batch(shapes: ShapeEnv) -> None:

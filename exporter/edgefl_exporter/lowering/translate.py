@@ -27,7 +27,13 @@ def table() -> dict[Any, Callable[..., Any]]:
         ours.conv_weight_gradient.default: conv_weight_gradient,
         ours.max_pool.default: max_pool,
         ours.max_pool_gradient.default: max_pool_gradient,
+        aten.sym_numel.default: count,
     }
+
+
+def count(x: Value) -> Value:
+    """How many elements a tensor has."""
+    return op.Size(x)
 
 
 def conv_input_gradient(
