@@ -25,6 +25,7 @@ from edgefl_exporter.optimizers import SGD, Optimizer
 from edgefl_exporter.parity import prove
 from edgefl_exporter.programs.program import Definition
 from edgefl_exporter.programs.supervised import Supervised
+from edgefl_exporter.randomness import with_randomness
 from edgefl_exporter.samples import samples_of
 from edgefl_exporter.update import Group, Update
 
@@ -73,7 +74,7 @@ def export(
     update = Update(optimizer, tuple(groups), clip_norm, proximal, micro_batches)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        parts = take_apart(model, train=train, lora=lora)
+        parts = take_apart(with_randomness(model, example_input), train=train, lora=lora)
         chosen = _loss_named(loss)
         kind = _check_model(parts, example_input, chosen)
         task = Supervised(parts, samples_of(parts.module, example_input, chosen, kind), update, batch)

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from edgefl.bundle import Dtype, select
+from edgefl.bundle import Dtype, Input, select
 from edgefl.errors import InputError, LoweringError
 from edgefl_exporter.adapters import PARAMETERS, add_adapters
+from edgefl_exporter.randomness import SEED, SEED_BUFFER, draws
 
 DTYPES: dict[torch.dtype, Dtype] = {
     torch.float32: "float32",
@@ -48,6 +49,8 @@ class Parts:
             self.module.eval()
         buffers = {name: values[name].clone() for name in self.buffers}
         given = {name: values[name] for name in self.parameters} | buffers
+        if SEED.name in values:
+            given[SEED_BUFFER] = values[SEED.name]
         return functional_call(self.module, given, (x,)), buffers
 
     def load(self, values: Mapping[str, Tensor]) -> nn.Module:
@@ -57,7 +60,13 @@ class Parts:
         with torch.no_grad():
             for name in (*self.parameters, *self.buffers):
                 tensors[name].copy_(values[name])
+            if SEED.name in values:
+                tensors[SEED_BUFFER].copy_(values[SEED.name])
         return module
+
+    def settings(self, *, training: bool) -> tuple[Input, ...]:
+        """The inputs that a program needs because the model draws random numbers."""
+        return (SEED,) if draws(self.module, training=training) else ()
 
     def train_mode(self, module: nn.Module) -> nn.Module:
         """The module (or a copy of it) in training mode, but for its frozen parts."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import CodeType, FrameType, TracebackType
 
 import torch
 
@@ -77,17 +77,11 @@ def refusal(target: str, place: Place) -> LoweringError:
     return LoweringError(f"operator {target} in {place} cannot be lowered", hint=hint)
 
 
-def calling_line(frame: FrameType | None) -> str:
-    """FILE:LINE of the innermost code that is neither PyTorch's nor ours, "" if there is none before the exporter."""
-    inside = False  # past the exporter's own frames at the top of the stack
-    while frame is not None:
+def calling_line(frame: FrameType | None, outermost: CodeType) -> str:
+    """FILE:LINE of the innermost code that is neither PyTorch's nor ours, "" if there is none before `outermost`."""
+    while frame is not None and frame.f_code is not outermost:
         path = frame.f_code.co_filename
-        if path.startswith(_OURS):
-            if inside:
-                return ""
-        elif path.startswith((_TORCH, "<")):
-            inside = True
-        else:
+        if not path.startswith((_OURS, _TORCH, "<")):
             return _shown(path, frame.f_lineno)
         frame = frame.f_back
     return ""

@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from types import CodeType
 from typing import Any
 
 import torch
@@ -63,7 +64,7 @@ def trace(step: Step, example: Mapping[str, Tensor], *, batched: Collection[str]
     results: list[str] = []
 
     def flat(*values: Tensor) -> tuple[Tensor, ...]:
-        with _Places(module):
+        with _Places(module, flat.__code__):
             named = step(dict(zip(names, values, strict=True)))
         results[:] = named
         return tuple(named.values())
@@ -147,9 +148,10 @@ class _Places(TorchDispatchMode):
     An operator of the backward pass takes the note of the forward operator with the same autograd number.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, outermost: CodeType) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._module = module
+        self._outermost = outermost
         self._open: list[str] = []
         self._noted: dict[int, dict[str, str]] = {}
         self._handles: list[Any] = []
@@ -170,7 +172,10 @@ class _Places(TorchDispatchMode):
         if backward is not None:
             note = self._noted.get(backward._sequence_nr(), {})
         else:
-            note = {"module": self._open[-1] if self._open else "", "line": calling_line(sys._getframe(1))}
+            note = {
+                "module": self._open[-1] if self._open else "",
+                "line": calling_line(sys._getframe(1), self._outermost),
+            }
             self._noted.setdefault(torch.autograd._get_sequence_nr() - 1, note)
         with fx_traceback.annotate(note):
             return func(*args, **(kwargs or {}))

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from onnxscript import opset18
 
+from edgefl_exporter.lowering import hashing
+
 aten = torch.ops.aten
 ours = torch.ops.edgefl
 op: Any = opset18  # its types do not know values that are still being recorded
@@ -27,6 +29,7 @@ def table() -> dict[Any, Callable[..., Any]]:
         ours.conv_weight_gradient.default: conv_weight_gradient,
         ours.max_pool.default: max_pool,
         ours.max_pool_gradient.default: max_pool_gradient,
+        ours.uniform.default: hashing.uniform,
         aten.sym_numel.default: count,
     }
 

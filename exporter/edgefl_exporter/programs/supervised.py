@@ -55,7 +55,7 @@ class Supervised:
             return result | {following(name): after[name].detach() for name in writes}
 
         writes = {n: following(n) for n in (*used, *self.update.written(used), *self.changing)}
-        inputs = (*self._inputs(), *self.update.settings)
+        inputs = (*self._inputs(), *self.update.settings, *self.parts.settings(training=True))
         typical = self.update.optimizer.typical(used)
         return Definition("train", inputs, self._outputs(), writes, step, oracle, typical, self.batch)
 
@@ -79,7 +79,8 @@ class Supervised:
         outputs = tuple(Output(_gradient(name), "float32", tuple(w.shape), "mean") for name, w in used.items())
         writes = {name: following(name) for name in self.changing}
         found = (*self._outputs(), *outputs)
-        return Definition("gradient", self._inputs(), found, writes, step, oracle, batch=self.batch)
+        inputs = (*self._inputs(), *self.parts.settings(training=True))
+        return Definition("gradient", inputs, found, writes, step, oracle, batch=self.batch)
 
     def anchor(self) -> Definition:
         """The parameters of now become what the proximal term pulls to."""
@@ -105,7 +106,8 @@ class Supervised:
                 cost = self.loss.torch(output, values[LABELS])
                 return self._measured(output, values, cost) | self._slack(output)
 
-        return Definition("evaluate", (self._features(None), self._labels(None)), self._outputs(), {}, step, oracle)
+        inputs = (self._features(None), self._labels(None), *self.parts.settings(training=False))
+        return Definition("evaluate", inputs, self._outputs(), {}, step, oracle)
 
     def predict(self) -> Definition:
         """The model's output in evaluation mode."""
@@ -120,7 +122,8 @@ class Supervised:
                 return {self.loss.output: self.parts.load(values).eval()(values[FEATURES])}
 
         output = Output(self.loss.output, "float32", ("batch", *self.output_shape), "concat")
-        return Definition("predict", (self._features(None),), (output,), {}, step, oracle)
+        inputs = (self._features(None), *self.parts.settings(training=False))
+        return Definition("predict", inputs, (output,), {}, step, oracle)
 
     def _differentiate(self, values: Values) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
         """Loss and metrics, gradients, and the buffers afterwards, as functions that can be traced.
