@@ -98,7 +98,6 @@ def take_apart(model: object, *, train: Sequence[str] = (), lora: int = 0) -> Pa
         parameter.grad = None
     if lora:
         add_adapters(module, lora)
-    _check_batch_norms(module)
     parameters = {name: p.detach() for name, p in module.named_parameters()}
     persistent = module.state_dict().keys()
     buffers = {name: b.detach() for name, b in module.named_buffers() if name in persistent}
@@ -139,16 +138,6 @@ def _frozen(module: nn.Module, trained: Sequence[str], *, chosen: bool) -> tuple
             if not own & set(trained) and path not in found:
                 found.append(path)
     return tuple(found)
-
-
-def _check_batch_norms(module: nn.Module) -> None:
-    for path, child in module.named_modules():
-        if isinstance(child, nn.modules.batchnorm._NormBase) and child.track_running_stats and child.momentum is None:
-            raise LoweringError(
-                f"module {path!r} is {_name(child)} with momentum=None, a cumulative average whose factor torch "
-                "reads out of a tensor",
-                hint="give it a momentum, for example 0.1",
-            )
 
 
 def _name(thing: object) -> str:

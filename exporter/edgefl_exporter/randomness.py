@@ -37,8 +37,10 @@ STREAMS = (0x9E3779B9, 0x7F4A7C15)  # two streams of keys, 64 bits together: any
 Words = npt.NDArray[np.uint32]
 
 
-def with_randomness(model: nn.Module, x: Tensor) -> nn.Module:
+def with_randomness(model: object, x: Tensor) -> object:
     """The model itself if it draws no random numbers on `x`, else a copy that draws them from the hash."""
+    if not isinstance(model, nn.Module):
+        return model
     drawing = Drawing(_draws(model, x, training=True), _draws(model, x, training=False))
     if not drawing.training and not drawing.evaluation:
         return model
@@ -96,7 +98,8 @@ def mix(x: Words, key: Words | None = None) -> Words:
     x = x if key is None else x ^ key
     x = x ^ (x >> np.uint32(SHIFTS[1]))
     x = x * np.uint32(FACTORS[1])
-    return x ^ (x >> np.uint32(SHIFTS[2]))
+    mixed: Words = x ^ (x >> np.uint32(SHIFTS[2]))
+    return mixed
 
 
 def hashed(seed: int, step: int, site: int, shape: Sequence[int]) -> npt.NDArray[np.float32]:
@@ -104,7 +107,8 @@ def hashed(seed: int, step: int, site: int, shape: Sequence[int]) -> npt.NDArray
     first, second = keys(seed, step, site)
     counter = np.arange(math.prod(shape), dtype=np.uint32)
     words = mix(counter ^ first, second)
-    return ((words >> np.uint32(8)).astype(np.float32) * np.float32(2**-24)).reshape(shape)
+    fractions: npt.NDArray[np.float32] = (words >> np.uint32(8)).astype(np.float32) * np.float32(2**-24)
+    return fractions.reshape(shape)
 
 
 @torch.library.custom_op("edgefl::uniform", mutates_args=(), schema="(Tensor a, Tensor b, int c, SymInt[] d) -> Tensor")
@@ -133,7 +137,7 @@ class _Drawn(TorchDispatchMode):
         return torch.ops.edgefl.uniform(self._seed, self._step, self._site - 1, size)  # type: ignore[no-any-return]
 
 
-class _Seen(TorchDispatchMode):
+class _Seen(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes whether a random operator ran."""
 
     any = False

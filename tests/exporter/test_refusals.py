@@ -51,7 +51,6 @@ REFUSED: dict[str, tuple[object, str]] = {
     "a path that depends on values": (Apply(lambda x: x if x.sum() > 0 else -x), "cannot be traced"),
     "not finite": (Apply(lambda x: x / 0), "not finite"),
     "double": (nn.Linear(8, 3).double(), "parameters must be float32"),
-    "cumulative batch norm": (nn.Sequential(nn.BatchNorm1d(8, momentum=None), nn.Linear(8, 3)), "momentum=None"),
     "wrong shape": (nn.Linear(9, 3), r"fails on an input of shape \[4, 8\]"),
 }
 

@@ -255,6 +255,54 @@ def adaptive_avg_pool2d_backward(g: Tensor, x: Tensor) -> Tensor:
     return _adaptive(height, g.shape[-2]).t() @ g @ _adaptive(width, g.shape[-1])
 
 
+def avg_pool3d_backward(
+    g: Tensor,
+    x: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor: int | None,
+) -> Tensor:
+    """As in two dimensions: one small fixed matrix per axis."""
+    stride = list(stride) or list(kernel)
+    sizes = list(zip(x.shape[-3:], g.shape[-3:], kernel, stride, padding, strict=True))
+    if divisor is not None:
+        g = g / divisor
+    else:
+        for axis, (n, out, k, s, p) in zip((-3, -2, -1), sizes, strict=True):
+            g = g / _counts(n, out, k, s, p, count_include_pad).reshape(-1, *[1] * (-1 - axis))
+    for axis, (n, out, k, s, p) in zip((-3, -2, -1), sizes, strict=True):
+        g = (g.transpose(axis, -1) @ _windows(n, out, k, s, p)).transpose(axis, -1)
+    return g
+
+
+def copy(x: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+    """x with all its values replaced, which is the source alone: x may be an `empty`, which ONNX lacks."""
+    return source.to(x.dtype).expand(x.shape)
+
+
+def empty_like(x: Tensor, *, dtype: torch.dtype | None = None, **_options: object) -> Tensor:
+    return torch.zeros_like(x, dtype=dtype)
+
+
+def max_dim(x: Tensor, dim: int, keepdim: bool = False) -> Any:
+    """ONNX has the place of a maximum for numbers only."""
+    if x.dtype != torch.bool:
+        return NotImplemented
+    values, places = aten.max.dim(x.to(torch.int32), dim, keepdim)
+    return values.to(torch.bool), places
+
+
+def index_put(x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False) -> Any:
+    """ONNX scatters by int64 only."""
+    if not any(index is not None and index.dtype == torch.int32 for index in indices):
+        return NotImplemented
+    wide = [index.long() if index is not None and index.dtype == torch.int32 else index for index in indices]
+    return aten.index_put(x, wide, values, accumulate)
+
+
 def _windows(n: int, out: int, kernel: int, stride: int, padding: int) -> Tensor:
     """[out, n] with 1 where an input position lies in an output's window."""
     start = torch.arange(out)[:, None] * stride - padding
@@ -298,4 +346,9 @@ OURS: dict[Any, Callable[..., Any]] = {
     aten._adaptive_avg_pool2d_backward.default: adaptive_avg_pool2d_backward,
     aten.threshold_backward.default: threshold_backward,
     aten._weight_norm_interface_backward.default: weight_norm_backward,
+    aten.avg_pool3d_backward.default: avg_pool3d_backward,
+    aten.max.dim: max_dim,
+    aten.index_put.default: index_put,
+    aten.copy.default: copy,
+    aten.empty_like.default: empty_like,
 }

@@ -25,6 +25,10 @@ from torch.onnx._internal.fx.passes.type_promotion import (
 from edgefl_exporter.lowering import decompose
 from edgefl_exporter.lowering.trace import Traced, quiet
 
+aten = torch.ops.aten
+
+ASSERTIONS = {aten._assert_async.default, aten._assert_async.msg, aten._assert_scalar.default}
+
 
 def functional(traced: Traced, registry: ONNXRegistry) -> GraphModule:
     """`traced.graph` taken apart as far as `registry` needs it, with type promotion written out.
@@ -38,9 +42,20 @@ def functional(traced: Traced, registry: ONNXRegistry) -> GraphModule:
     with quiet(), traced.mode, fx_traceback.preserve_node_meta(), enable_python_dispatcher(), torch.no_grad():
         pure = functionalize(Interpreter(traced.graph).run, remove="mutations")
         graph = make_fx(pure, _decompositions(registry), tracing_mode="real", _allow_non_fake_inputs=True)(*fakes)
-        graph.graph.eliminate_dead_code()
+        _simplify(graph)
         _Promotion(graph, TypePromotionTable()).run(*fakes)
+    for node in graph.graph.nodes:
+        if node.op == "get_attr":  # a tensor made while the model runs, torch.tensor([1, 2]): its value, not its shape
+            node.meta["val"] = getattr(graph, node.target)
     return graph
+
+
+def _simplify(graph: GraphModule) -> None:
+    """Without what is not used, and without assertions on values."""
+    for node in list(graph.graph.nodes):
+        if node.target in ASSERTIONS:
+            graph.graph.erase_node(node)
+    graph.graph.eliminate_dead_code()
 
 
 def _decompositions(registry: ONNXRegistry) -> dict[Any, Callable[..., Any]]:

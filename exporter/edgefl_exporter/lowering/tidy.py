@@ -43,11 +43,17 @@ def tidy(model: onnx_ir.Model, inputs: Sequence[str], outputs: Sequence[str]) ->
     return proto
 
 
+def _subgraphs(node: onnx_ir.Node) -> list[onnx_ir.Graph]:
+    return [attribute.as_graph() for attribute in node.attributes.values() if attribute.type.name == "GRAPH"]
+
+
 def _rename(graph: onnx_ir.Graph, inputs: Sequence[str], outputs: Sequence[str]) -> None:
     """Inputs and outputs get their names, everything inside a short number."""
     taken = {*inputs, *outputs}
-    values = [value for node in graph for value in node.outputs]
-    for number, node in enumerate(graph):
+    nodes = list(onnx_ir.traversal.RecursiveGraphIterator(graph))
+    values = [value for node in nodes for value in node.outputs]
+    values += [value for node in nodes for inner in _subgraphs(node) for value in inner.inputs]
+    for number, node in enumerate(nodes):
         node.name = f"n{number}"
     for number, value in enumerate([*graph.initializers.values(), *values]):
         name = f"v{number}"

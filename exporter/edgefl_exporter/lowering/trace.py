@@ -28,6 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from edgefl.errors import LoweringError
 from edgefl_exporter.lowering.decompose import backward_table
+from edgefl_exporter.lowering.portable import Portable
 from edgefl_exporter.lowering.refusal import Place, calling_line, failing_line
 
 Step = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
@@ -64,7 +65,7 @@ def trace(step: Step, example: Mapping[str, Tensor], *, batched: Collection[str]
     results: list[str] = []
 
     def flat(*values: Tensor) -> tuple[Tensor, ...]:
-        with _Places(module, flat.__code__):
+        with _Places(module, flat.__code__), Portable(module):
             named = step(dict(zip(names, values, strict=True)))
         results[:] = named
         return tuple(named.values())

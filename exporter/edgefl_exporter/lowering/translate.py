@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from onnxscript import opset18
 
-from edgefl_exporter.lowering import hashing
+from edgefl_exporter.lowering import hashing, recurrent
 
 aten = torch.ops.aten
 ours = torch.ops.edgefl
@@ -30,13 +30,19 @@ def table() -> dict[Any, Callable[..., Any]]:
         ours.max_pool.default: max_pool,
         ours.max_pool_gradient.default: max_pool_gradient,
         ours.uniform.default: hashing.uniform,
+        ours.scan.default: recurrent.onnx_scan,
         aten.sym_numel.default: count,
+        torch.ops.prims.prod.default: product,
     }
 
 
 def count(x: Value) -> Value:
     """How many elements a tensor has."""
     return op.Size(x)
+
+
+def product(x: Value, axes: Sequence[int] | None = None, dtype: int = -1) -> Value:
+    return op.ReduceProd(x, keepdims=0) if axes is None else op.ReduceProd(x, _ints(*axes), keepdims=0)
 
 
 def conv_input_gradient(
