@@ -31,18 +31,25 @@ STRESS_TOLERANCE = 2e-3
 STEPS = 20
 MOST_LEARNING_RATE = 0.05  # of those steps: twenty of them must not diverge
 # Where rounding decides (a ReLU at exactly 0, a BatchNorm of constants, a saturated softmax) no float32 program can
-# be held to PyTorch's answer. So PyTorch is asked again with everything moved by this part of itself: what that
-# changes, times a margin, counts as no more than the tolerance.
+# be held to PyTorch's answer. So PyTorch and the program are asked again with everything moved by this part of itself:
+# what that changes in either, times a margin, counts as no more than the tolerance.
 ROUNDING = 1e-6
 ROUNDING_MARGIN = 10.0
+# One such move may flip no ReLU where another flips one (measured on VGG-11: a gradient changes by 2e-5 after one move,
+# by 2e-2 after the next), so the largest change of several counts.
+MOVES = 8
 # When that move changes a whole tensor by more than SINGULAR, PyTorch's own answer is noise and proves nothing of that
 # tensor. Each must be decided on some random batch (BATCHES); the manifest lists no figure for a check without any.
 SINGULAR = 0.1
 BATCHES = "batches"
 FREE = "20 steps, free"
 GOLDEN_BATCH = 6
+GOLDEN_TRIES = 8
 
 Values = dict[str, Tensor]
+Step = Callable[[Values], Values]
+# What PyTorch and the program answer when everything is moved by a rounding-sized part of itself.
+Nearby = Callable[[], tuple[Values, Values]]
 
 
 @dataclass(frozen=True)
@@ -65,49 +72,59 @@ def prove(
     """The proof's figures and the program's golden tensors. Raises ParityError with the first check that fails."""
     runner = Runner(data)
     generator = torch.Generator().manual_seed(seed)
-    listed: dict[str, list[float]] = {}
+    listed: dict[str, float] = {}
     decided: set[str] = set()
     state, initial = {**state, **_typical(definition, state)}, state
 
-    def compare_case(case: Case, got: Mapping[str, Array], want: Values, nearby: Callable[[], Values]) -> None:
+    def compare_case(case: Case, got: Values, want: Values, nearby: Nearby) -> None:
         def errors(floors: Mapping[str, float]) -> dict[str, float]:
-            found = compare(program, _arrays(case.values), _undecided(got, want), _arrays(want), floors)
+            found = compare(program, _arrays(case.values), _undecided(_arrays(got), want), _arrays(want), floors)
             return {name: error for name, error in found.items() if not name.startswith("slack.")}
 
         found = errors({})
         undecided: set[str] = set()
-        if not max(found.values(), default=0.0) <= case.tolerance:
-            other = nearby()
-            shaken = compare(program, _arrays(case.values), _arrays(other), _arrays({n: want[n] for n in found}))
-            undecided = {name for name, change in shaken.items() if not change <= SINGULAR}
-            floors = {n: _distance(other[n], want[n]) / case.tolerance for n in found if n not in undecided}
-            allowed = {name: error for name, error in errors(floors).items() if name not in undecided}
+        if max(found.values(), default=0.0) <= case.tolerance:
+            listed[case.check] = max(listed.get(case.check, 0.0), *found.values(), 0.0)
+        else:
+            wanted = _arrays({name: want[name] for name in found})
+            moved = dict.fromkeys(found, 0.0)
+            for _ in range(MOVES):
+                other, own = nearby()
+                shaken = compare(program, _arrays(case.values), _arrays(other), wanted)
+                undecided |= {name for name, change in shaken.items() if not change <= SINGULAR}
+                for name in found:
+                    moved[name] = max(moved[name], _distance(other[name], want[name]), _distance(own[name], got[name]))
+                floored = errors({name: distance / case.tolerance for name, distance in moved.items()})
+                allowed = {name: error for name, error in floored.items() if name not in undecided}
+                if max(allowed.values(), default=0.0) <= case.tolerance:
+                    break
             require(allowed, case.tolerance, program=definition.name, check=case.check)
         if case.check == BATCHES:
             decided.update(found.keys() - undecided)
-        if rest := [error for name, error in found.items() if name not in undecided]:
-            listed.setdefault(case.check, []).append(max(rest))
+
+    def run(values: Values) -> Values:
+        return {name: torch.from_numpy(array.copy()) for name, array in runner.run(_arrays(values)).items()}
+
+    def both(values: Values) -> tuple[Values, Values]:
+        near = _nudged(definition, values, generator)
+        return definition.oracle(near), run(near)
 
     for case in _cases(definition, state, initial, samples, generator):
         want = definition.oracle(case.values)
         if case.check == BATCHES and not all(bool(v.isfinite().all()) for v in want.values()):
             raise LoweringError("the model gives values that are not finite on ordinary random inputs")
-        got = runner.run(_arrays(case.values))
-        compare_case(case, got, want, lambda: definition.oracle(_nudged(definition, case.values, generator)))  # noqa: B023
+        compare_case(case, run(case.values), want, lambda: both(case.values))  # noqa: B023
     if definition.writes:
-        _trajectory(definition, runner, state, samples, generator, compare_case)
+        _trajectory(definition, run, both, state, samples, generator, compare_case)
     outputs = {entry.name for entry in definition.outputs} | set(definition.writes.values())
     if never := sorted(outputs - decided):
         raise ParityError(
             f"program {definition.name!r}: PyTorch's own {never[0]!r} is rounding noise on every random batch",
             hint="is there a layer whose output does not depend on its input?",
         )
-    # Only checks that met the plain tolerance are listed: over it (and not refused), rounding decided.
-    checks = {check: max(errors) for check, errors in listed.items() if max(errors) <= TOLERANCE}
-    golden = _golden(definition, state, samples, seed)
-    wanted = {name.removeprefix("out."): value for name, value in golden.items() if name.startswith("out.")}
-    start = golden_values(_arrays(initial), golden)
-    require(compare(program, start, runner.run(start), wanted), TOLERANCE, program=definition.name, check="golden")
+    # Figures are those of the cases that met the plain tolerance: in others (that are not refused) rounding decided.
+    checks = {check: error for check, error in listed.items() if error <= TOLERANCE}
+    golden = _golden(definition, program, run, both, state, initial, samples, seed)
     return Parity(f"onnxruntime {onnxruntime.__version__}", TOLERANCE, checks), golden
 
 
@@ -147,11 +164,12 @@ def _cases(
 
 def _trajectory(
     definition: Definition,
-    runner: Runner,
+    run: Step,
+    both: Callable[[Values], tuple[Values, Values]],
     state: Mapping[str, Tensor],
     samples: Samples,
     generator: torch.Generator,
-    compare_case: Callable[..., None],
+    compare_case: Callable[[Case, Values, Values, Nearby], None],
 ) -> None:
     """Twenty steps, each from PyTorch's state ("20 steps"), and all in a row on the program's own ("free")."""
     batches = []
@@ -161,45 +179,64 @@ def _trajectory(
             inputs[LEARNING_RATE] = inputs[LEARNING_RATE].clamp(max=MOST_LEARNING_RATE)
         batches.append(inputs)
 
-    def follow(start: Values) -> Values:
+    def after(values: Values, reached: Values) -> Values:
+        return {**values, **{name: reached[output] for name, output in definition.writes.items()}}
+
+    def follow(start: Values, step: Step) -> Values:
+        """Where the steps in a row lead, under the names of the outputs."""
         for inputs in batches:
-            after = definition.oracle({**start, **inputs})
-            start = start | {name: after[output] for name, output in definition.writes.items()}
-        return start
+            start = after(start, step({**start, **inputs}))
+        return {output: start[name] for name, output in definition.writes.items()}
 
-    torch_state, own_state = dict(state), dict(state)
+    here: Values = dict(state)
     for inputs in batches:
-        here = {**torch_state, **inputs}
+        here = {**here, **inputs}
         want = definition.oracle(here)
-        compare_case(
-            Case(f"{STEPS} steps", here),
-            runner.run(_arrays(here)),
-            want,
-            lambda here=here: definition.oracle(_nudged(definition, here, generator)),
-        )
-        reached = runner.run(_arrays({**own_state, **inputs}))
-        for name, output in definition.writes.items():
-            torch_state[name] = want[output]
-            own_state[name] = torch.from_numpy(reached[output].copy())
+        compare_case(Case(f"{STEPS} steps", here), run(here), want, lambda here=here: both(here))  # type: ignore[misc]
+        here = after(here, want)
 
-    def ends(reached: Values) -> Values:
-        return {output: reached[name] for name, output in definition.writes.items()}
+    def nearby() -> tuple[Values, Values]:
+        near = _nudged(definition, dict(state), generator)
+        return follow(near, definition.oracle), follow(near, run)
 
-    compare_case(
-        Case(FREE, dict(state), FREE_TOLERANCE),
-        _arrays(ends(own_state)),
-        ends(torch_state),
-        lambda: ends(follow(_nudged(definition, dict(state), generator))),
-    )
+    ends = {output: here[name] for name, output in definition.writes.items()}
+    compare_case(Case(FREE, dict(state), FREE_TOLERANCE), follow(dict(state), run), ends, nearby)
 
 
-def _golden(definition: Definition, state: Mapping[str, Tensor], samples: Samples, seed: int) -> dict[str, Array]:
-    """One batch from the bundle's weights, which are not stored again; a scalar in place of a state tensor fills it."""
-    inputs = definition.draw(samples, GOLDEN_BATCH, torch.Generator().manual_seed(seed + 1))
-    want = definition.oracle({**state, **inputs})
-    inputs |= {name: torch.tensor(value) for name, value in definition.typical.items()}
-    outputs = {k: v for k, v in want.items() if not k.startswith("slack.")}
-    return {f"in.{k}": v for k, v in _arrays(inputs).items()} | {f"out.{k}": v for k, v in _arrays(outputs).items()}
+def _golden(
+    definition: Definition,
+    program: Program,
+    run: Step,
+    both: Callable[[Values], tuple[Values, Values]],
+    state: Mapping[str, Tensor],
+    initial: Mapping[str, Tensor],
+    samples: Samples,
+    seed: int,
+) -> dict[str, Array]:
+    """One batch from the bundle's weights, which are not stored again; a scalar in place of a state tensor fills it.
+
+    Other machines round otherwise, so of some batches the first is taken where rounding decides nothing, or else the
+    one where it decides least. Raises ParityError where the program meets the tolerance on none.
+    """
+    found: list[tuple[float, dict[str, Array]]] = []
+    errors: dict[str, float] = {}
+    for attempt in range(GOLDEN_TRIES):
+        inputs = definition.draw(samples, GOLDEN_BATCH, torch.Generator().manual_seed(seed + 1 + attempt))
+        values = {**state, **inputs}
+        want = {k: v for k, v in definition.oracle(values).items() if not k.startswith("slack.")}
+        inputs |= {name: torch.tensor(value) for name, value in definition.typical.items()}
+        golden = {f"in.{k}": v for k, v in _arrays(inputs).items()} | {f"out.{k}": v for k, v in _arrays(want).items()}
+        start = golden_values(_arrays(initial), golden)
+        errors = compare(program, start, _arrays(run(_tensors(start))), _arrays(want))
+        if not max(errors.values(), default=0.0) <= TOLERANCE:
+            continue
+        moved = compare(program, start, _arrays(both(values)[0]), _arrays(want))
+        found.append((max(moved.values(), default=0.0), golden))
+        if found[-1][0] <= TOLERANCE:
+            break
+    if not found:
+        require(errors, TOLERANCE, program=definition.name, check="golden")
+    return min(found, key=lambda entry: entry[0])[1]
 
 
 def _nudged(definition: Definition, values: Values, generator: torch.Generator) -> Values:
@@ -257,6 +294,10 @@ def _undecided(got: Mapping[str, Array], want: Values) -> dict[str, Array]:
         if name.startswith("slack."):
             result[name] = wanted.numpy()
     return result
+
+
+def _tensors(values: Mapping[str, Array]) -> Values:
+    return {name: torch.from_numpy(np.asarray(value)) for name, value in values.items()}
 
 
 def _arrays(values: Mapping[str, Tensor]) -> dict[str, Array]:
