@@ -7,7 +7,7 @@ ROUNDS ?= 10
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fix bench soak package clean mosquitto
+.PHONY: help demo test slow check fix bench soak package clean mosquitto
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' Makefile
@@ -17,6 +17,9 @@ demo: $(VENV)/.all ## Train a model on emulated devices over MQTT, on this machi
 
 test: check mosquitto ## Check, then run every test
 	$(BIN)/pytest -n 2 --dist worksteal
+
+slow: $(VENV)/.test ## Run the tests that take minutes: every model of the zoo, exported and proven in its own size
+	$(BIN)/pytest -n 2 --dist worksteal -m slow
 
 check: $(VENV)/.test ## Lint, format, types and who imports whom; changes nothing
 	$(BIN)/ruff check

@@ -91,7 +91,7 @@ def main(data: Path, form: str, quick: bool, epochs: int) -> None:
     examples = 50 if quick else EXAMPLES
     with tempfile.TemporaryDirectory() as folder:
         bundle, images = Path(folder) / "cnn.bundle", Path(folder) / "images.npz"
-        model, example = ZOO["mnist-cnn"]()
+        model, example = ZOO["mnist-cnn"].make()
         export(model, example, out=bundle, name="mnist-cnn", programs=("train", "evaluate"))
         np.savez(images, x=train.features[:examples], y=train.labels[:examples])
         rows = [measure(engine, bundle, images, epochs) for engine in ("device", "torch")]

@@ -52,7 +52,7 @@ def torch(bundle_path: str, data_path: str, epochs: int, mark: Callable[[str], N
 
     torch.set_num_threads(1)
     mark("imports")
-    model, _ = ZOO["mnist-cnn"]()
+    model, _ = ZOO["mnist-cnn"].make()
     optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
     mark("model")
     with np.load(data_path) as archive:

@@ -179,7 +179,7 @@ def _export(model: str, out: Path) -> Bundle:
     from edgefl_exporter.export import export  # torch takes seconds to import; --help need not wait
     from edgefl_exporter.zoo import ZOO
 
-    module, example = ZOO[model]()
+    module, example = ZOO[model].make()
     export(module, example, out=out, name=model, programs=("train", "evaluate"))
     return bundles.read(out)
 

@@ -47,7 +47,7 @@ def batch_norm_cnn() -> nn.Module:
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "MLP 784-128-64-10": (mlp, (32,)),
-    "MNIST CNN 1.66 M": (lambda: ZOO["mnist-cnn"]()[0], (10, 50)),
+    "MNIST CNN 1.66 M": (lambda: ZOO["mnist-cnn"].make()[0], (10, 50)),
     "BatchNorm CNN": (batch_norm_cnn, (32,)),
 }
 

@@ -98,16 +98,25 @@ def zoo(form: str) -> None:
     from edgefl_exporter.zoo import ZOO
 
     rows: list[dict[str, Any]] = []
-    for name, make in ZOO.items():
-        module, example = make()
-        parameters = sum(p.numel() for p in module.parameters())
-        about = (make.__doc__ or "").strip().split("\n")[0]
-        rows.append({"name": name, "parameters": parameters, "input": list(example.shape[1:]), "about": about})
+    for name, entry in ZOO.items():
+        module, example = entry.make()
+        rows.append(
+            {
+                "name": name,
+                "parameters": sum(p.numel() for p in module.parameters()),
+                "input": list(example.shape[1:]),
+                "loss": entry.loss,
+                "about": entry.about,
+                "reference": entry.reference,
+            }
+        )
     if form == "json":
         print_json(rows)
         return
-    cells = [[r["name"], f"{r['parameters']:,}", "x".join(map(str, r["input"])), r["about"]] for r in rows]
-    print_table("Zoo", ["name", "parameters", "input", "about"], cells)
+    columns = ["name", "parameters", "input", "loss", "about", "reference"]
+    for row in rows:
+        row |= {"parameters": f"{row['parameters']:,}", "input": "x".join(map(str, row["input"]))}
+    print_table("Zoo", columns, [[row[column] for column in columns] for row in rows])
 
 
 def summary(bundle: Bundle) -> dict[str, Any]:

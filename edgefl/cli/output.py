@@ -23,14 +23,15 @@ def print_json(value: object) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table; numbers to the right. Never cut where the output is no terminal."""
+    """A table; columns of numbers to the right. Never cut where the output is no terminal."""
     from rich.console import Console
     from rich.table import Table
 
     console = Console() if sys.stdout.isatty() else Console(width=200)
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right")
+        words = index == 0 or any(row[index][:1].isalpha() for row in rows)
+        table.add_column(column, justify="left" if words else "right")
     for row in rows:
         table.add_row(*row)
     console.print(table)

@@ -45,7 +45,7 @@ def load_model(source: str, input_shape: Sequence[int] | None = None, *, seed: i
             )
         loaded = Loaded(made, torch.zeros(1, *input_shape))
     elif _is_loaded(made):
-        loaded = Loaded(*made)
+        loaded = made if isinstance(made, Loaded) else Loaded(*made)
         if input_shape is not None:
             loaded = loaded._replace(example=torch.zeros(1, *input_shape, dtype=loaded.example.dtype))
     else:
@@ -81,7 +81,7 @@ def load_loss(source: str, labels: Tensor | None) -> Loss:
 
 
 def _is_loaded(made: object) -> TypeGuard[tuple[nn.Module, Tensor]]:
-    return (
+    return isinstance(made, Loaded) or (
         isinstance(made, tuple)
         and len(made) in (2, 3)
         and isinstance(made[0], nn.Module)
@@ -97,7 +97,8 @@ def _make(source: str) -> object:
     if file == "zoo":
         if name not in ZOO:
             raise InputError(f"no model {name!r} in the zoo", hint=_nearest(name, ZOO))
-        return ZOO[name]()
+        module, example = ZOO[name].make()
+        return Loaded(module, example, loss=ZOO[name].loss)
     found = _named(file, name)
     if isinstance(found, nn.Module) or not callable(found):
         return found

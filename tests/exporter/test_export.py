@@ -142,7 +142,7 @@ def test_frozen_parameters_are_kept_and_not_trained(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "count"), [("mnist-2nn", 199_210), ("mnist-cnn", 1_663_370)])
 def test_fedavg_nets_have_the_papers_parameter_counts(name: str, count: int) -> None:
-    model, example = ZOO[name]()
+    model, example = ZOO[name].make()
     assert sum(parameter.numel() for parameter in model.parameters()) == count
     assert model(example).shape == (1, 10)
 

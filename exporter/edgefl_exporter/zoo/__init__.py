@@ -2,15 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from edgefl_exporter.zoo import attention, classifiers, mobile, recurrent, residual, segmentation, sensors
+from edgefl_exporter.zoo.entry import Entry
 
-from torch import Tensor, nn
+__all__ = ["ZOO", "Entry"]
 
-from edgefl_exporter.zoo import classifiers
+_FEDAVG = "McMahan et al. 2016, arXiv:1602.05629"
+_FEDMRL = "Yi et al. 2024, arXiv:2406.00488"
+_RESNET = "He et al. 2015, arXiv:1512.03385"
+_GROUP_NORM = f"{_RESNET}; Wu, He 2018, arXiv:1803.08494"
+_TINY = "Banbury et al. 2021, arXiv:2106.07597"
 
-# name -> function that gives a model and an example input [batch, ...]
-ZOO: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
-    "digits": classifiers.digits,
-    "mnist-2nn": classifiers.mnist_2nn,
-    "mnist-cnn": classifiers.mnist_cnn,
+ZOO: dict[str, Entry] = {
+    "digits": Entry(classifiers.digits, "edgefl's own"),
+    "mnist-2nn": Entry(classifiers.mnist_2nn, _FEDAVG),
+    "mnist-cnn": Entry(classifiers.mnist_cnn, _FEDAVG),
+    "lenet5": Entry(classifiers.lenet5, "LeCun et al. 1998, doi:10.1109/5.726791"),
+    "resnet8": Entry(residual.resnet8, _RESNET),
+    "resnet8-gn": Entry(residual.resnet8_gn, _GROUP_NORM),
+    "resnet20": Entry(residual.resnet20, _RESNET),
+    "resnet20-gn": Entry(residual.resnet20_gn, _GROUP_NORM),
+    "wrn-16-1": Entry(residual.wrn_16_1, "Zagoruyko, Komodakis 2016, arXiv:1605.07146"),
+    "vgg11": Entry(classifiers.vgg11, "Simonyan, Zisserman 2014, arXiv:1409.1556"),
+    "mobilenetv2": Entry(mobile.mobilenetv2, "Sandler et al. 2018, arXiv:1801.04381"),
+    "mobilenetv3": Entry(mobile.mobilenetv3, "Howard et al. 2019, arXiv:1905.02244"),
+    "convnext": Entry(mobile.convnext, "Liu et al. 2022, arXiv:2201.03545"),
+    "vit": Entry(attention.vit, "Dosovitskiy et al. 2020, arXiv:2010.11929"),
+    "cnn1": Entry(classifiers.cnn1, _FEDMRL),
+    "cnn2": Entry(classifiers.cnn2, _FEDMRL),
+    "cnn3": Entry(classifiers.cnn3, _FEDMRL),
+    "cnn4": Entry(classifiers.cnn4, _FEDMRL),
+    "cnn5": Entry(classifiers.cnn5, _FEDMRL),
+    "kws": Entry(sensors.kws, f"Zhang et al. 2017, arXiv:1711.07128; {_TINY}"),
+    "kws-1d": Entry(sensors.kws_1d, "Choi et al. 2019, arXiv:1904.03814"),
+    "char-lstm": Entry(recurrent.char_lstm, _FEDAVG, loss="next_token"),
+    "unet": Entry(segmentation.unet, "Ronneberger et al. 2015, arXiv:1505.04597"),
+    "tabular": Entry(sensors.tabular, "Guo, Berkhahn 2016, arXiv:1604.06737"),
+    "autoencoder": Entry(sensors.autoencoder, _TINY, loss="mse"),
+    "regression": Entry(sensors.regression, "edgefl's own", loss="mse"),
 }
