@@ -17,6 +17,7 @@ _COMMANDS = {
     "inspect": ("bundle", "inspect"),
     "verify": ("bundle", "verify"),
     "zoo": ("bundle", "zoo"),
+    "doctor": ("doctor", "doctor"),
     "split": ("data", "split"),
     "broker": ("broker", "broker"),
     "aggregate": ("run", "aggregate"),

@@ -1,0 +1,123 @@
+"""Multiply-adds and peak memory of one run of a program, counted on its graph."""
+
+from __future__ import annotations
+
+import math
+
+from edgefl.doctor.shapes import Graph, Node
+
+# The result is the input under another shape: no new memory.
+VIEWS = {"Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"}
+# The result may take the place of an input of its size that nobody reads afterwards, as onnxruntime does it.
+IN_PLACE = {
+    "Add",
+    "Clip",
+    "Div",
+    "Elu",
+    "Erf",
+    "Exp",
+    "HardSigmoid",
+    "LeakyRelu",
+    "Log",
+    "LogSoftmax",
+    "Max",
+    "Min",
+    "Mul",
+    "Neg",
+    "Pow",
+    "Reciprocal",
+    "Relu",
+    "Sigmoid",
+    "Softmax",
+    "Softplus",
+    "Sqrt",
+    "Sub",
+    "Sum",
+    "Tanh",
+}
+
+
+def multiply_adds(graph: Graph, batch: int) -> int:
+    """Multiplications with an addition each, in convolutions, matrix products and recurrent layers.
+
+    Element-wise work and what is inside If and Loop is not counted.
+    """
+    return sum(_multiply_adds(node, graph, batch) for node in graph.nodes)
+
+
+def peak_bytes(graph: Graph, batch: int) -> int:
+    """The most bytes alive at once while the nodes run in the file's order.
+
+    Inputs, state and the state's next values are not counted: they exist before. A tensor lives from the node that
+    makes it to the last one that reads it. Reshapes cost nothing, and an element-wise result takes the place of an
+    input that dies.
+    """
+    buffers = _buffers(graph, batch)
+    last = {buffers[name]: index for index, node in enumerate(graph.nodes) for name in node.inputs if name}
+    sizes = {buffers[name]: 0 for name in graph.tensors}
+    for name, tensor in graph.tensors.items():
+        sizes[buffers[name]] = max(sizes[buffers[name]], tensor.size_bytes(batch))
+    outside = {buffers[name] for name in graph.given | graph.outputs}
+    alive: set[str] = set()
+    now = peak = 0
+    for index, node in enumerate(graph.nodes):
+        for name in node.outputs:
+            if name and (buffer := buffers[name]) not in outside | alive:
+                alive.add(buffer)
+                now += sizes[buffer]
+        peak = max(peak, now)
+        for name in (*node.inputs, *node.outputs):
+            if name and (buffer := buffers[name]) in alive and last.get(buffer, index) <= index:
+                alive.remove(buffer)
+                now -= sizes[buffer]
+    return peak
+
+
+def _buffers(graph: Graph, batch: int) -> dict[str, str]:
+    """Tensor -> the tensor whose memory it lives in, itself where it needs its own."""
+    last = {name: index for index, node in enumerate(graph.nodes) for name in node.inputs if name}
+    owner = {name: name for name in graph.tensors}
+    end = dict(last)  # of a buffer: when its last tensor dies
+    fixed = graph.given | graph.outputs
+    for index, node in enumerate(graph.nodes):
+        if node.kind not in VIEWS | IN_PLACE or node.outputs[0] in graph.outputs:
+            continue
+        result = node.outputs[0]
+        for name in node.inputs[:1] if node.kind in VIEWS else node.inputs:
+            buffer = owner.get(name, "")
+            if not buffer:
+                continue
+            replaces = (
+                buffer not in fixed
+                and end[buffer] <= index
+                and graph.tensors[result].size_bytes(batch) == graph.tensors[buffer].size_bytes(batch)
+            )
+            if node.kind in VIEWS or replaces:
+                owner[result] = buffer
+                end[buffer] = max(end.get(buffer, index), last.get(result, index))
+                break
+    return owner
+
+
+def _multiply_adds(node: Node, graph: Graph, batch: int) -> int:
+    def shape(index: int, *, output: bool = False) -> tuple[int, ...]:
+        return graph.tensors[(node.outputs if output else node.inputs)[index]].shape(batch)
+
+    if node.kind == "Conv":
+        return math.prod(shape(0, output=True)) * math.prod(shape(1)[1:])
+    if node.kind == "ConvTranspose":
+        return math.prod(shape(0)) * math.prod(shape(1)[1:])
+    if node.kind == "MatMul":
+        return math.prod(shape(0, output=True)) * shape(0)[-1]
+    if node.kind == "Gemm":
+        return math.prod(shape(0, output=True)) * shape(0)[0 if node.attributes.get("transA") else 1]
+    if node.kind in ("LSTM", "GRU", "RNN"):
+        time, rows, _ = shape(0)
+        return time * rows * (math.prod(shape(1)) + math.prod(shape(2)))
+    if node.kind == "Einsum":
+        terms = node.attributes["equation"].decode().replace(" ", "").partition("->")[0].split(",")
+        if "..." in "".join(terms) or len(terms) < 2:
+            return 0
+        sizes = {letter: n for i, term in enumerate(terms) for letter, n in zip(term, shape(i), strict=True)}
+        return math.prod(sizes.values())
+    return 0
