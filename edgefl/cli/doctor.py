@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgefl.bundle import MANIFEST, Bundle, read
-from edgefl.cli.bundle import bundle_name, parse_shape
-from edgefl.cli.output import format_option, print_json, print_table, tell
+from edgefl.cli.export import bundle_name, parse_shape, parts
+from edgefl.cli.output import format_option, print_json, print_table, working
 from edgefl.doctor.devices import DEVICES
 from edgefl.errors import EdgeflError, InputError, LoweringError, ParityError
 from edgefl.report import size
@@ -32,6 +32,8 @@ TIMED_STEPS = 10
 @click.option("--examples", type=click.IntRange(1), default=1000, show_default=True, help="In a device's data set.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
 @click.option("--input", "shape", help="Shape of one example, e.g. 1x8x8, where MODEL gives only a module.")
+@click.option("--loss", help="As of `edgefl export`; a bundle has its own.")
+@click.option("--train", help="As of `edgefl export`, e.g. 'head.*'; a bundle has its own.")
 @format_option
 @click.pass_context
 def doctor(
@@ -41,6 +43,8 @@ def doctor(
     examples: int,
     batch_size: int,
     shape: str | None,
+    loss: str | None,
+    train: str | None,
     form: str,
 ) -> None:
     """Say what a model asks of a device: does it lower, work, memory, bytes to send, time for an epoch.
@@ -52,13 +56,13 @@ def doctor(
     Example:
       edgefl doctor zoo:resnet20 --device pi-4
     """
-    with contextlib.ExitStack() as stack:
+    with working(f"examining {model}") as tell:
         try:
-            bundle = stack.enter_context(_bundle(model, parse_shape(shape) if shape else None))
+            with _bundle(model, shape, loss, parts(train), tell) as bundle:
+                result = _examine(bundle, device, examples, batch_size, tell)
         except _Refused as refused:
             _print_refusal(refused, form)
             context.exit(refused.exit_code)
-        result = _examine(bundle, device, examples, batch_size)
     if form == "json":
         print_json(result.as_json(model))
     else:
@@ -148,49 +152,53 @@ class _Refused(Exception):
 
 
 @contextlib.contextmanager
-def _bundle(model: str, shape: tuple[int, ...] | None) -> Iterator[Bundle]:
+def _bundle(
+    model: str, shape: str | None, loss: str | None, train: Sequence[str], tell: Callable[[str], None]
+) -> Iterator[Bundle]:
     """The bundle MODEL names, or one made for the occasion. Raises _Refused."""
     if (Path(model) / MANIFEST).is_file():
+        if shape or loss or train:
+            raise InputError("--input, --loss and --train are for a model; a bundle has its own")
         yield read(model)
         return
     if ":" not in model:
         raise InputError(f"{model!r} is no bundle, FILE:OBJECT or zoo:NAME", hint="for example zoo:digits")
     from edgefl_exporter import export
-    from edgefl_exporter.load_model import load_model
-    from edgefl_exporter.zoo import ZOO
+    from edgefl_exporter.load_model import load_loss, load_model
 
-    module, example = load_model(model, shape)
-    kind, _, name = model.rpartition(":")
-    loss = ZOO[name].loss if kind == "zoo" else "cross_entropy"
+    loaded = load_model(model, parse_shape(shape) if shape else None)
+    chosen = load_loss(loss or loaded.loss, loaded.labels)
     with tempfile.TemporaryDirectory() as folder:
 
-        def attempt(programs: tuple[str, ...]) -> Bundle:
+        def attempt(*programs: str) -> Bundle:
             return export(
-                module,
-                example,
+                loaded.module,
+                loaded.example,
                 out=Path(folder) / "model.bundle",
                 name=bundle_name(model),
-                loss=loss,
+                loss=chosen,
+                train=train,
                 programs=programs,
                 progress=tell,
             )
 
+        def error(program: str) -> EdgeflError | None:
+            try:
+                attempt(program)
+            except (LoweringError, ParityError) as error:
+                return error
+            return None
+
         try:
-            bundle = attempt(PROGRAMS)
+            bundle = attempt(*PROGRAMS)
         except (LoweringError, ParityError):
-            raise _Refused(model, {name: _error(attempt, name) for name in PROGRAMS}) from None
+            raise _Refused(model, {name: error(name) for name in PROGRAMS}) from None
         yield bundle
 
 
-def _error(attempt: Any, program: str) -> EdgeflError | None:
-    try:
-        attempt((program,))
-    except (LoweringError, ParityError) as error:
-        return error
-    return None
-
-
-def _examine(bundle: Bundle, device: str | None, examples: int, batch_size: int) -> _Result:
+def _examine(
+    bundle: Bundle, device: str | None, examples: int, batch_size: int, tell: Callable[[str], None]
+) -> _Result:
     from edgefl.doctor.diagnosis import count, judge
     from edgefl.doctor.speed import measure_speed
 

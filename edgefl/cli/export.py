@@ -107,10 +107,10 @@ def export(model: str, out: Path | None, shape: str | None, form: str, **options
             clip_norm=options["clip_norm"],
             proximal=options["proximal"],
             micro_batches=options["micro_batches"],
-            train=_parts(options["train"]),
+            train=parts(options["train"]),
             lora=options["lora"] or 0,
             batch=_batch(options["batch"]),
-            programs=_parts(options["programs"]),
+            programs=parts(options["programs"]),
             normalisation=Normalisation(_numbers(options["mean"], "--mean"), _numbers(options["std"], "--std")),
             seed=options["seed"],
             progress=tell,
@@ -158,12 +158,12 @@ def _group(text: str) -> Any:
 
     patterns, _, rest = text.partition(":")
     numbers: dict[str, float] = {}
-    for part in _parts(rest):
+    for part in parts(rest):
         key, _, value = part.partition("=")
         if key not in ("learning_rate", "weight_decay", "clip_norm"):
             raise InputError(f"--group {text!r}: {key!r} is not learning_rate, weight_decay or clip_norm")
         numbers[key] = _numbers(value, f"--group {key}")[0]
-    return Group(_parts(patterns), **numbers)
+    return Group(parts(patterns), **numbers)
 
 
 def _batch(text: str) -> int | None:
@@ -174,7 +174,7 @@ def _batch(text: str) -> int | None:
     return int(text)
 
 
-def _parts(text: str | None) -> tuple[str, ...]:
+def parts(text: str | None) -> tuple[str, ...]:
     """ "a, b" -> ("a", "b")."""
     return tuple(part.strip() for part in (text or "").split(",") if part.strip())
 

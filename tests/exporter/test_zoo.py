@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from edgefl_exporter import SGD, export
+from edgefl_exporter import export
 from edgefl_exporter.losses import LOSSES
-from edgefl_exporter.zoo import ZOO, attention, classifiers, mobile, recurrent, residual, segmentation, sensors
+from edgefl_exporter.zoo import ZOO, attention, classifiers, mobile, residual, segmentation, sensors
 from edgefl_exporter.zoo.entry import Made, seeded
 
 COUNTS = {
@@ -74,13 +74,16 @@ SMALL: dict[str, Callable[[], Made]] = {
     "kws": lambda: sensors.kws(width=8, depth=1),
     "kws-1d": lambda: sensors.kws_1d(width=4),
     "tabular": sensors.tabular,
+    "autoencoder": lambda: sensors.autoencoder(width=8),
+    "unet": lambda: segmentation.unet(width=4, depth=1, image=8),
 }
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_a_small_model_of_each_kind_trains_as_in_pytorch(name: str, tmp_path: Path) -> None:
     model, example = SMALL[name]()
-    bundle = export(model, example, out=tmp_path / "m.bundle", name="m", programs=("train",), optimizer=SGD(0.1, 0.9))
+    loss = ZOO[name].loss if name in ZOO else "cross_entropy"
+    bundle = export(model, example, out=tmp_path / "m.bundle", name="m", loss=loss, programs=("train",))
     assert bundle.manifest.program("train").parity.worst < 1e-4
 
 

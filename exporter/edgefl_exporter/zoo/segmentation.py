@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -24,8 +26,8 @@ class UNet(nn.Module):
         sizes = [width * 2**level for level in range(depth + 1)]
         self.first = double(3, width)
         self.pool = nn.MaxPool2d(2)
-        self.down = nn.ModuleList(double(small, large) for small, large in zip(sizes, sizes[1:], strict=False))
-        back = list(zip(sizes[::-1], sizes[-2::-1], strict=False))
+        self.down = nn.ModuleList(double(small, large) for small, large in pairwise(sizes))
+        back = list(pairwise(sizes[::-1]))
         self.up = nn.ModuleList(nn.ConvTranspose2d(large, small, 2, stride=2) for large, small in back)
         self.join = nn.ModuleList(double(2 * small, small) for _, small in back)
         self.head = nn.Conv2d(width, classes, 1)

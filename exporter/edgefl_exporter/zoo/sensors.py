@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +76,7 @@ def autoencoder(width: int = 128) -> tuple[nn.Module, Tensor]:
     """Finds faulty machines by sound: 640-8-640, labels are the input."""
     sizes = (640, width, width, width, width, 8, width, width, width, width)
     layers: list[nn.Module] = []
-    for size, following in zip(sizes, sizes[1:], strict=False):
+    for size, following in pairwise(sizes):
         layers += [nn.Linear(size, following, bias=False), nn.BatchNorm1d(following), nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(width, 640)), torch.zeros(1, 640)
 
