@@ -343,6 +343,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "cumulative product": (lambda: After(lambda y: (1 + 0.1 * y).cumprod(1)), ROW),
     "sort": (lambda: After(lambda y: y.sort(1).values), ROW),
     "topk": (lambda: After(lambda y: y.topk(3, 1).values, 3), ROW),
+    "boolean mask": (lambda: After(lambda y: y[y.sum(1) > 0].sum(0, keepdim=True) + y), ROW),
     "max, min of a dimension": (lambda: After(lambda y: torch.stack([y.max(1).values, y.min(1)[0]], 1), 2), ROW),
     "amax, mean, std": (lambda: After(lambda y: torch.stack([y.amax(1), y.mean(1), y.std(1)], 1), 3), ROW),
     "where, masked fill": (

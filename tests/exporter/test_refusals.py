@@ -64,6 +64,76 @@ def test_refusal_says_what_and_writes_nothing(name: str, tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
+def on_a_grid(x: torch.Tensor) -> torch.Tensor:
+    grid = torch.zeros(1, 2, 4, 2).expand(x.shape[0], -1, -1, -1)
+    return nn.functional.grid_sample(x.reshape(-1, 1, 2, 4), grid, align_corners=True).flatten(1)
+
+
+# What a stranger may write -> the operator that the message names, and a word of the hint.
+UNLOWERED: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], str, str]] = {
+    "fourier transform": (lambda x: torch.fft.rfft(x).abs(), "_fft_r2c", "convolutions"),
+    "complex numbers": (lambda x: torch.view_as_complex(x.reshape(-1, 4, 2)).abs(), "view_as_complex", "two real"),
+    "multinomial": (lambda x: x + torch.multinomial(x.softmax(1), 8), "multinomial", "torch.rand"),
+    "permutation": (lambda x: x[:, torch.randperm(8)], "randperm", "shuffle the data"),
+    "random slopes": (lambda x: nn.functional.rrelu(x, training=True), "rrelu", "LeakyReLU"),
+    "eigenvalues": (lambda x: torch.linalg.eigvalsh(x.unsqueeze(2) * x.unsqueeze(1)), "linalg", "unroll"),
+    "solver": (lambda x: torch.linalg.solve(torch.eye(8) + x.unsqueeze(2) * 0, x), "linalg", "unroll"),
+    "bessel function": (torch.special.i0, "i0", "torch.exp"),
+    "gamma function": (lambda x: torch.lgamma(x.abs() + 1), "gamma", "torch.exp"),
+    "sampling on a grid": (on_a_grid, "grid_sampl", "Upsample"),
+}
+
+
+@pytest.mark.parametrize("name", UNLOWERED)
+def test_an_operator_is_named_with_module_line_and_a_hint(name: str, tmp_path: Path) -> None:
+    function, target, hint = UNLOWERED[name]
+    net = nn.Sequential(nn.Linear(8, 8), Apply(function, width=5 if name == "fourier transform" else 8))
+    net = net if name != "complex numbers" else nn.Sequential(nn.Linear(8, 8), Apply(function, width=4))
+    with pytest.raises(LoweringError) as caught:
+        export(net, torch.zeros(2, 8), out=tmp_path / "m.bundle", name="m", programs=("train",))
+    assert target in caught.value.message and "in module '1' (" in caught.value.message
+    assert "test_refusals.py:" in caught.value.message
+    assert caught.value.hint and hint in caught.value.hint
+
+
+def halved(x: torch.Tensor) -> torch.Tensor:
+    return x / 2 if x.mean() > 0 else x
+
+
+def number(x: torch.Tensor) -> torch.Tensor:
+    return x * float(x.detach().abs().max())
+
+
+@pytest.mark.parametrize("function", [halved, number])
+def test_control_flow_on_values_is_named_by_its_line(
+    function: Callable[[torch.Tensor], torch.Tensor], tmp_path: Path
+) -> None:
+    with pytest.raises(LoweringError, match="traced") as caught:
+        export(Apply(function), torch.zeros(2, 8), out=tmp_path / "m.bundle", name="m", programs=("train",))
+    assert f"test_refusals.py:{function.__code__.co_firstlineno + 1}" in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+def test_an_operator_of_the_backward_pass_is_named_by_its_forward_line(tmp_path: Path) -> None:
+    """The forward pass of a trilinear grid sample translates, its backward pass does not; likewise a 3-D upsample."""
+
+    class Deep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv3d(1, 1, 1), nn.Linear(64, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.conv(x)
+            y = nn.functional.max_pool3d(y, 2, ceil_mode=True)
+            return self.head(nn.functional.pad(y, (0, 3, 0, 3, 0, 3)).flatten(1))
+
+    with pytest.raises(LoweringError) as caught:
+        export(Deep(), torch.zeros(2, 1, 2, 2, 2), out=tmp_path / "m.bundle", name="m", programs=("train",))
+    line = Deep.forward.__code__.co_firstlineno + 2
+    assert "max_pool3d_with_indices_backward" in caught.value.message
+    assert f"test_refusals.py:{line})" in caught.value.message
+
+
 def test_a_dictionary_of_outputs_is_refused(tmp_path: Path) -> None:
     class Named(nn.Module):
         def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -27,7 +27,12 @@ from edgefl_exporter.lowering.trace import Traced, quiet
 
 aten = torch.ops.aten
 
-ASSERTIONS = {aten._assert_async.default, aten._assert_async.msg, aten._assert_scalar.default}
+ASSERTIONS = {
+    aten._assert_async.default,
+    aten._assert_async.msg,
+    aten._assert_scalar.default,
+    aten._linalg_check_errors.default,
+}
 
 
 def functional(traced: Traced, registry: ONNXRegistry) -> GraphModule:

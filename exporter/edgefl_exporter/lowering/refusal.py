@@ -87,16 +87,14 @@ def calling_line(frame: FrameType | None, outermost: CodeType) -> str:
     return ""
 
 
-def failing_line(traceback: TracebackType | None) -> str:
-    """FILE:LINE of the innermost code of a traceback that is neither PyTorch's nor ours."""
-    line = ""
-    ours = False
+def failing_line(traceback: TracebackType | None, outermost: CodeType) -> str:
+    """FILE:LINE of the innermost code inside `outermost` of a traceback that is neither PyTorch's nor ours."""
+    line, inside = "", False
     while traceback is not None:
-        path = traceback.tb_frame.f_code.co_filename
-        if path.startswith(_OURS):
-            ours, line = True, ""
-        elif ours and not path.startswith((_TORCH, "<")):
-            line = _shown(path, traceback.tb_lineno)
+        code = traceback.tb_frame.f_code
+        inside = inside or code is outermost
+        if inside and not code.co_filename.startswith((_OURS, _TORCH, "<")):
+            line = _shown(code.co_filename, traceback.tb_lineno)
         traceback = traceback.tb_next
     return line
 

@@ -78,7 +78,7 @@ def trace(step: Step, example: Mapping[str, Tensor], *, batched: Collection[str]
     except LoweringError:
         raise
     except Exception as error:
-        line = failing_line(error.__traceback__)
+        line = failing_line(error.__traceback__, flat.__code__)
         raise LoweringError(
             f"the model cannot be traced{line and f' beyond {line}'}: {_first_line(error)}",
             hint="its path may not depend on the values of tensors (if x.sum() > 0, .item(), .tolist(), boolean masks)",
