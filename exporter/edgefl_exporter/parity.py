@@ -15,7 +15,7 @@ from torch import Tensor
 
 from edgefl.bundle import Parity, Program
 from edgefl.errors import LoweringError, ParityError
-from edgefl.golden import Runner, compare, golden_values, require
+from edgefl.golden import Runner, compare, golden_values, relative_error, require
 from edgefl.tensors import Array
 from edgefl_exporter.optimizers import STATE
 from edgefl_exporter.programs.program import FEATURES, PRESENT, Definition
@@ -113,6 +113,8 @@ def prove(
         want = definition.oracle(case.values)
         if case.check == BATCHES and not all(bool(v.isfinite().all()) for v in want.values()):
             raise LoweringError("the model gives values that are not finite on ordinary random inputs")
+        if case.check == BATCHES:
+            _require_equal(want, definition.oracle(case.values))
         compare_case(case, run(case.values), want, lambda: both(case.values))  # noqa: B023
     if definition.writes:
         _trajectory(definition, run, both, state, samples, generator, compare_case)
@@ -126,6 +128,16 @@ def prove(
     checks = {check: error for check, error in listed.items() if error <= TOLERANCE}
     golden = _golden(definition, program, run, both, state, initial, samples, seed)
     return Parity(f"onnxruntime {onnxruntime.__version__}", TOLERANCE, checks), golden
+
+
+def _require_equal(first: Values, second: Values) -> None:
+    """Raises LoweringError where PyTorch gives two answers to one question."""
+    for name, value in first.items():
+        if relative_error(second[name].numpy(), value.numpy()) > ROUNDING * ROUNDING_MARGIN:
+            raise LoweringError(
+                f"the model gives {name!r} once more from the same inputs, and differently",
+                hint="no random or numpy in forward: torch.rand, torch.randn and dropout become part of the program",
+            )
 
 
 def _cases(

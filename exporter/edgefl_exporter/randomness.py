@@ -9,6 +9,7 @@ it is the oracle; `lowering/hashing.py` has the ONNX form.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from edgefl.bundle import Input
 from edgefl.errors import LoweringError
+from edgefl_exporter.checkpoints import without_recomputation
 
 aten = torch.ops.aten
 
@@ -65,16 +67,17 @@ class Drawing:
 
     def __init__(self, training: bool, evaluation: bool) -> None:
         self.training, self.evaluation = training, evaluation
-        self._open: list[_Drawn] = []
+        self._open: list[contextlib.ExitStack] = []
 
     def enter(self, module: nn.Module, _args: object) -> None:
         seed, step = module.get_buffer(SEED_BUFFER), module.get_buffer(STEP_BUFFER)
-        drawn = _Drawn(seed, step.clone())
-        self._open.append(drawn)
-        drawn.__enter__()  # type: ignore[no-untyped-call]
+        block = contextlib.ExitStack()
+        block.enter_context(without_recomputation())
+        block.enter_context(_Drawn(seed, step.clone()))
+        self._open.append(block)
 
     def leave(self, module: nn.Module, _args: object, _result: object) -> None:
-        self._open.pop().__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        self._open.pop().close()
         if module.training:
             module.get_buffer(STEP_BUFFER).add_(1)
 

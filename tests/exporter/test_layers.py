@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from edgefl_exporter import SGD, export
 
@@ -119,6 +120,18 @@ class Bilinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.layer(self.inner(x), x)
+
+
+class Checkpointed(nn.Module):
+    """Recomputed in the backward pass by PyTorch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.3), nn.ReLU())
+        self.inner, self.head = nn.Linear(8, 8), nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(checkpoint(self.body, self.inner(x), use_reentrant=False))
 
 
 def frozen(norm: nn.Module) -> nn.Module:
@@ -268,6 +281,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     ),
     "random integers": (lambda: After(lambda y: y * torch.randint(0, 3, (8,))), ROW),
     "gumbel softmax": (lambda: After(lambda y: nn.functional.gumbel_softmax(y, tau=0.5)), ROW),
+    "dropout in a checkpoint": (lambda: Checkpointed(), ROW),
     # recurrent
     "gru": (lambda: Sequence(nn.GRU(8, 6, batch_first=True)), ROW),
     "gru, both directions, two layers": (lambda: Sequence(nn.GRU(8, 6, 2, bidirectional=True)), ROW),
@@ -341,6 +355,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     ),
     "cumulative sum": (lambda: After(lambda y: y.cumsum(1)), ROW),
     "cumulative product": (lambda: After(lambda y: (1 + 0.1 * y).cumprod(1)), ROW),
+    "cumulative maximum": (lambda: After(lambda y: y.cummax(1).values + torch.cummin(y, 1)[0]), ROW),
     "sort": (lambda: After(lambda y: y.sort(1).values), ROW),
     "topk": (lambda: After(lambda y: y.topk(3, 1).values, 3), ROW),
     "boolean mask": (lambda: After(lambda y: y[y.sum(1) > 0].sum(0, keepdim=True) + y), ROW),

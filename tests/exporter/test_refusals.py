@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -93,6 +94,52 @@ def test_an_operator_is_named_with_module_line_and_a_hint(name: str, tmp_path: P
         export(net, torch.zeros(2, 8), out=tmp_path / "m.bundle", name="m", programs=("train",))
     assert target in caught.value.message and "in module '1' (" in caught.value.message
     assert "test_refusals.py:" in caught.value.message
+    assert caught.value.hint and hint in caught.value.hint
+
+
+class Packed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.head = nn.LSTM(1, 4, batch_first=True), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        lengths = torch.full((x.shape[0],), 8)
+        packed = nn.utils.rnn.pack_padded_sequence(x.unsqueeze(2), lengths, batch_first=True)
+        return self.head(self.cell(packed)[1][0][-1])
+
+
+class Moody(nn.Module):
+    """Python's own random numbers, which nobody can repeat."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(x * random.random())
+
+
+class Stepped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.heaviside(self.head(x), torch.ones(()))
+
+
+@pytest.mark.parametrize(
+    ("model", "message", "hint"),
+    [
+        (Packed(), r"packed sequences \(.*test_refusals.py:\d+\) cannot be lowered", "padded batch"),
+        (Moody(), "from the same inputs, and differently", "torch.rand"),
+        (Stepped(), "PyTorch cannot differentiate the model: .*heaviside", "detach"),
+        (Apply(lambda x: torch.fake_quantize_per_tensor_affine(x, 0.1, 0, -8, 7)), "fake_quantize", "float model"),
+    ],
+)
+def test_what_else_a_stranger_may_do(model: nn.Module, message: str, hint: str, tmp_path: Path) -> None:
+    with pytest.raises(LoweringError, match=message) as caught:
+        export(model, torch.zeros(2, 8), out=tmp_path / "m.bundle", name="m", programs=("train",))
     assert caught.value.hint and hint in caught.value.hint
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from edgefl.errors import LoweringError
 from edgefl_exporter.lowering.recurrent import recurrent
+from edgefl_exporter.lowering.refusal import calling_line
 
 
 class Portable(TorchFunctionMode):
@@ -139,6 +142,29 @@ def _three(value: int | Sequence[int]) -> list[int]:
     return [value] * 3 if isinstance(value, int) else list(value)
 
 
+def _cumulative_extreme(largest: bool) -> Callable[..., Any]:
+    """cummax or cummin: the extreme of each element and all before it, over a triangle."""
+
+    def function(default: Any, x: Tensor, dim: int) -> Any:
+        rows = x.movedim(dim, -1)
+        n = rows.shape[-1]
+        later = torch.ones(n, n, dtype=torch.bool).triu(1)
+        triangle = rows.unsqueeze(-2).expand(*rows.shape, n).masked_fill(later, -torch.inf if largest else torch.inf)
+        found = triangle.max(-1) if largest else triangle.min(-1)
+        kind = torch.return_types.cummax if largest else torch.return_types.cummin
+        return kind((found[0].movedim(-1, dim), found[1].movedim(-1, dim)))
+
+    return function
+
+
+def _packed(default: Any, *_args: Any, **_kwargs: Any) -> Any:
+    line = calling_line(sys._getframe(), None)
+    raise LoweringError(
+        f"packed sequences ({line}) cannot be lowered: their sizes depend on values",
+        hint="give the padded batch to the layer, and pick each last step with gather or a mask",
+    )
+
+
 def _recurrent(kind: str) -> Callable[..., Any]:
     return lambda default, *args: recurrent(kind, default, *args)
 
@@ -148,6 +174,11 @@ REPLACED: dict[Any, Callable[..., Any]] = {
     F.embedding_bag: _bag,
     F.pad: _pad,
     F.adaptive_max_pool2d: _adaptive_max_pool,
+    torch.cummax: _cumulative_extreme(True),
+    torch.cummin: _cumulative_extreme(False),
+    Tensor.cummax: _cumulative_extreme(True),
+    Tensor.cummin: _cumulative_extreme(False),
+    torch._C._VariableFunctions._pack_padded_sequence: _packed,
     torch.bilinear: _bilinear,
     torch.max_pool3d: _max_pool3d,
     F.max_pool3d: _max_pool3d,

@@ -77,7 +77,7 @@ def refusal(target: str, place: Place) -> LoweringError:
     return LoweringError(f"operator {target} in {place} cannot be lowered", hint=hint)
 
 
-def calling_line(frame: FrameType | None, outermost: CodeType) -> str:
+def calling_line(frame: FrameType | None, outermost: CodeType | None) -> str:
     """FILE:LINE of the innermost code that is neither PyTorch's nor ours, "" if there is none before `outermost`."""
     while frame is not None and frame.f_code is not outermost:
         path = frame.f_code.co_filename

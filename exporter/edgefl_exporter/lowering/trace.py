@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo.source import ConstantSource
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, UnsupportedOperatorException
 from torch.fx import GraphModule, Node
 from torch.fx import traceback as fx_traceback
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -27,9 +27,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from edgefl.errors import LoweringError
+from edgefl_exporter.checkpoints import without_recomputation
 from edgefl_exporter.lowering.decompose import backward_table
 from edgefl_exporter.lowering.portable import Portable
-from edgefl_exporter.lowering.refusal import Place, calling_line, failing_line
+from edgefl_exporter.lowering.refusal import Place, calling_line, failing_line, refusal
 
 Step = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 
@@ -65,7 +66,7 @@ def trace(step: Step, example: Mapping[str, Tensor], *, batched: Collection[str]
     results: list[str] = []
 
     def flat(*values: Tensor) -> tuple[Tensor, ...]:
-        with _Places(module, flat.__code__), Portable(module):
+        with without_recomputation(), _Places(module, flat.__code__), Portable(module):
             named = step(dict(zip(names, values, strict=True)))
         results[:] = named
         return tuple(named.values())
@@ -79,6 +80,8 @@ def trace(step: Step, example: Mapping[str, Tensor], *, batched: Collection[str]
         raise
     except Exception as error:
         line = failing_line(error.__traceback__, flat.__code__)
+        if isinstance(error, UnsupportedOperatorException):
+            raise refusal(str(error.func), Place(line=line)) from error
         raise LoweringError(
             f"the model cannot be traced{line and f' beyond {line}'}: {_first_line(error)}",
             hint="its path may not depend on the values of tensors (if x.sum() > 0, .item(), .tolist(), boolean masks)",

@@ -194,7 +194,13 @@ class Supervised:
         with torch.enable_grad():
             cost = self.loss.torch(module(rows), labels)
             weights = [dict(module.named_parameters())[name] for name in self.parts.trained]
-            grads = torch.autograd.grad(cost, weights, allow_unused=True) if weights else ()
+            try:
+                grads = torch.autograd.grad(cost, weights, allow_unused=True) if weights else ()
+            except (RuntimeError, NotImplementedError) as error:
+                line = str(error).strip().splitlines()[0]
+                raise LoweringError(
+                    f"PyTorch cannot differentiate the model: {line}", hint="detach() what needs no gradient"
+                ) from error
         after = dict(module.named_buffers())
         for name, (buffer, _) in before.items():
             if after[name] is not buffer:
