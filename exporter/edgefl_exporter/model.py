@@ -54,8 +54,10 @@ class Parts:
         return functional_call(self.module, given, (x,)), buffers
 
     def load(self, values: Mapping[str, Tensor]) -> nn.Module:
-        """A fresh copy of the module that holds the values: PyTorch's own view of the same state."""
+        """A fresh copy of the module that holds the values (float64, if they are): PyTorch's own view of the state."""
         module = copy.deepcopy(self.module)
+        if any(values[name].dtype == torch.float64 for name in self.parameters):
+            module = module.double()
         tensors = dict(module.named_parameters()) | dict(module.named_buffers())
         with torch.no_grad():
             for name in (*self.parameters, *self.buffers):
