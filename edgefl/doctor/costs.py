@@ -38,11 +38,12 @@ IN_PLACE = {
 
 
 def multiply_adds(graph: Graph, batch: int) -> int:
-    """Multiplications with an addition each, in convolutions, matrix products and recurrent layers.
+    """Multiplications with an addition each, in convolutions, matrix products and recurrent layers, also in loops.
 
-    Element-wise work and what is inside If and Loop is not counted.
+    Element-wise work is not counted.
     """
-    return sum(_multiply_adds(node, graph, batch) for node in graph.nodes)
+    inside = sum(node.times * multiply_adds(node.body, batch) for node in graph.nodes if node.body)
+    return inside + sum(_multiply_adds(node, graph, batch) for node in graph.nodes)
 
 
 def peak_bytes(graph: Graph, batch: int) -> int:

@@ -19,12 +19,17 @@ SMALL, LARGE = 2, 4
 
 @dataclass(frozen=True)
 class Node:
-    """One operator: its kind, the names of what it reads and writes ("" where left out), and its attributes."""
+    """One operator: its kind, the names of what it reads and writes ("" where left out), and its attributes.
+
+    A Scan or a Loop has a body, which runs `times`.
+    """
 
     kind: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     attributes: Mapping[str, Any]
+    body: Graph | None = None
+    times: int = 0
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class Graph:
     nodes    in the file's order
     given    graph inputs, state and constants: not made while the program runs
     outputs  graph outputs
-    tensors  every tensor by name, except those of graphs inside nodes (If, Loop)
+    tensors  every tensor by name, except those of graphs inside nodes
     batch    the batch size, where the program has only one
     """
 
@@ -65,26 +70,60 @@ def read_graph(program: Program, data: bytes, weights: Mapping[str, Array]) -> G
     import onnx
 
     model = onnx.load_from_string(data)
-    nodes = tuple(
-        Node(
-            node.op_type,
-            tuple(node.input),
-            tuple(node.output),
-            {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute},
-        )
-        for node in model.graph.node
+    batch = _fixed_batch(program)
+    sizes = (batch, batch) if batch else (SMALL, LARGE)
+    first, second = (
+        {**example_inputs(program, size), **{name: weights[name] for name in program.reads}} for size in sizes
     )
-    given = {value.name for value in model.graph.input} | {value.name for value in model.graph.initializer}
-    outputs = frozenset(value.name for value in model.graph.output)
-    made = [name for node in nodes for name in node.outputs if name and name not in outputs]
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in made)
-    session = _session(model.SerializeToString())
-    fixed_batch = _fixed_batch(program)
-    sizes = (fixed_batch, fixed_batch) if fixed_batch else (SMALL, LARGE)
-    constants = {value.name: onnx.numpy_helper.to_array(value) for value in model.graph.initializer}
-    first, second = ({**constants, **_run(session, program, weights, size)} for size in sizes)
-    tensors = {name: _line(first[name], second[name], sizes) for name in first}
-    return Graph(nodes, frozenset(given), outputs, tensors, fixed_batch)
+    return _graph(model, model.graph, (first, second), sizes, batch)
+
+
+def _graph(
+    model: Any, graph: Any, values: tuple[dict[str, Array], dict[str, Array]], sizes: tuple[int, int], batch: int | None
+) -> Graph:
+    """A graph of the model, or the body of one of its nodes, whose inputs have these values at the two batch sizes."""
+    import onnx
+
+    given = frozenset(values[0]) | {value.name for value in graph.initializer}
+    outputs = frozenset(value.name for value in graph.output)
+    constants = {value.name: onnx.numpy_helper.to_array(value) for value in graph.initializer}
+    first, second = ({**constants, **value, **_run(model, graph, value)} for value in values)
+    tensors = {name: _line(_stacked(first[name]), _stacked(second[name]), sizes) for name in first}
+    nodes = []
+    for node in graph.node:
+        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        body, times = None, 0
+        if node.op_type in ("Scan", "Loop"):
+            inner = attributes.pop("body")
+            (one, times), (two, _) = (_entered(node, inner, attributes, known) for known in (first, second))
+            if all(isinstance(value, np.ndarray) for value in one.values()):  # not where sequences are carried
+                body = _graph(model, inner, (one, two), sizes, batch)
+        nodes.append(Node(node.op_type, tuple(node.input), tuple(node.output), attributes, body, times))
+    return Graph(tuple(nodes), given, outputs, tensors, batch)
+
+
+def _entered(
+    node: Any, body: Any, attributes: Mapping[str, Any], known: Mapping[str, Array]
+) -> tuple[dict[str, Array], int]:
+    """What the body of a Scan or a Loop is given when it first runs, and how often it runs."""
+    given = [known[name] for name in node.input if name]
+    if node.op_type == "Scan":
+        count = attributes["num_scan_inputs"]
+        axes = attributes.get("scan_input_axes", [0] * count)
+        scanned = given[len(given) - count :]
+        times = scanned[0].shape[axes[0]]
+        entered = given[:-count] + [np.take(value, 0, axis) for value, axis in zip(scanned, axes, strict=True)]
+    else:
+        times = int(given[0])
+        entered = [np.array(0, np.int64), *given[1:]]
+    values = dict(zip((value.name for value in body.input), entered, strict=True))
+    return {**{name: known[name] for name in _read(body) if name in known}, **values}, times
+
+
+def _read(graph: Any) -> set[str]:
+    """Every name that a graph and the graphs inside it read."""
+    inner = [a.g for node in graph.node for a in node.attribute if a.HasField("g")]
+    return {name for node in graph.node for name in node.input}.union(*map(_read, inner))
 
 
 def example_inputs(program: Program, batch: int) -> dict[str, Array]:
@@ -110,25 +149,39 @@ def _fixed_batch(program: Program) -> int | None:
     return next((n for entry in batched for n in entry.shape[:1] if isinstance(n, int)), None)
 
 
-def _session(data: bytes) -> Any:
+def _run(model: Any, graph: Any, values: Mapping[str, Array]) -> dict[str, Array]:
+    """Every tensor that the graph makes from these inputs."""
+    import onnx
     import onnxruntime
 
+    own = onnx.GraphProto()
+    own.CopyFrom(graph)
+    del own.input[:], own.output[:]
+    own.input.extend(
+        onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
+        for name, value in values.items()
+    )
+    made = [name for node in graph.node for name in node.output if name]
+    own.output.extend(onnx.ValueInfoProto(name=name) for name in made)
+    whole = onnx.helper.make_model(own, opset_imports=model.opset_import, ir_version=model.ir_version)
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
     try:
-        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(whole.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        found = session.run(made, dict(values))
     except Exception as error:  # onnxruntime's errors share no base class
         line = str(error).strip().partition("\n")[0]
-        raise BundleError(f"onnxruntime {onnxruntime.__version__} cannot load the program: {line}") from error
+        raise BundleError(f"onnxruntime {onnxruntime.__version__} cannot run the program: {line}") from error
+    return dict(zip(made, found, strict=True))
 
 
-def _run(session: Any, program: Program, weights: Mapping[str, Array], batch: int) -> dict[str, Array]:
-    """Every tensor of one run."""
-    values = {**example_inputs(program, batch), **{name: weights[name] for name in program.reads}}
-    names = [output.name for output in session.get_outputs()]
-    return {**values, **dict(zip(names, session.run(names, values), strict=True))}
+def _stacked(value: Array | list[Array]) -> Array:
+    """A sequence of tensors as one."""
+    if isinstance(value, list):
+        return np.concatenate([part.ravel() for part in value]) if value else np.zeros(0, np.float32)
+    return value
 
 
 def _line(first: Array, second: Array, sizes: tuple[int, int]) -> Tensor:
