@@ -7,10 +7,10 @@ ROUNDS ?= 10
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow check fix bench soak package clean mosquitto
+.PHONY: help demo test slow test-web test-arm64 test-runtimes check fix bench coverage soak package clean mosquitto
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-13s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/.all ## Train a model on emulated devices over MQTT, on this machine
 	$(BIN)/edgefl demo
@@ -20,6 +20,16 @@ test: check mosquitto ## Check, then run every test
 
 slow: $(VENV)/.test ## Run the tests that take minutes: every model of the zoo, exported and proven in its own size
 	$(BIN)/pytest -n 2 --dist worksteal -m slow
+
+test-web: $(VENV)/.test ## Prove bundles in onnxruntime-web (WebAssembly), under Node; part of `make test`
+	$(BIN)/pytest tests/platforms -k web
+
+test-arm64: $(VENV)/.test ## Prove bundles on emulated arm64 Linux; brings it, on Debian, as root
+	PYTHON=$(BIN)/python bench/arm64_root.sh
+	$(BIN)/pytest tests/platforms -k arm64
+
+test-runtimes: $(VENV)/.test ## Prove bundles in every runtime that is here; part of `make test`
+	$(BIN)/pytest tests/platforms/test_runtimes.py
 
 check: $(VENV)/.test ## Lint, format, types and who imports whom; changes nothing
 	$(BIN)/ruff check
@@ -39,6 +49,10 @@ bench: $(VENV)/.test ## Run the benchmarks; those that need a data set only with
 	  echo "== $$file"; $(BIN)/python $$file $$data || exit 1; \
 	done
 
+coverage: $(VENV)/.test ## Write docs/coverage.md: every model in every runtime; some minutes
+	PYTHON=$(BIN)/python bench/arm64_root.sh
+	$(BIN)/python bench/coverage.py -o docs/coverage.md
+
 soak: $(VENV)/.test mosquitto ## Run the tests ROUNDS times (10), each time with other random seeds
 	@for round in $$(seq $(ROUNDS)); do \
 	  echo "== round $$round of $(ROUNDS)"; \
@@ -48,8 +62,8 @@ soak: $(VENV)/.test mosquitto ## Run the tests ROUNDS times (10), each time with
 package: $(VENV)/.test ## Build the wheel and the source archive into dist/
 	$(BIN)/python -m hatchling build -d dist
 
-clean: ## Remove the environment, what was built and every cache
-	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+clean: ## Remove the environments, what was built and every cache
+	rm -rf $(VENV) .venv-onnxruntime-* .arm64 .arm64.new devices/web/node_modules dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # An environment is installed once, and again when pyproject.toml changes.

@@ -1,0 +1,82 @@
+// Read and verify a bundle; edgefl/bundle.py describes it. Where its files come from is the caller's: a folder, HTTP,
+// MQTT. Runs in browsers and in Node.
+
+import { BundleError } from "./errors.mjs";
+import { loadTensors } from "./tensors.mjs";
+
+const FORMAT = 1; // of the manifest; newer ones are refused
+
+/** A bundle whose every byte was checked. Make one with `readBundle`. */
+export class Bundle {
+  #files;
+
+  constructor(manifest, sha256, files) {
+    this.manifest = manifest;
+    this.sha256 = sha256;
+    this.#files = files;
+  }
+
+  /** The initial state: Map of name -> Values. */
+  weights() {
+    return this.#tensors(this.manifest.weights);
+  }
+
+  /** A program's golden inputs ("in.NAME") and outputs ("out.NAME"). */
+  golden(program) {
+    return this.#tensors(this.manifest.programs[program].golden);
+  }
+
+  /** The bytes of a file that the manifest names. */
+  bytesOf(file) {
+    return this.#files.get(file.path);
+  }
+
+  #tensors(file) {
+    return loadTensors(this.bytesOf(file), file.path);
+  }
+}
+
+/**
+ * The bundle whose files `read` gives: a function of a path inside the bundle to a promise of a Uint8Array.
+ * Raises BundleError for a damaged or newer bundle.
+ */
+export async function readBundle(read) {
+  const bytes = await read("manifest.json");
+  let manifest;
+  try {
+    manifest = JSON.parse(new TextDecoder().decode(bytes));
+  } catch (error) {
+    throw new BundleError(`manifest.json: ${error.message}`);
+  }
+  if (manifest.format !== FORMAT) {
+    throw new BundleError(`manifest.json: bundle format ${manifest.format}; expected ${FORMAT}`, "upgrade edgefl");
+  }
+  const programs = Object.values(manifest.programs);
+  const files = new Map();
+  for (const file of [manifest.weights, ...programs.flatMap((p) => [p.file, p.golden])]) {
+    const content = await read(checkedPath(file.path));
+    if (content.byteLength !== file.size_bytes || (await sha256(content)) !== file.sha256) {
+      throw new BundleError(
+        `${file.path} was changed: its SHA-256 is not the manifest's`,
+        "export or download it again",
+      );
+    }
+    files.set(file.path, content);
+  }
+  return new Bundle(manifest, await sha256(bytes), files);
+}
+
+/** The SHA-256 of bytes as 64 lower-case hexadecimal digits. */
+export async function sha256(bytes) {
+  // Node before 20 keeps the browsers' cryptography in a module.
+  const { subtle } = globalThis.crypto ?? (await import("node:crypto")).webcrypto;
+  const digest = new Uint8Array(await subtle.digest("SHA-256", bytes));
+  return Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+function checkedPath(path) {
+  if (path === "" || path.startsWith("/") || path.split("/").includes("..") || /[\\:]/.test(path)) {
+    throw new BundleError(`manifest.json: unsafe path '${path}'`);
+  }
+  return path;
+}

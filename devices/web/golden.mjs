@@ -1,0 +1,98 @@
+// Proving a bundle again in onnxruntime-web. The measure is edgefl/golden.py's; its comments say why it is so.
+
+import * as ort from "onnxruntime-web";
+
+import { BundleError, ParityError } from "./errors.mjs";
+import { Values } from "./tensors.mjs";
+
+const SMALL = 1e-2;
+const MOVED = 1e-2;
+
+ort.env.wasm.numThreads = 1;
+ort.env.logLevel = "error"; // warnings about graph optimisation tell a device's user nothing
+
+/**
+ * Run every program's golden inputs: object of program -> worst relative error over its outputs.
+ * Raises ParityError when an error is over the manifest's tolerance.
+ */
+export async function replay(bundle) {
+  const weights = bundle.weights();
+  const worst = {};
+  for (const [name, program] of Object.entries(bundle.manifest.programs)) {
+    const golden = bundle.golden(name);
+    const values = new Map([...weights, ...named(golden, "in.")]);
+    const wanted = named(golden, "out.");
+    const got = await run(bundle.bytesOf(program.file), values, name);
+    const errors = compare(program, values, got, wanted);
+    worst[name] = Math.max(0, ...errors.values());
+    checkErrors(errors, program.parity.tolerance, name);
+  }
+  return worst;
+}
+
+/** The outputs of a program: Map of name -> Values. `values` may hold more than the program reads. */
+export async function run(bytes, values, program) {
+  let session;
+  try {
+    session = await ort.InferenceSession.create(bytes, { executionProviders: ["wasm"], logSeverityLevel: 3 });
+  } catch (error) {
+    throw new BundleError(`onnxruntime-web ${ort.env.versions.web} cannot load program '${program}': ${error.message}`);
+  }
+  try {
+    const feeds = {};
+    for (const name of session.inputNames) {
+      const { type, data, dims } = values.get(name);
+      feeds[name] = new ort.Tensor(type, data, dims);
+    }
+    const results = Object.entries(await session.run(feeds));
+    return new Map(results.map(([name, t]) => [name, new Values(t.type, t.dims, t.data)]));
+  } finally {
+    await session.release();
+  }
+}
+
+/** Map of output -> its error. Outputs that are a state tensor's next value are measured by how far it moved. */
+function compare(program, values, got, wanted) {
+  const before = new Map(Object.entries(program.writes).map(([name, output]) => [output, values.get(name)]));
+  const error = ([name, want]) => [name, relativeError(got.get(name), want, before.get(name))];
+  return new Map([...wanted].map(error));
+}
+
+/**
+ * |got - want| / |want|, norms of whole tensors; with `before`, |got - want| / |want - before|.
+ * Infinite when shapes differ or when they are not finite in the same places.
+ */
+export function relativeError(got, want, before) {
+  if (got.dims.length !== want.dims.length || got.dims.some((n, axis) => n !== want.dims[axis])) return Infinity;
+  const a = got.numbers();
+  const b = want.numbers();
+  if (!b.every(Number.isFinite)) return a.every((v, i) => Number.isFinite(v) === Number.isFinite(b[i])) ? 0 : Infinity;
+  if (!a.every(Number.isFinite)) return Infinity;
+  let size = norm(b);
+  if (before !== undefined) {
+    const start = before.numbers();
+    size = Math.max(norm(b.map((v, i) => v - start[i])), MOVED * size);
+  }
+  return norm(a.map((v, i) => v - b[i])) / Math.max(size, SMALL);
+}
+
+/** Raise ParityError for the worst tensor over the tolerance. */
+export function checkErrors(errors, tolerance, program) {
+  const [tensor, error] = [...errors].reduce((a, b) => (a[1] >= b[1] ? a : b), ["", 0]);
+  if (!(error <= tolerance)) {
+    throw new ParityError(
+      `program '${program}', check 'golden': '${tensor}' differs from PyTorch by ${error.toPrecision(3)} ` +
+        `(relative), over the tolerance of ${tolerance.toPrecision(3)}`,
+      "this program would train wrongly; please report the model",
+    );
+  }
+}
+
+function named(golden, prefix) {
+  const found = [...golden].filter(([key]) => key.startsWith(prefix));
+  return new Map(found.map(([key, values]) => [key.slice(prefix.length), values]));
+}
+
+function norm(values) {
+  return Math.sqrt(values.reduce((sum, v) => sum + v * v, 0));
+}

@@ -1,0 +1,124 @@
+"""devices/web: a bundle's proof in JavaScript, for people, and refused as `edgefl verify` refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import runtimes
+
+from edgefl.bundle import Bundle
+from edgefl.golden import relative_error
+
+
+@pytest.fixture(scope="module", autouse=True)
+def node() -> None:
+    """Node with the packages of devices/web; skipped where there is none."""
+    try:
+        runtimes.web()
+    except runtimes.Missing as reason:
+        pytest.skip(str(reason))
+
+
+def test_it_prints_what_edgefl_verify_prints(bundles: list[Bundle]) -> None:
+    done = verify(bundles[0].path)
+    assert done.returncode == 0 and not done.stderr
+    *programs, last = done.stdout.splitlines()
+    assert [line.split(":")[0] for line in programs] == ["train", "evaluate", "predict"]
+    assert all(line.endswith("(tolerance 1e-4)") for line in programs)
+    assert last.startswith("proven: ")
+
+
+def test_a_failed_proof_exits_with_6_as_in_python(wrong: Bundle) -> None:
+    ours = subprocess.run([sys.executable, "-m", "edgefl", "verify", wrong.path], capture_output=True, text=True)
+    done = verify(wrong.path)
+    assert done.returncode == ours.returncode == 6
+    assert "error: program 'predict', check 'golden': 'logits' differs from PyTorch by 0.500" in done.stderr
+    assert "'predict'" in ours.stderr and "'logits'" in ours.stderr
+
+
+def test_a_changed_file_is_refused(bundles: list[Bundle], tmp_path: Path) -> None:
+    changed = tmp_path / "changed.bundle"
+    shutil.copytree(bundles[0].path, changed)
+    weights = bytearray((changed / "weights.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (changed / "weights.safetensors").write_bytes(weights)
+    done = verify(changed)
+    assert done.returncode == 3
+    assert done.stderr.startswith("error: weights.safetensors was changed: its SHA-256 is not the manifest's\nhint: ")
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../secret", "a/../../b", "c:x", "a\\b", ""])
+def test_a_path_out_of_the_bundle_is_refused(path: str, bundles: list[Bundle], tmp_path: Path) -> None:
+    manifest = json.loads(bundles[0].manifest_bytes)
+    manifest["weights"]["path"] = path
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    done = verify(tmp_path)
+    assert done.returncode == 3 and "unsafe path" in done.stderr
+
+
+def test_a_newer_bundle_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"format": 2}')
+    done = verify(tmp_path)
+    assert done.returncode == 3 and "bundle format 2; expected 1" in done.stderr
+
+
+def test_no_bundle_is_wrong_usage() -> None:
+    assert verify().returncode == 2
+
+
+def test_errors_are_measured_as_in_python() -> None:
+    cases = [
+        ([1.0, 2.0], [1.0, 2.5], None),
+        ([1e-4], [0.0], None),  # against SMALL
+        ([3.0, 4.0], [3.0, 4.5], [3.0, 4.25]),  # against how far it moved
+        ([1000.0], [1000.001], [1000.001]),  # against a hundredth of the tensor
+        ([1.0], [1.0, 1.0], None),
+        ([float("nan")], [1.0], None),
+        ([float("inf")], [float("nan")], None),
+        ([1.0], [float("inf")], None),
+    ]
+    arrays = [[None if c is None else np.array(c, np.float32) for c in case] for case in cases]
+    ours = [relative_error(*case) for case in arrays]
+    # NaN and infinity have no JSON, so values travel as their bits.
+    bits = [[None if c is None else c.view(np.uint32).tolist() for c in case] for case in arrays]
+    theirs = evaluate(
+        f"""
+        import {{ relativeError }} from "./golden.mjs";
+        import {{ Values }} from "./tensors.mjs";
+        const values = (bits) =>
+          bits === null ? undefined
+            : new Values("float32", [bits.length], new Float32Array(Uint32Array.from(bits).buffer));
+        const errors = {json.dumps(bits)}.map((c) => relativeError(...c.map(values)));
+        console.log(JSON.stringify(errors.map((e) => e === Infinity ? "inf" : e)));
+        """
+    )
+    assert [float(error) for error in theirs] == pytest.approx(ours, rel=1e-12)
+
+
+def test_every_half_precision_number_is_read_right() -> None:
+    theirs = evaluate(
+        """
+        import { fromHalf } from "./tensors.mjs";
+        const all = Array.from({ length: 65536 }, (_, bits) => fromHalf(bits));
+        console.log(JSON.stringify(all.map((v) => Number.isFinite(v) ? v : String(v))));
+        """
+    )
+    halves = np.arange(65536, dtype=np.uint16).view(np.float16).astype(np.float64)
+    assert np.array_equal(np.array([float(v) for v in theirs]), halves, equal_nan=True)
+
+
+def verify(*arguments: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["node", "verify.mjs", *arguments], cwd=runtimes.WEB, capture_output=True, text=True)
+
+
+def evaluate(script: str) -> list[float | str]:
+    """What a script of devices/web prints, as JSON."""
+    command = ["node", "--input-type=module", "--eval", script]
+    found: list[float | str] = json.loads(subprocess.check_output(command, cwd=runtimes.WEB, text=True))
+    return found
