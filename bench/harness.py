@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -82,7 +83,7 @@ def finish(name: str, rows: Sequence[Row], targets: Sequence[Target], form: str)
         }
         print(json.dumps(result))
         return
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=200)
     table = Table(title=name, title_justify="left")
     for column in rows[0] if rows else ():
         table.add_column(column, justify="right" if isinstance(rows[0][column], (int, float)) else "left")

@@ -12,9 +12,11 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -24,7 +26,7 @@ ARM64 = ROOT / ".arm64"
 
 # The oldest onnxruntime that pyproject.toml allows, and one between it and the current.
 OLDER = ("1.20.1", "1.24.4")
-# What `edgefl.golden` imports.
+# What `edgefl.golden` imports beside onnxruntime.
 REPLAY_NEEDS = ("numpy", "msgspec", "safetensors")
 
 
@@ -46,7 +48,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Runtime:
-    """`command` takes bundles' paths as arguments; `root` is the folder that it sees as /, where that is another."""
+    """`command` takes bundles' paths. Where it sees another folder as / (`root`), it takes the worker's path first."""
 
     name: str
     command: tuple[str, ...]
@@ -56,34 +58,36 @@ class Runtime:
         """One answer per bundle. A bundle that kills the runtime has that as its answer."""
         answers: list[Answer] = []
         while len(answers) < len(bundles):
-            with self._seen(bundles[len(answers) :]) as paths:
+            rest = bundles[len(answers) :]
+            with self._arguments(rest) as arguments:
+                command = [*self.command, *arguments]
                 try:
                     done = subprocess.run(
-                        [*self.command, *paths], env=_environment(), capture_output=True, text=True, timeout=timeout_s
+                        command, env=_environment(), capture_output=True, text=True, timeout=timeout_s
                     )
                     out, end = done.stdout, f"exit code {done.returncode}: {_last_line(done.stderr)}"
                 except subprocess.TimeoutExpired as expired:
                     out, end = _text(expired.stdout), f"no answer after {timeout_s:g} s"
-            lines = [json.loads(line) for line in out.splitlines() if line.endswith("}")]
+            lines = [json.loads(line) for line in out.splitlines() if line.endswith("}")]  # the last may be cut
             answers += [Answer(line.get("errors", {}), line.get("error", "")) for line in lines]
-            if len(lines) < len(paths):
+            if len(lines) < len(rest):
                 answers.append(Answer({}, end))
         return answers
 
     @contextmanager
-    def _seen(self, bundles: Sequence[Path]) -> Iterator[list[str]]:
-        """The bundles' paths as the command sees them: copied into its root, where it has one."""
+    def _arguments(self, bundles: Sequence[Path]) -> Iterator[list[str]]:
+        """The bundles' paths; inside another root, of copies there, beside a copy of the worker and what it imports."""
         if self.root is None:
             yield [str(bundle.resolve()) for bundle in bundles]
             return
-        folder = self.root / "bundles"
-        shutil.rmtree(folder, ignore_errors=True)
-        try:
+        with tempfile.TemporaryDirectory(dir=self.root) as folder:
+            copies = Path(folder)
+            shutil.copytree(ROOT / "edgefl", copies / "edgefl", ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copy(WORKER, copies)
             for number, bundle in enumerate(bundles):
-                shutil.copytree(bundle, folder / str(number))
-            yield [f"/bundles/{number}" for number in range(len(bundles))]
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+                shutil.copytree(bundle, copies / str(number))
+            names = (WORKER.name, *map(str, range(len(bundles))))
+            yield [f"/{copies.name}/{name}" for name in names]
 
 
 def current() -> Runtime:
@@ -126,13 +130,18 @@ def arm64() -> Runtime:
         raise Missing("there is no emulated arm64 Linux; `make test-arm64` brings it, on Debian, as root")
     if os.geteuid() != 0:
         raise Missing("entering the emulated arm64 Linux needs root (chroot)")
-    seen = ARM64 / "edgefl"  # the worker finds `import edgefl` beside itself
-    shutil.rmtree(seen, ignore_errors=True)
-    shutil.copytree(ROOT / "edgefl", seen / "edgefl", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(WORKER, seen)
     emulated = ("chroot", str(ARM64), "/usr/bin/qemu-aarch64-static", "/usr/bin/python3")
     version = (ARM64 / ".made").read_text().strip()
-    return Runtime(f"onnxruntime {version}, arm64", (*emulated, f"/edgefl/{WORKER.name}"), root=ARM64)
+    return Runtime(f"onnxruntime {version}, arm64", emulated, root=ARM64)
+
+
+# Each brings its runtime, or raises Missing.
+RUNTIMES: dict[str, Callable[[], Runtime]] = {
+    **{f"onnxruntime {version}": partial(onnxruntime_version, version) for version in OLDER},
+    "onnxruntime": current,
+    "onnxruntime-web": web,
+    "arm64": arm64,
+}
 
 
 @contextmanager

@@ -20,7 +20,7 @@ export async function replay(bundle) {
   const worst = {};
   for (const [name, program] of Object.entries(bundle.manifest.programs)) {
     const golden = bundle.golden(name);
-    const values = new Map([...weights, ...named(golden, "in.")]);
+    const values = goldenValues(weights, golden);
     const wanted = named(golden, "out.");
     const got = await run(bundle.bytesOf(program.file), values, name);
     const errors = compare(program, values, got, wanted);
@@ -28,6 +28,15 @@ export async function replay(bundle) {
     checkErrors(errors, program.parity.tolerance, name);
   }
   return worst;
+}
+
+/** What a golden file's program is given: its inputs, and the weights; a scalar "in.NAME" fills a state tensor. */
+export function goldenValues(weights, golden) {
+  const values = new Map(weights);
+  for (const [name, value] of named(golden, "in.")) {
+    values.set(name, weights.has(name) ? weights.get(name).filledWith(value) : value);
+  }
+  return values;
 }
 
 /** The outputs of a program: Map of name -> Values. `values` may hold more than the program reads. */

@@ -23,7 +23,12 @@ export class Values {
   /** The values as 64-bit floats, in order. */
   numbers() {
     if (this.type === "float16" && this.data instanceof Uint16Array) return Float64Array.from(this.data, fromHalf);
-    return Float64Array.from(this.data, Number);
+    return this.type === "int64" ? Float64Array.from(this.data, Number) : Float64Array.from(this.data);
+  }
+
+  /** This tensor's type and shape, filled with the one value of `scalar`. */
+  filledWith(scalar) {
+    return new Values(this.type, this.dims, this.data.slice().fill(scalar.data[0]));
   }
 }
 

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+import sys
+from pathlib import Path
 
 import pytest
-import runtimes
-from runtimes import Missing, Runtime
+from runtimes import RUNTIMES, Answer, Missing, Runtime
 
 from edgefl.bundle import Bundle
 
-RUNTIMES: dict[str, Callable[[], Runtime]] = {
-    "onnxruntime": runtimes.current,
-    **{f"onnxruntime-{v}": partial(runtimes.onnxruntime_version, v) for v in runtimes.OLDER},
-    "web": runtimes.web,
-    "arm64": runtimes.arm64,
-}
 
-
-@pytest.fixture(params=RUNTIMES)
+@pytest.fixture(params=RUNTIMES, ids=lambda name: name.replace(" ", "-"))
 def runtime(request: pytest.FixtureRequest) -> Runtime:
     try:
         return RUNTIMES[request.param]()
@@ -39,3 +31,17 @@ def test_a_wrong_result_is_told(runtime: Runtime, wrong: Bundle) -> None:
     (answer,) = runtime.replay([wrong.path])
     assert not answer.errors
     assert "predict" in answer.failed and "logits" in answer.failed and "differs from PyTorch by 0.5" in answer.failed
+
+
+def test_a_bundle_that_kills_the_runtime_has_that_as_its_answer() -> None:
+    script = """if True:
+        import sys, json
+        for path in sys.argv[1:]:
+            if "deadly" in path:
+                sys.exit("out of memory")
+            print(json.dumps({"bundle": path, "proven": True, "errors": {"train": 1e-6}}), flush=True)
+    """
+    fragile = Runtime("fragile", (sys.executable, "-c", script))
+    answers = fragile.replay([Path(name) for name in ("a", "deadly", "b", "deadly")])
+    fine, dead = Answer({"train": 1e-6}), Answer({}, "exit code 1: out of memory")
+    assert answers == [fine, dead, fine, dead]

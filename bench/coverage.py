@@ -1,0 +1,273 @@
+"""Which models become programs, and where these compute what PyTorch computed: every model in every runtime.
+
+Exports are kept in build/coverage/ under a hash of the sources, so a run that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+
+import click
+import runtimes
+import torch
+from coverage_page import MISSING, THIRD_OPINION, page
+from harness import Row, Target, finish, options, versions
+from runtimes import RUNTIMES, Answer, Missing, Runtime
+from torch import Tensor, nn
+
+from edgefl.bundle import read
+from edgefl.errors import EdgeflError
+from edgefl.files import write_atomic
+from edgefl_exporter import SGD, export
+from edgefl_exporter.zoo import ZOO
+
+ROOT = Path(__file__).parents[1]
+KEPT = ROOT / "build" / "coverage"
+LAYERS = ROOT / "tests" / "exporter" / "test_layers.py"
+TOLERANCE = 1e-4
+PROCESSES = 2
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One row: a model of the zoo, or a net around one layer."""
+
+    kind: str
+    name: str
+
+    @property
+    def path(self) -> Path:
+        """Where its bundle is kept."""
+        return _kept() / f"{self.kind}-{''.join(c if c.isalnum() else '-' for c in self.name)}.bundle"
+
+    @property
+    def record(self) -> Path:
+        return self.path.with_suffix(".json")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What became of one model: figures of its bundle, or why there is none."""
+
+    refused: str = ""
+    cpu_s: float | None = None
+    parameters: int | None = None
+    train_bytes: int | None = None
+    parity: float | None = None
+    third: float | None = None
+    third_refused: str = ""
+
+
+@dataclass(frozen=True)
+class Column:
+    """What one runtime answered for each subject that has a bundle; `missing` says why it could not be asked."""
+
+    name: str
+    answers: dict[Subject, Answer] = field(default_factory=dict)
+    missing: str = ""
+
+
+@click.command()
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="Also write the tables as Markdown, to this file.")
+@click.option("--again", is_flag=True, help="Forget what was kept of these sources.")
+@options
+def main(out: Path | None, again: bool, form: str, quick: bool) -> None:
+    """Export every model of the zoo and every layer net, and replay each in every runtime that can be had.
+
+    Errors are relative: |runtime - torch| / |torch|, norms of whole tensors, the worst output of the worst program.
+
+    Example: python bench/coverage.py -o docs/coverage.md
+    """
+    if again:
+        shutil.rmtree(_kept(), ignore_errors=True)
+    subjects = list(_subjects())
+    asked = dict(RUNTIMES)
+    if quick:
+        subjects = [next(s for s in subjects if s.kind == kind) for kind in ("zoo", "layer")]
+        asked = {"onnxruntime": RUNTIMES["onnxruntime"]}
+    exported = _export_all(subjects)
+    bundles = [subject for subject in subjects if not exported[subject].refused]
+    with ThreadPoolExecutor(PROCESSES) as pool:
+        columns = list(pool.map(lambda item: _column(*item, bundles), asked.items()))
+    rows = [_row(subject, made, columns) for subject, made in exported.items()]
+    if out is not None:
+        write_atomic(out, page(rows, {column.name: column.missing for column in columns}).encode())
+        _tell(f"wrote {out}")
+    finish("coverage", rows, list(_targets(exported, columns)), form)
+
+
+def _subjects() -> Iterator[Subject]:
+    yield from (Subject("zoo", name) for name in ZOO)
+    yield from (Subject("layer", name) for name in _layers())
+
+
+def _layers() -> dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]]:
+    """The nets of the layer tests: name -> a function that makes it, and the shape of its input."""
+    spec = importlib.util.spec_from_file_location("test_layers", LAYERS)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = module.LAYERS
+    return found
+
+
+def _export_all(subjects: list[Subject]) -> dict[Subject, Exported]:
+    """What became of each subject, in their order."""
+    new = [subject for subject in subjects if not subject.record.exists()]
+    # Processes, since tracing holds Python's lock; spawned, since torch's threads do not survive a fork.
+    with ProcessPoolExecutor(PROCESSES, mp_context=get_context("spawn"), initializer=_warm_up) as pool:
+        asked = {pool.submit(_export, subject): subject for subject in new}
+        for number, done in enumerate(as_completed(asked), 1):
+            subject, made = asked[done], done.result()
+            said = made.refused or f"{made.cpu_s:.1f} s, parity {made.parity:.1e}"
+            _tell(f"{number} of {len(new)}: {subject.kind} {subject.name}: {said}")
+    return {subject: Exported(**json.loads(subject.record.read_text())) for subject in subjects}
+
+
+def _warm_up() -> None:
+    """One export that nobody counts: the first in a process imports half of torch."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        export(nn.Linear(2, 2), torch.zeros(1, 2), out=Path(folder) / "m.bundle", name="m", programs=("predict",))
+
+
+def _export(subject: Subject) -> Exported:
+    """Export one subject; keeps the bundle and the result."""
+    start = time.process_time()  # what other processes do does not count
+    try:
+        _bundle_of(subject)
+    except EdgeflError as error:
+        result = Exported(refused=error.message)
+    except Exception as error:  # a mistake of ours or of torch's: this row says so, the others go on
+        result = Exported(refused=f"{type(error).__name__}: {_first_line(error)}")
+    else:
+        cpu_s = time.process_time() - start
+        manifest = read(subject.path).manifest
+        third, why = _third_opinion(subject.path)
+        result = Exported(
+            cpu_s=cpu_s,
+            parameters=sum(t.size_bytes // 4 for t in manifest.state if t.role == "parameter"),
+            train_bytes=manifest.program("train").file.size_bytes,
+            parity=max(program.parity.worst for program in manifest.programs.values()),
+            third=third,
+            third_refused=why,
+        )
+    write_atomic(subject.record, json.dumps(asdict(result)).encode())
+    return result
+
+
+def _bundle_of(subject: Subject) -> None:
+    model: nn.Module
+    example: Tensor
+    if subject.kind == "zoo":
+        model, example = ZOO[subject.name]()
+        export(model, example, out=subject.path, name=subject.name)
+    else:
+        make, shape = _layers()[subject.name]
+        torch.manual_seed(1)
+        momentum = SGD(momentum=0.9)
+        export(make(), torch.zeros(shape), out=subject.path, name="net", optimizer=momentum, programs=("train",))
+
+
+def _third_opinion(path: Path) -> tuple[float | None, str]:
+    """How far onnx-ad's gradient is from ours, or why there is none."""
+    try:
+        from third_opinion import Refused, disagreement
+    except ImportError:
+        return None, f"{MISSING}: onnx-ad is not installed"
+    try:
+        return disagreement(read(path)), ""
+    except Refused as reason:
+        return None, str(reason)
+    except Exception as error:  # onnx-ad's own mistakes have no type in common
+        return None, f"{type(error).__name__}: {_first_line(error)}"
+
+
+def _column(name: str, bring: Callable[[], Runtime], subjects: list[Subject]) -> Column:
+    """The runtime's answer for each subject; what was kept is not asked again."""
+    try:
+        runtime = bring()
+    except Missing as reason:
+        return Column(name, missing=str(reason))
+    kept = _kept() / f"{''.join(c if c.isalnum() else '-' for c in runtime.name)}.json"
+    known = json.loads(kept.read_text()) if kept.exists() else {}
+    answers = {s: Answer(**known[s.path.name]) for s in subjects if s.path.name in known}
+    new = [s for s in subjects if s not in answers]
+    for few in (new[i : i + 8] for i in range(0, len(new), 8)):  # when stopped, at most these are asked again
+        _tell(f"{runtime.name}: replaying {', '.join(s.name for s in few)}")
+        answers |= zip(few, runtime.replay([s.path for s in few]), strict=True)
+        known |= {s.path.name: asdict(answers[s]) for s in few}
+        write_atomic(kept, json.dumps(known).encode())
+    return Column(runtime.name, answers)
+
+
+def _row(subject: Subject, made: Exported, columns: list[Column]) -> Row:
+    """One row for people and for tools. A runtime's cell is its worst error; `notes` says why a cell is empty."""
+    notes = {"export": made.refused, THIRD_OPINION: made.third_refused}
+    row: Row = {
+        "kind": subject.kind,
+        "model": subject.name,
+        "parameters": made.parameters,
+        "train_bytes": made.train_bytes,
+        "export_cpu_s": made.cpu_s,
+        "parity": made.parity,
+    }
+    for column in columns:
+        answer = column.answers.get(subject, Answer({}, column.missing and f"{MISSING}: {column.missing}"))
+        row[column.name] = answer.worst if answer.errors else None
+        notes[column.name] = answer.failed
+    row[THIRD_OPINION] = made.third
+    row["notes"] = {name: why for name, why in notes.items() if why}
+    return row
+
+
+def _targets(exported: dict[Subject, Exported], columns: list[Column]) -> Iterator[Target]:
+    yield Target("models that do not export", sum(bool(made.refused) for made in exported.values()), 0)
+    for column in columns:
+        failed = column.missing or any(answer.failed for answer in column.answers.values())
+        worst = None if failed else max((answer.worst for answer in column.answers.values()), default=None)
+        yield Target(f"worst golden error, {column.name}", worst, TOLERANCE)
+    thirds = [made.third for made in exported.values() if made.third is not None]
+    if thirds:
+        yield Target(f"worst gradient difference, {THIRD_OPINION}", max(thirds), TOLERANCE)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def _kept() -> Path:
+    """The folder for what these sources gave."""
+    return KEPT / _sources()
+
+
+@cache
+def _sources() -> str:
+    """A hash of everything that decides a result."""
+    folders = ("edgefl", "exporter", "devices/web")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*") if "node_modules" not in path.parts]
+    more = [LAYERS, Path(__file__), ROOT / "bench" / "third_opinion.py", runtimes.WORKER]
+    digest = hashlib.sha256(json.dumps(versions()).encode())
+    for path in sorted([*(path for path in files if path.suffix in (".py", ".mjs", ".json")), *more]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
