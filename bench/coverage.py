@@ -15,22 +15,24 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
-from functools import cache
+from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import click
 import runtimes
 import torch
-from coverage_page import MISSING, THIRD_OPINION, page
+from coverage_page import MISSING, THIRD_OPINION, TITLES, page
 from harness import Row, Target, finish, options, versions
 from runtimes import RUNTIMES, Answer, Missing, Runtime
-from torch import Tensor, nn
+from torch import nn
 
 from edgefl.bundle import read
 from edgefl.errors import EdgeflError
 from edgefl.files import write_atomic
-from edgefl_exporter import SGD, export
+from edgefl_exporter import SGD, Adam, Group, export
+from edgefl_exporter.losses import LOSSES
 from edgefl_exporter.zoo import ZOO
 
 ROOT = Path(__file__).parents[1]
@@ -40,9 +42,28 @@ TOLERANCE = 1e-4
 PROCESSES = 2
 
 
+# What `export` can do with a model, each tried on a small one.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "momentum, weight decay": {"optimizer": SGD(momentum=0.9, weight_decay=1e-3)},
+    "Nesterov": {"optimizer": SGD(momentum=0.9, nesterov=True)},
+    "Adam": {"optimizer": Adam()},
+    "AdamW": {"optimizer": Adam(weight_decay=1e-2, decoupled=True)},
+    "clipping": {"clip_norm": 0.1},
+    "parameter groups": {"groups": (Group(("*.bias",), learning_rate=2.0),)},
+    "proximal term": {"proximal": 0.1},
+    "micro-batches": {"micro_batches": 2},
+    "fixed batch": {"batch": 8},
+    "head only": {"train": ("4.*",)},
+    "LoRA": {"lora": 2},
+    "gradient program": {"programs": ("gradient",)},
+    # cross_entropy is in every other row, next_token in the zoo
+    **{f"loss {name}": {"loss": name} for name in LOSSES if name not in ("cross_entropy", "next_token")},
+}
+
+
 @dataclass(frozen=True)
 class Subject:
-    """One row: a model of the zoo, or a net around one layer."""
+    """One row: a model of the zoo, a net around one layer, or an option of `export`."""
 
     kind: str
     name: str
@@ -95,7 +116,7 @@ def main(out: Path | None, again: bool, form: str, quick: bool) -> None:
     subjects = list(_subjects())
     asked = dict(RUNTIMES)
     if quick:
-        subjects = [next(s for s in subjects if s.kind == kind) for kind in ("zoo", "layer")]
+        subjects = [next(s for s in subjects if s.kind == kind) for kind in TITLES]
         asked = {"onnxruntime": RUNTIMES["onnxruntime"]}
     exported = _export_all(subjects)
     bundles = [subject for subject in subjects if not exported[subject].refused]
@@ -105,12 +126,15 @@ def main(out: Path | None, again: bool, form: str, quick: bool) -> None:
     if out is not None:
         write_atomic(out, page(rows, {column.name: column.missing for column in columns}).encode())
         _tell(f"wrote {out}")
+    if form == "text":
+        rows = [row | {"notes": "; ".join(f"{name}: {why}" for name, why in row["notes"].items())} for row in rows]
     finish("coverage", rows, list(_targets(exported, columns)), form)
 
 
 def _subjects() -> Iterator[Subject]:
     yield from (Subject("zoo", name) for name in ZOO)
     yield from (Subject("layer", name) for name in _layers())
+    yield from (Subject("option", name) for name in OPTIONS)
 
 
 def _layers() -> dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]]:
@@ -155,11 +179,11 @@ def _export(subject: Subject) -> Exported:
     else:
         cpu_s = time.process_time() - start
         manifest = read(subject.path).manifest
-        third, why = _third_opinion(subject.path)
+        third, why = (None, "") if subject.kind == "option" else _third_opinion(subject.path)
         result = Exported(
             cpu_s=cpu_s,
             parameters=sum(t.size_bytes // 4 for t in manifest.state if t.role == "parameter"),
-            train_bytes=manifest.program("train").file.size_bytes,
+            train_bytes=next(iter(manifest.programs.values())).file.size_bytes,
             parity=max(program.parity.worst for program in manifest.programs.values()),
             third=third,
             third_refused=why,
@@ -169,16 +193,17 @@ def _export(subject: Subject) -> Exported:
 
 
 def _bundle_of(subject: Subject) -> None:
-    model: nn.Module
-    example: Tensor
+    make = partial(export, out=subject.path, name=subject.name)
     if subject.kind == "zoo":
-        model, example = ZOO[subject.name]()
-        export(model, example, out=subject.path, name=subject.name)
+        make(*ZOO[subject.name]())
+        return
+    torch.manual_seed(1)
+    if subject.kind == "layer":
+        build, shape = _layers()[subject.name]
+        make(build(), torch.zeros(shape), optimizer=SGD(momentum=0.9), programs=("train",))
     else:
-        make, shape = _layers()[subject.name]
-        torch.manual_seed(1)
-        momentum = SGD(momentum=0.9)
-        export(make(), torch.zeros(shape), out=subject.path, name="net", optimizer=momentum, programs=("train",))
+        net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.Tanh(), nn.Flatten(), nn.Linear(64, 5))
+        make(net, torch.zeros(1, 1, 6, 6), **{"programs": ("train",), **OPTIONS[subject.name]})
 
 
 def _third_opinion(path: Path) -> tuple[float | None, str]:

@@ -8,13 +8,22 @@ from harness import Row, machine, versions
 
 THIRD_OPINION = "onnx-ad"
 MISSING = "missing"
+TITLES = {  # kind of row -> the heading of its table
+    "zoo": "Models of the zoo",
+    "layer": "Layers, each in a small net",
+    "option": "Options of export, on a small net",
+}
 
 
 def page(rows: list[Row], runtimes: dict[str, str]) -> str:
     """The page for these rows; `runtimes`: the name of each runtime's column -> why it is missing, "" if it is not."""
     reasons: dict[str, int] = {}  # reason -> its number
     parts = [_HEAD.format(machine=_listed(machine()), versions=_listed(versions()))]
-    for kind, title in (("zoo", "Models of the zoo"), ("layer", "Layers, each in a small net")):
+    for kind, title in (
+        ("zoo", "Models of the zoo"),
+        ("layer", "Layers, each in a small net"),
+        ("option", "Options of export, on a small net"),
+    ):
         table = _table([row for row in rows if row["kind"] == kind], list(runtimes), reasons)
         parts += [f"## {title}\n", *table, ""]
     if gone := [f"* {name}: {why}" for name, why in runtimes.items() if why]:
@@ -29,8 +38,11 @@ _HEAD = """# Coverage
     make coverage
 
 made this page: every model of the zoo (`edgefl zoo`) and every net of the layer tests, exported, then replayed from its
-golden inputs in every runtime. Machine: {machine}. Versions: {versions}.
+golden inputs in every runtime.
+Machine: {machine}.
+Versions: {versions}.
 
+* *program*: the training program's file, without weights.
 * *export*: seconds of one processor core, proof included.
 * *parity*: the worst relative error in the proof at export (|program - torch| / |torch| over whole tensors), over all
   programs and checks. A bundle over a tolerance (1e-4; saturated inputs 2e-3; twenty free steps 1e-2) is not written.
@@ -43,7 +55,7 @@ golden inputs in every runtime. Machine: {machine}. Versions: {versions}.
 
 
 def _table(rows: list[Row], runtimes: list[str], reasons: dict[str, int]) -> Iterator[str]:
-    head = ["model", "parameters", "train program, KiB", "export, s", "parity", *runtimes, THIRD_OPINION]
+    head = ["model", "parameters", "program, KiB", "export, s", "parity", *runtimes, THIRD_OPINION]
     yield f"| {' | '.join(head)} |"
     yield f"|{'---|' * len(head)}"
     for row in rows:
@@ -60,6 +72,8 @@ def _table(rows: list[Row], runtimes: list[str], reasons: dict[str, int]) -> Ite
 def _cell(error: float | None, note: str, reasons: dict[str, int]) -> str:
     if error is not None:
         return f"{error:.1e}"
+    if not note:
+        return ""  # nobody asked
     return MISSING if note.startswith(MISSING) else f"no ({_number(note, reasons)})"
 
 

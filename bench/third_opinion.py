@@ -24,12 +24,12 @@ def disagreement(bundle: Bundle) -> float:
     """The worst relative difference between onnx-ad's gradient of the loss and ours, over all trained parameters.
 
     Ours is what one step with learning rate 1 moves each parameter by, so the optimizer must be SGD without weight
-    decay (momentum starts at zero and changes nothing yet). Raises Refused.
+    decay. The state is the bundle's, where momentum is zero and changes nothing yet. Raises Refused.
     """
     program = bundle.manifest.program("train")
     data = bundle.bytes_of(program.file)
     golden = bundle.golden("train")
-    values = bundle.weights() | {k.removeprefix("in."): v for k, v in golden.items() if k.startswith("in.")}
+    values = {k.removeprefix("in."): v for k, v in golden.items() if k.startswith("in.")} | bundle.weights()
     values["learning_rate"] = np.ones((), np.float32)
     trained = [t.name for t in bundle.manifest.state if t.role == "parameter" and t.name in program.writes]
     stepped = Runner(data).run(values)
@@ -47,7 +47,7 @@ def _differentiate(data: bytes, parameters: list[str], values: dict[str, Array])
     try:
         adjoint = onnx_ad.reverse(forward, inputs=parameters, outputs=["loss"], layout="onnx")
     except (onnx_ad.UnsupportedOperator, onnx_ad.UnrollTooLarge) as error:
-        raise Refused(str(error)) from error
+        raise Refused(str(error).partition(" (node ")[0]) from error  # names of nodes say nothing
     seed = {"adj_loss": np.ones(1, np.float32)}  # one direction, on a last axis of its own
     runner = Runner(adjoint.SerializeToString())
     found = runner.run({**values, **seed})

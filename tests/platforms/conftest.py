@@ -28,7 +28,7 @@ def mixed() -> nn.Module:
 
 @pytest.fixture(scope="session")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> list[Bundle]:
-    """digits from the zoo, and the training program of `mixed`, with momentum."""
+    """digits from the zoo, and `mixed` with momentum: its training step, and its gradients."""
     folder = tmp_path_factory.mktemp("platforms")
     torch.manual_seed(0)
     other, pixels = mixed(), torch.zeros(1, 3, 8, 8)
@@ -38,7 +38,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> list[Bundle]:
         out=folder / "mixed.bundle",
         name="mixed",
         optimizer=SGD(momentum=0.9),
-        programs=("train",),
+        programs=("train", "gradient"),
     )
     model, example = ZOO["digits"]()
     return [export(model, example, out=folder / "digits.bundle", name="digits"), train]

@@ -27,8 +27,9 @@ def _merge_transposes(node: ir.Node) -> None:
     perm = [inner[axis] for axis in outer]
     source = first.inputs[0]
     assert source is not None
-    if perm == sorted(perm) and not node.outputs[0].is_graph_output():
-        ir.convenience.replace_all_uses_with(node.outputs[0], source)
+    if perm == sorted(perm):
+        # Also where it is an output: onnxruntime up to 1.24 takes any Transpose of a Gemm to turn it, this one too.
+        ir.convenience.replace_all_uses_with(node.outputs[0], source, replace_graph_outputs=True)
     else:
         node.replace_input_with(0, source)
         node.attributes["perm"] = ir.AttrInt64s("perm", perm)
