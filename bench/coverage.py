@@ -195,7 +195,8 @@ def _export(subject: Subject) -> Exported:
 def _bundle_of(subject: Subject) -> None:
     make = partial(export, out=subject.path, name=subject.name)
     if subject.kind == "zoo":
-        make(*ZOO[subject.name]())
+        entry = ZOO[subject.name]
+        make(*entry.make(), loss=entry.loss)
         return
     torch.manual_seed(1)
     if subject.kind == "layer":

@@ -40,7 +40,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> list[Bundle]:
         optimizer=SGD(momentum=0.9),
         programs=("train", "gradient"),
     )
-    model, example = ZOO["digits"]()
+    model, example = ZOO["digits"].make()
     return [export(model, example, out=folder / "digits.bundle", name="digits"), train]
 
 
