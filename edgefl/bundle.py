@@ -4,6 +4,7 @@
         manifest.json           the types below; names every other file by its SHA-256
         weights.safetensors     the initial state
         programs/*.onnx         standard ONNX, weights are inputs
+        onnxruntime-training/*  where the bundle has that target: its four files
         golden/*.safetensors    inputs ("in.*") and PyTorch's outputs ("out.*") of each program
 
 The SHA-256 of manifest.json is the bundle's identity: it names the files, so it fixes every byte.
@@ -16,6 +17,7 @@ import math
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Literal
 
 import msgspec
@@ -28,6 +30,7 @@ from edgefl.tensors import Array, Tensors, load_tensors, save_tensors
 FORMAT = 1  # of the manifest; a reader refuses a newer one
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
+PORTABLE = "portable"  # the engine that runs the programs themselves
 MAX_MANIFEST_BYTES = 16 * 2**20
 
 Dtype = Literal["float32", "float16", "int64", "int32", "uint8", "bool"]
@@ -129,6 +132,13 @@ class Program(_Frozen, frozen=True):
         return {i.name: i.default for i in self.inputs if i.source == "setting" and i.default is not None}
 
 
+class Target(_Frozen, frozen=True):
+    """Files of another runtime for the same state; `parity` names the programs that a device runs from them."""
+
+    files: tuple[File, ...]
+    parity: dict[str, Parity]
+
+
 class Normalisation(_Frozen, frozen=True):
     """x = (pixels - mean) / std, per channel or one for all; uint8 features are divided by 255 first."""
 
@@ -161,11 +171,36 @@ class Manifest(_Frozen, frozen=True):
     state: tuple[StateTensor, ...]
     programs: dict[str, Program]
     weights: File
+    targets: dict[str, Target] = {}  # by engine
 
-    def files(self, *, golden: bool = True) -> tuple[File, ...]:
-        """Every file of the bundle except the manifest itself. A device that does not test itself needs no golden."""
-        programs = self.programs.values()
-        return (self.weights, *(p.file for p in programs), *(p.golden for p in programs if golden))
+    def files(self, *, engine: str | None = None) -> tuple[File, ...]:
+        """Every file of the bundle except the manifest itself; with `engine`, what a device needs that has this one.
+
+        Raises BundleError when there is nothing for the engine.
+        """
+        programs = self.programs
+        if engine is None:
+            targets = (file for target in self.targets.values() for file in target.files)
+            return (
+                self.weights,
+                *(p.file for p in programs.values()),
+                *(p.golden for p in programs.values()),
+                *targets,
+            )
+        if engine == PORTABLE:
+            return (self.weights, *(p.file for p in programs.values()))
+        target = self.target(engine)
+        rest = (program.file for name, program in programs.items() if name not in target.parity)
+        return (self.weights, *target.files, *rest)
+
+    def target(self, engine: str) -> Target:
+        """The files for an engine that is not the portable one; BundleError when there are none."""
+        if engine not in self.targets:
+            raise BundleError(
+                f"bundle {self.name!r} has no files for {engine}",
+                hint=f"export it with --target {engine}, or start the device without --engine",
+            )
+        return self.targets[engine]
 
     def tensor(self, name: str) -> StateTensor:
         """The state tensor called `name`; BundleError when there is none."""
@@ -208,8 +243,8 @@ class Bundle:
         return _read_file(self.path, file)
 
 
-def read(path: Path | str, *, golden: bool = True) -> Bundle:
-    """Read a bundle and check every byte of it; without the golden files where `golden` is false.
+def read(path: Path | str, *, engine: str | None = None) -> Bundle:
+    """Read a bundle and check every byte of it; with `engine`, of what a device needs that has this one.
 
     Raises BundleError for a missing, damaged or newer bundle.
     """
@@ -220,7 +255,7 @@ def read(path: Path | str, *, golden: bool = True) -> Bundle:
     manifest_bytes = manifest_path.read_bytes()
     manifest = parse_manifest(manifest_bytes, where=str(manifest_path))
     bundle = Bundle(path, manifest, manifest_bytes)
-    for file in manifest.files(golden=golden):
+    for file in manifest.files(engine=engine):
         bundle.bytes_of(file)
     weights = bundle.weights()
     check_tensors(weights, manifest.state, where=f"{path / WEIGHTS}", error=BundleError)
@@ -255,8 +290,9 @@ def write(
     weights: Tensors,
     programs: Mapping[str, bytes],
     golden: Mapping[str, Tensors],
+    targets: Mapping[str, Mapping[str, bytes]] = MappingProxyType({}),
 ) -> Bundle:
-    """Write a bundle to the directory `out`, whole or not at all.
+    """Write a bundle to the directory `out`, whole or not at all. `targets`: engine -> file name -> content.
 
     The manifest's `File` entries are filled in here; what they hold on entry is ignored.
     """
@@ -271,7 +307,14 @@ def write(
             file=describe(program_path, contents[program_path]),
             golden=describe(golden_path, contents[golden_path]),
         )
-    manifest = msgspec.structs.replace(manifest, programs=entries, weights=describe(WEIGHTS, contents[WEIGHTS]))
+    others: dict[str, Target] = {}
+    for engine, files in targets.items():
+        contents |= {f"{engine}/{name}": data for name, data in files.items()}
+        described = tuple(describe(f"{engine}/{name}", data) for name, data in files.items())
+        others[engine] = msgspec.structs.replace(manifest.targets[engine], files=described)
+    manifest = msgspec.structs.replace(
+        manifest, programs=entries, weights=describe(WEIGHTS, contents[WEIGHTS]), targets=others
+    )
     _check_manifest(manifest, str(out))
     if out.exists() and not (out / MANIFEST).is_file():
         raise BundleError(f"{out} exists and is not a bundle", hint="choose another name with -o")
@@ -334,3 +377,6 @@ def _check_manifest(manifest: Manifest, where: str) -> None:
         for tensor in (*program.reads, *program.writes):
             if tensor not in known:
                 raise BundleError(f"{where}: program {name!r} names unknown state tensor {tensor!r}")
+    for engine, target in manifest.targets.items():
+        if unknown := sorted(target.parity.keys() - manifest.programs.keys()):
+            raise BundleError(f"{where}: target {engine!r} names unknown program {unknown[0]!r}")

@@ -5,14 +5,15 @@ Needs neither torch nor the model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 
-from edgefl.bundle import Bundle, Program
+from edgefl.bundle import PORTABLE, Bundle, Program
 from edgefl.errors import BundleError, ParityError
 from edgefl.tensors import Array
+from edgefl.training_artifacts import Artifacts, ProgramOf
 
 # Below this norm an error is measured absolutely (against this), not relatively: a gradient that is zero in theory
 # (a bias before BatchNorm) is rounding noise, and the noise of two correct programs differs.
@@ -22,22 +23,36 @@ SMALL = 1e-2
 MOVED = 1e-2
 
 
-def replay(bundle: Bundle) -> dict[str, float]:
-    """Run every program's golden inputs: program -> worst relative error over its outputs.
+def replay(bundle: Bundle, engine: str = PORTABLE) -> dict[str, float]:
+    """Run the golden inputs of every program that the engine runs: program -> worst relative error over its outputs.
 
-    Raises ParityError when an error is over the manifest's tolerance.
+    Raises ParityError when an error is over the manifest's tolerance, ImportError where the engine is not installed.
     """
+    manifest = bundle.manifest
+    if engine == PORTABLE:
+        proofs = {name: program.parity for name, program in manifest.programs.items()}
+    else:
+        proofs = manifest.target(engine).parity
+    runner_of = _runners(bundle, engine)
     weights = bundle.weights()
     worst: dict[str, float] = {}
-    for name, program in bundle.manifest.programs.items():
+    for name, parity in proofs.items():
         golden = bundle.golden(name)
         want = {key.removeprefix("out."): value for key, value in golden.items() if key.startswith("out.")}
         values = golden_values(weights, golden)
-        got = Runner(bundle.bytes_of(program.file)).run(values)
-        errors = compare(program, values, got, want)
+        errors = compare(manifest.program(name), values, runner_of(name).run(values), want)
         worst[name] = max(errors.values(), default=0.0)
-        require(errors, program.parity.tolerance, program=name, check="golden")
+        require(errors, parity.tolerance, program=name, check="golden")
     return worst
+
+
+def _runners(bundle: Bundle, engine: str) -> Callable[[str], Runs]:
+    """Program name -> what runs it."""
+    programs = bundle.manifest.programs
+    if engine == PORTABLE:
+        return lambda name: Runner(bundle.bytes_of(programs[name].file))
+    artifacts = Artifacts(bundle.path / engine)
+    return lambda name: ProgramOf(name, programs, artifacts.run, artifacts.runtime)
 
 
 def golden_values(weights: Mapping[str, Array], golden: Mapping[str, Array]) -> dict[str, Array]:
@@ -48,6 +63,19 @@ def golden_values(weights: Mapping[str, Array], golden: Mapping[str, Array]) -> 
         if key.startswith("in."):
             values[name] = np.full_like(weights[name], value) if name in weights else value
     return values
+
+
+class Runs(Protocol):
+    """One program in some runtime, as a pure function: for proofs."""
+
+    @property
+    def runtime(self) -> str:
+        """Name and version."""
+        ...
+
+    def run(self, values: Mapping[str, Array]) -> dict[str, Array]:
+        """Inputs and state -> all outputs. `values` may hold more than the program reads."""
+        ...
 
 
 class Runner:
@@ -63,6 +91,7 @@ class Runner:
             self._session: Any = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's errors share no base class
             raise BundleError(f"onnxruntime {onnxruntime.__version__} cannot load the program: {error}") from error
+        self.runtime = f"onnxruntime {onnxruntime.__version__}"
         self.inputs: tuple[str, ...] = tuple(i.name for i in self._session.get_inputs())
         self.outputs: tuple[str, ...] = tuple(o.name for o in self._session.get_outputs())
 

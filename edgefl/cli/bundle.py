@@ -49,6 +49,11 @@ def inspect(bundle: Path, form: str) -> None:
             for name, program in manifest.programs.items()
         ],
     )
+    for engine, target in manifest.targets.items():
+        click.echo()
+        print_table(f"For {engine}", ["file", "size"], [[f.path, size(f.size_bytes)] for f in target.files])
+        proofs = [f"{name} {parity.worst:.1e}" for name, parity in target.parity.items()]
+        click.echo(f"worst parity error in {next(iter(target.parity.values())).runtime}: {', '.join(proofs)}")
     click.echo()
     print_table(
         "State",
@@ -78,11 +83,23 @@ def verify(bundle: Path, form: str) -> None:
 
     found = read(bundle)
     errors = replay(found)
+    targets: dict[str, dict[str, float] | None] = {}
+    for engine in found.manifest.targets:
+        try:
+            targets[engine] = replay(found, engine)
+        except ImportError:  # needs an environment of its own
+            targets[engine] = None
     if form == "json":
-        print_json({"bundle": str(bundle), "proven": True, "errors": errors})
+        print_json({"bundle": str(bundle), "proven": True, "errors": errors, "targets": targets})
         return
     for name, error in errors.items():
         click.echo(f"{name}: {error:.1e} (tolerance {found.manifest.program(name).parity.tolerance:.0e})")
+    for engine, worst in targets.items():
+        for name, error in (worst or {}).items():
+            tolerance = found.manifest.target(engine).parity[name].tolerance
+            click.echo(f"{engine}, {name}: {error:.1e} (tolerance {tolerance:.0e})")
+        if worst is None:
+            click.echo(f"{engine}: its files are whole; this environment cannot run them")
     click.echo("proven: every program computes here what PyTorch computed")
 
 
@@ -135,6 +152,13 @@ def summary(bundle: Bundle) -> dict[str, Any]:
         "programs": {
             name: {"size_bytes": p.file.size_bytes, "parity": p.parity.worst, "tolerance": p.parity.tolerance}
             for name, p in manifest.programs.items()
+        },
+        "targets": {
+            engine: {
+                "size_bytes": sum(f.size_bytes for f in target.files),
+                "programs": {name: {"parity": p.worst, "tolerance": p.tolerance} for name, p in target.parity.items()},
+            }
+            for engine, target in manifest.targets.items()
         },
         "state": [
             {"name": t.name, "dtype": t.dtype, "shape": list(t.shape), "role": t.role, "fuse": t.fuse}

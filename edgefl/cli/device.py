@@ -8,9 +8,11 @@ from pathlib import Path
 
 import click
 
+from edgefl.bundle import PORTABLE
 from edgefl.cli.output import tell
 from edgefl.errors import ConfigError
 from edgefl.protocol import NAME
+from edgefl.training_artifacts import ENGINE
 
 
 @click.command(short_help="Be a device: train, send updates.")
@@ -31,6 +33,13 @@ from edgefl.protocol import NAME
     help="Folder for what must survive a restart; default: ~/.edgefl/NAME.",
 )
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
+@click.option(
+    "--engine",
+    type=click.Choice([PORTABLE, ENGINE]),
+    default=PORTABLE,
+    show_default=True,
+    help="What trains; the other one needs a bundle exported for it, and its own environment.",
+)
 @click.option("--ca", type=click.Path(path_type=Path), help="Certificate of the authority to trust (PEM), for mqtts.")
 @click.option("--cert", type=click.Path(path_type=Path), help="Certificate of this device (PEM), for mutual TLS.")
 @click.option("--key", type=click.Path(path_type=Path), help="Key of --cert.")
@@ -43,6 +52,7 @@ def device(
     run: str | None,
     state: Path | None,
     threads: int,
+    engine: str,
     ca: Path | None,
     cert: Path | None,
     key: Path | None,
@@ -71,6 +81,7 @@ def device(
         run=run,
         tls=Tls(ca, cert, key),
         threads=threads,
+        engine=engine,
         parent=parent,
     )
     try:

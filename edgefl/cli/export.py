@@ -10,11 +10,12 @@ from typing import Any
 import click
 import msgspec
 
-from edgefl.bundle import Normalisation
+from edgefl.bundle import PORTABLE, Normalisation
 from edgefl.cli.bundle import summary, total_bytes
 from edgefl.cli.output import format_option, print_json, working
 from edgefl.errors import ConfigError, InputError
 from edgefl.report import size
+from edgefl.training_artifacts import ENGINE
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SECTION = "[tool.edgefl.export]"
@@ -70,6 +71,19 @@ class _Configured(click.Command):
     show_default=True,
     help="Of the initial weights and of the proof's data.",
 )
+@click.option(
+    "--target",
+    type=click.Choice([PORTABLE, ENGINE]),
+    default=PORTABLE,
+    show_default=True,
+    help="The other one adds files for devices with that runtime.",
+)
+@click.option(
+    "--training-python",
+    type=click.Path(path_type=Path),
+    envvar="EDGEFL_TRAINING_PYTHON",
+    help="An interpreter whose environment has onnxruntime-training: makes and proves the files for it.",
+)
 @format_option
 def export(model: str, out: Path | None, shape: str | None, form: str, **options: Any) -> None:
     """Compile a PyTorch model to a bundle of training programs, and prove them.
@@ -113,6 +127,8 @@ def export(model: str, out: Path | None, shape: str | None, form: str, **options
             programs=parts(options["programs"]),
             normalisation=Normalisation(_numbers(options["mean"], "--mean"), _numbers(options["std"], "--std")),
             seed=options["seed"],
+            target=options["target"],
+            training_python=options["training_python"],
             progress=tell,
         )
     if form == "json":

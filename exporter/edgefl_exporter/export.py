@@ -15,9 +15,22 @@ from torch import Tensor, nn
 
 import edgefl
 from edgefl import bundle
-from edgefl.bundle import Bundle, DataContract, File, Manifest, Normalisation, Parity, Program, StateTensor
+from edgefl.bundle import (
+    PORTABLE,
+    Bundle,
+    DataContract,
+    File,
+    Manifest,
+    Normalisation,
+    Parity,
+    Program,
+    StateTensor,
+    Target,
+)
 from edgefl.errors import InputError, LoweringError
+from edgefl.golden import Runner, Runs
 from edgefl.tensors import Tensors
+from edgefl.training_artifacts import ENGINE
 from edgefl_exporter.losses import LOSSES, Labels, Loss
 from edgefl_exporter.lowering import lower
 from edgefl_exporter.model import DTYPES, Parts, take_apart
@@ -27,6 +40,8 @@ from edgefl_exporter.programs.program import Definition
 from edgefl_exporter.programs.supervised import Supervised
 from edgefl_exporter.randomness import with_randomness
 from edgefl_exporter.samples import samples_of
+from edgefl_exporter.targets import onnxruntime_training
+from edgefl_exporter.targets.onnxruntime_training import Made
 from edgefl_exporter.update import Group, Update
 
 PROGRAMS = ("train", "evaluate", "predict")
@@ -53,6 +68,8 @@ def export(
     method: str = "fedavg",
     normalisation: Normalisation = Normalisation(),  # noqa: B008  (frozen)
     seed: int = 0,
+    target: str = PORTABLE,
+    training_python: Path | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Bundle:
     """Lower `model` to training programs, prove them against PyTorch, and write a bundle to the directory `out`.
@@ -65,11 +82,14 @@ def export(
     train, lora      what trains, see `edgefl_exporter.model.take_apart`; what does not never leaves a device
     batch            a fixed batch size for the programs that train; by default it is dynamic
     programs         of: train, gradient, evaluate, predict. With `proximal` there is also `anchor`
+    target           "onnxruntime-training" adds files for devices with that runtime, made and proven by
+                     `training_python`, the interpreter of another environment
 
     Raises LoweringError for a model that cannot become a program, ParityError for a program that does not compute what
     PyTorch computes, InputError for an option that makes no sense; in each case nothing is written.
     """
     tell = progress or (lambda line: None)
+    python = onnxruntime_training.check(training_python, programs) if target == ENGINE else None
     _check_normalisation(normalisation, example_input)
     update = Update(optimizer, tuple(groups), clip_norm, proximal, micro_batches)
     with torch.random.fork_rng(devices=[]):
@@ -92,15 +112,26 @@ def export(
         entries: dict[str, Program] = {}
         files: dict[str, bytes] = {}
         golden: dict[str, Tensors] = {}
-        for definition in _define(task, programs):
+        definitions = _define(task, programs)
+        for definition in definitions:
             tell(f"{definition.name}: lowering")
             data = _lower(definition, state, task)
             entry = _entry(definition, data)
             tell(f"{definition.name}: proving against PyTorch")
-            parity, golden[definition.name] = prove(definition, entry, data, state, task.samples, seed)
+            parity, golden[definition.name] = prove(definition, entry, Runner(data), state, task.samples, seed)
             tell(f"{definition.name}: {len(data):,} bytes, worst relative error {parity.worst:.1e}")
             files[definition.name] = data
             entries[definition.name] = msgspec.structs.replace(entry, parity=parity)
+        weights = {key: value.numpy() for key, value in state.items()}
+        others: dict[str, Made] = {}
+        if python is not None:
+
+            def proven(name: str, runner: Runs) -> Parity:
+                tell(f"{name}: proving for {target}")
+                (definition,) = (one for one in definitions if one.name == name)
+                return prove(definition, entries[name], runner, state, task.samples, seed)[0]
+
+            others[target] = onnxruntime_training.make(python, entries, files, tuple(task.used), weights, proven)
     manifest = Manifest(
         format=bundle.FORMAT,
         name=name,
@@ -111,9 +142,10 @@ def export(
         state=_state(task, state),
         programs=entries,
         weights=_NO_FILE,
+        targets={engine: Target((), made.parity) for engine, made in others.items()},
     )
-    weights = {key: value.numpy() for key, value in state.items()}
-    return bundle.write(out, manifest, weights=weights, programs=files, golden=golden)
+    more = {engine: made.files for engine, made in others.items()}
+    return bundle.write(out, manifest, weights=weights, programs=files, golden=golden, targets=more)
 
 
 def _loss_named(loss: str | Loss) -> Loss:

@@ -9,13 +9,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import onnxruntime
 import torch
 from torch import Tensor
 
 from edgefl.bundle import Parity, Program
 from edgefl.errors import LoweringError, ParityError
-from edgefl.golden import Runner, compare, golden_values, relative_error, require
+from edgefl.golden import Runs, compare, golden_values, relative_error, require
 from edgefl.tensors import Array
 from edgefl_exporter.optimizers import STATE
 from edgefl_exporter.programs.program import FEATURES, PRESENT, Definition
@@ -65,13 +64,15 @@ class Case:
 def prove(
     definition: Definition,
     program: Program,
-    data: bytes,
+    runner: Runs,
     state: Mapping[str, Tensor],
     samples: Samples,
     seed: int,
 ) -> tuple[Parity, dict[str, Array]]:
-    """The proof's figures and the program's golden tensors. Raises ParityError with the first check that fails."""
-    runner = Runner(data)
+    """The proof's figures and the program's golden tensors. Raises ParityError with the first check that fails.
+
+    `runner` runs the finished file.
+    """
     generator = torch.Generator().manual_seed(seed)
     listed: dict[str, float] = {}
     decided: set[str] = set()
@@ -129,7 +130,7 @@ def prove(
     # Figures are those of the cases that met the plain tolerance: in others (that are not refused) rounding decided.
     checks = {check: error for check, error in listed.items() if error <= TOLERANCE}
     golden = _golden(definition, program, run, both, state, initial, samples, seed)
-    return Parity(f"onnxruntime {onnxruntime.__version__}", TOLERANCE, checks), golden
+    return Parity(runner.runtime, TOLERANCE, checks), golden
 
 
 def _require_equal(first: Values, second: Values) -> None:

@@ -102,7 +102,7 @@ def test_a_device_needs_no_golden_files(path: Path) -> None:
     shutil.rmtree(path / "golden")
     with pytest.raises(BundleError, match="golden"):
         read(path)
-    assert read(path, golden=False).manifest.name == "regression"
+    assert read(path, engine="portable").manifest.name == "regression"
 
 
 def test_no_bundle_at_all(tmp_path: Path) -> None:

@@ -11,16 +11,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-EDGEFL = [sys.executable, "-m", "edgefl"]
 DEVICES = ["pi-1", "pi-2", "pi-3"]
 
 
 class Process:
     """An edgefl command that is running; its stderr is read line by line."""
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, python: Path | str = sys.executable) -> None:
+        """`python`: the interpreter of the environment whose edgefl is meant."""
         self.child = subprocess.Popen(
-            [*EDGEFL, *arguments],
+            [python, "-m", "edgefl", *arguments],
             cwd=folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

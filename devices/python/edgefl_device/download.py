@@ -13,11 +13,12 @@ from edgefl.protocol import BlobRef
 
 class Download:
     """One bundle, named by its manifest's SHA-256. The manifest comes first, names the other files, and is written
-    last: a directory that holds one is whole. Golden files are left out, a device does not test itself."""
+    last: a directory that holds one is whole. Only what the device's engine needs is downloaded."""
 
-    def __init__(self, manifest: BlobRef, folder: Path) -> None:
+    def __init__(self, manifest: BlobRef, folder: Path, engine: str) -> None:
         """`folder` holds a directory per bundle."""
         self.manifest = manifest
+        self._engine = engine
         self._directory = folder / manifest.sha256[:16]
         self._manifest_bytes: bytes | None = None
 
@@ -25,7 +26,7 @@ class Download:
         """The bundle, when it is whole. Raises BundleError when it is damaged, or another one."""
         if not (self._directory / bundles.MANIFEST).exists():
             return None
-        bundle = bundles.read(self._directory, golden=False)
+        bundle = bundles.read(self._directory, engine=self._engine)
         if bundle.sha256 != self.manifest.sha256:
             raise BundleError(f"{self._directory} holds another bundle")
         return bundle
@@ -37,7 +38,7 @@ class Download:
         if self._manifest_bytes is None:
             return [self.manifest]
         missing: list[BlobRef] = []
-        for file in bundles.parse_manifest(self._manifest_bytes, where="the run's bundle").files(golden=False):
+        for file in bundles.parse_manifest(self._manifest_bytes, where="the run's bundle").files(engine=self._engine):
             path = self._directory / file.path
             if file.sha256 == sha256:
                 write_atomic(path, data)

@@ -16,9 +16,9 @@ from edgefl.method import Task
 from edgefl.tensors import Array, Tensors
 from edgefl_device.contract import batches
 from edgefl_device.dataset import AnyArray, Dataset
+from edgefl_device.engine import Engine
 from edgefl_device.order import order_of
 from edgefl_device.plan import Plan, plan
-from edgefl_device.runtime import Runtime
 
 Progress = Callable[[str, int, int], None]  # program, batches done, batches of this task
 
@@ -37,7 +37,7 @@ class Outcome:
 
 
 def perform(
-    runtime: Runtime,
+    runtime: Engine,
     tasks: Sequence[Task],
     announced: Tensors,
     feeds: Mapping[str, Dataset],
@@ -78,7 +78,7 @@ def perform(
 
 
 def _carry_out(
-    runtime: Runtime,
+    runtime: Engine,
     one: Plan,
     announced: Tensors,
     device: str,
@@ -201,7 +201,7 @@ def _encode(array: Array, one: Plan, name: str) -> Array:
     return narrow
 
 
-def _refuse_diverged_state(runtime: Runtime, one: Plan) -> None:
+def _refuse_diverged_state(runtime: Engine, one: Plan) -> None:
     for name in one.program.writes:
         value = runtime.view(name)
         if value.dtype.kind == "f" and not np.isfinite(value).all():

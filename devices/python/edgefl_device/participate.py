@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgefl import protocol
+from edgefl.bundle import PORTABLE
 from edgefl.errors import BrokerError, ConfigError, EdgeflError, ProtocolError
 from edgefl.files import locked
 from edgefl.mqtt import Address, Broken, Connected, Connection, Disconnected, Received, Tls
@@ -21,8 +22,8 @@ from edgefl.protocol import AggregatorStatus, Outgoing
 from edgefl.tensors import Tensors
 from edgefl_device.contract import fit_to_contract
 from edgefl_device.dataset import Splits
+from edgefl_device.engine import Engine, name_of, start
 from edgefl_device.interpreter import Outcome, Stopped, perform
-from edgefl_device.runtime import Runtime
 from edgefl_device.session import (
     Action,
     Cancel,
@@ -52,6 +53,7 @@ class Options:
     run: str | None = None
     tls: Tls | None = None
     threads: int = 1
+    engine: str = PORTABLE
     parent: int | None = None  # end when this process is no longer our parent
 
 
@@ -71,9 +73,10 @@ class _Failed:
 def participate(options: Options, log: Log) -> None:
     """Take part in one run until it is finished.
 
-    Raises BrokerError, DataError (the data does not fit the run's bundle), ConfigError; KeyboardInterrupt leaves
-    cleanly.
+    Raises InputError (the engine is not installed), BrokerError, DataError (the data does not fit the run's bundle),
+    ConfigError; KeyboardInterrupt leaves cleanly.
     """
+    name_of(options.engine)
     _give_memory_back()
     busy = ConfigError(
         f"another device process uses {options.state}", hint="give every device its own --name, or its own --state"
@@ -132,7 +135,7 @@ class _Participant:
     def __init__(self, options: Options, run: str, log: Log) -> None:
         self._options = options
         self._log = log
-        self._runtime: Runtime | None = None
+        self._runtime: Engine | None = None
         self._data: Splits | None = None
         self._jobs: queue.SimpleQueue[tuple[Job, threading.Event] | None] = queue.SimpleQueue()
         self._stop_job = threading.Event()
@@ -141,11 +144,13 @@ class _Participant:
         self._replaced = False  # another device has our name: it is not for us to say that it sleeps
         capabilities: dict[str, int | str] = {
             "memory_mb": _memory_mb(),
-            "runtime": _runtime_name(),
+            "runtime": name_of(options.engine),
             "train_examples": len(options.data.train),
             "test_examples": len(options.data.test) if options.data.test is not None else 0,
         }
-        self._session = Session(run, options.name, options.state, capabilities=capabilities, log=log)
+        self._session = Session(
+            run, options.name, options.state, engine=options.engine, capabilities=capabilities, log=log
+        )
         self._connection = Connection(options.broker, f"edgefl-{run}-{options.name}", will=self._will, tls=options.tls)
         self._events: queue.SimpleQueue[object] = self._connection.inbox  # type: ignore[assignment]
 
@@ -226,7 +231,7 @@ class _Participant:
         try:
             train = fit_to_contract(data.train, contract, "training data")
             test = fit_to_contract(data.test, contract, "test data") if data.test is not None else None
-            self._runtime = Runtime(action.bundle, threads=self._options.threads)
+            self._runtime = start(self._options.engine, action.bundle, threads=self._options.threads)
         except EdgeflError as error:
             self._carry_out(self._session.unfit(error.message))
             self._fatal, self._done = error, True
@@ -298,9 +303,3 @@ def _memory_mb() -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
     except (ValueError, AttributeError, OSError):
         return 0
-
-
-def _runtime_name() -> str:
-    import onnxruntime
-
-    return f"onnxruntime {onnxruntime.__version__}"

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgefl import protocol
-from edgefl.bundle import Bundle
+from edgefl.bundle import PORTABLE, Bundle
 from edgefl.errors import BundleError, ProtocolError, RemoteProtocolError
 from edgefl.files import sha256_hex
 from edgefl.protocol import (
@@ -116,18 +116,20 @@ class Session:
         device: str,
         directory: Path,
         *,
+        engine: str = PORTABLE,
         capabilities: dict[str, int | str] | None = None,
         instance: str | None = None,
         log: Callable[[str], None] = lambda line: None,
     ) -> None:
         """`directory` holds what survives a restart: bundles, the journal, the connection counter. `instance` tells
-        this process from any other that uses the name."""
+        this process from any other that uses the name; `engine` says which files of a bundle it needs."""
         self.run = run
         self.device = device
         self.chunk_bytes = protocol.CHUNK_BYTES
         self.instance = instance or secrets.token_hex(8)
         self.working: Job | None = None
         self._directory = directory
+        self._engine = engine
         self._capabilities = capabilities or {}
         self._log = log
         self._journal = Journal(directory, run)
@@ -317,7 +319,7 @@ class Session:
         if self._download is not None and self._download.manifest.sha256 == manifest.sha256:
             return []
         self._bundle, self._broken = None, ""
-        self._download = Download(manifest, self._directory / "bundles")
+        self._download = Download(manifest, self._directory / "bundles", self._engine)
         try:
             stored = self._download.stored()
         except BundleError as error:

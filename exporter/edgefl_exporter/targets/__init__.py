@@ -1,0 +1,1 @@
+"""Runtimes that a bundle can hold files for, beside the portable programs."""

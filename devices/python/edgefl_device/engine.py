@@ -1,0 +1,51 @@
+"""What carries out programs on a device: the one place that chooses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+from edgefl.bundle import PORTABLE, Bundle, Manifest
+from edgefl.errors import InputError
+from edgefl.tensors import Array
+from edgefl.training_artifacts import INSTALL, training_api
+
+
+class Engine(Protocol):
+    """A bundle's programs and the state they work on; `runtime.Runtime` says what each does."""
+
+    bundle: Bundle
+    manifest: Manifest
+
+    def state(self, names: Iterable[str] | None = None) -> dict[str, Array]: ...
+
+    def view(self, name: str) -> Array: ...
+
+    def load(self, tensors: Mapping[str, Array]) -> None: ...
+
+    def reset(self, names: Iterable[str]) -> None: ...
+
+    def step(self, program: str, inputs: Mapping[str, Array]) -> dict[str, Array]: ...
+
+
+def start(engine: str, bundle: Bundle, *, threads: int = 1) -> Engine:
+    """The named engine with a bundle; see `name_of` for what it needs."""
+    if engine == PORTABLE:
+        from edgefl_device.runtime import Runtime
+
+        return Runtime(bundle, threads=threads)
+    from edgefl_device.training_runtime import TrainingRuntime
+
+    return TrainingRuntime(bundle, threads=threads)
+
+
+def name_of(engine: str) -> str:
+    """Which library an engine runs on here, with its version. Raises InputError where this environment lacks it."""
+    try:
+        if engine != PORTABLE:
+            training_api()
+        import onnxruntime
+    except ImportError as error:
+        hint = "pip install 'edgefl[device]'" if engine == PORTABLE else INSTALL
+        raise InputError(f"the engine {engine} cannot be used here: {error}", hint=hint) from error
+    return f"{'onnxruntime' if engine == PORTABLE else engine} {onnxruntime.__version__}"

@@ -1,0 +1,61 @@
+"""The environment with onnxruntime-training (`make test-ort-training` makes it), and a bundle for it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hard_net import hard_net
+
+from edgefl.bundle import Bundle
+from edgefl.training_artifacts import ENGINE
+
+ROOT = Path(__file__).parents[2]
+PYTHON = Path(os.environ.get("EDGEFL_TRAINING_PYTHON") or ROOT / ".venv-ort-training" / "bin" / "python")
+
+
+@pytest.fixture(scope="session")
+def training_python() -> Path:
+    """An interpreter that has onnxruntime-training and edgefl; skips, and says why, where there is none."""
+    if not PYTHON.exists():
+        pytest.skip(
+            "no environment with onnxruntime-training: `make test-ort-training` makes one where there is a wheel"
+        )
+    code = "from edgefl.training_artifacts import training_api; training_api()"
+    done = subprocess.run([PYTHON, "-c", code], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"{PYTHON} has no onnxruntime-training: {done.stderr.strip().splitlines()[-1]}")
+    return PYTHON
+
+
+@pytest.fixture(scope="session")
+def in_training(training_python: Path) -> Callable[..., str]:
+    """Run a script of this folder there; its standard output."""
+
+    def run(script: str, *arguments: object) -> str:
+        command = [training_python, Path(__file__).parent / script, *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def hard_bundle(training_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """`hard_net` with momentum, for both engines."""
+    from edgefl_exporter import SGD, export
+
+    return export(
+        hard_net(),
+        torch.zeros(1, 1, 8, 8),
+        out=tmp_path_factory.mktemp("exported") / "hard.bundle",
+        name="hard",
+        optimizer=SGD(learning_rate=0.05, momentum=0.9, weight_decay=1e-3),
+        target=ENGINE,
+        training_python=training_python,
+    )
