@@ -1,21 +1,25 @@
-# `make` lists the targets. PYTHON chooses the interpreter (3.10 to 3.13), VENV where its environment goes.
+# `make` lists the targets. PYTHON chooses the interpreter (3.10 to 3.13), VENV where its environment goes, TRAINING_VENV
+# where the one with onnxruntime-training does, which cannot be in an environment with onnxruntime.
 
 PYTHON ?= python3
 VENV ?= .venv
+TRAINING_VENV ?= .venv-ort-training
+export EDGEFL_TRAINING_PYTHON ?= $(abspath $(TRAINING_VENV))/bin/python
 BIN := $(VENV)/bin
 ROUNDS ?= 10
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow test-web test-arm64 test-runtimes check fix bench coverage soak package clean mosquitto
+.PHONY: help demo test slow test-web test-arm64 test-runtimes test-ort-training check fix bench coverage soak package \
+  clean mosquitto ort-training
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-13s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-17s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/.all ## Train a model on emulated devices over MQTT, on this machine
 	$(BIN)/edgefl demo
 
-test: check mosquitto ## Check, then run every test
+test: check mosquitto ort-training ## Check, then run every test
 	$(BIN)/pytest -n 2 --dist worksteal
 
 slow: $(VENV)/.test ## Run the tests that take minutes: every model of the zoo, exported and proven in its own size
@@ -30,6 +34,9 @@ test-arm64: $(VENV)/.test ## Prove bundles on emulated arm64 Linux; brings it, o
 
 test-runtimes: $(VENV)/.test ## Prove bundles in every runtime that is here; part of `make test`
 	$(BIN)/pytest tests/platforms/test_runtimes.py
+
+test-ort-training: $(VENV)/.test mosquitto ort-training ## Only the tests that need onnxruntime-training
+	$(BIN)/pytest tests/ort_training
 
 check: $(VENV)/.test ## Lint, format, types and who imports whom; changes nothing
 	$(BIN)/ruff check
@@ -64,6 +71,8 @@ package: $(VENV)/.test ## Build the wheel and the source archive into dist/
 
 clean: ## Remove the environments, what was built and every cache
 	rm -rf $(VENV) .venv-onnxruntime-* .arm64 .arm64.new devices/web/node_modules dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+
+	rm -rf $(VENV) $(TRAINING_VENV) dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # An environment is installed once, and again when pyproject.toml changes.
@@ -72,6 +81,14 @@ $(VENV)/.%: pyproject.toml
 	$(PIP_INSTALL) --upgrade 'pip>=24'
 	$(PIP_INSTALL) --editable '.[$*]'
 	@touch $@
+
+# The last onnxruntime-training has wheels for x86-64 and macOS, Python 3.8 to 3.12. Elsewhere its tests are skipped.
+ort-training:
+	@test -x $(TRAINING_VENV)/bin/python || $(PYTHON) -m venv $(TRAINING_VENV)
+	@$(TRAINING_VENV)/bin/python -c 'from edgefl.training_artifacts import training_api; training_api()' 2> /dev/null || \
+	$(TRAINING_VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  onnxruntime-training-cpu==1.19.2 --editable . || \
+	echo "onnxruntime-training-cpu 1.19.2 cannot be installed for this machine and Python: its tests are skipped"
 
 # Tests need a real mosquitto. Where it cannot be installed they are skipped and say so; with CI set they fail.
 mosquitto:

@@ -105,6 +105,35 @@ def test_a_device_needs_no_golden_files(path: Path) -> None:
     assert read(path, engine="portable").manifest.name == "regression"
 
 
+def test_an_engine_of_its_own_has_its_own_files(regression: Bundle, tmp_path: Path) -> None:
+    """With files for another runtime that trains, a device with it needs these and the programs that they lack."""
+    target = bundles.Target(files=(), parity={"train": regression.manifest.program("train").parity})
+    manifest = msgspec.structs.replace(regression.manifest, targets={"other": target})
+    made = bundles.write(tmp_path / "b", manifest, **parts_of(regression), targets={"other": {"model": b"m"}})
+    files = {engine: [f.path for f in made.manifest.files(engine=engine)] for engine in ("portable", "other")}
+    assert files["portable"] == ["weights.safetensors", "programs/train.onnx", "programs/evaluate.onnx"]
+    assert files["other"] == ["weights.safetensors", "other/model", "programs/evaluate.onnx"]
+    assert {f.path for f in made.manifest.files()} > {"golden/train.safetensors", *files["portable"], *files["other"]}
+    (made.path / "other" / "model").write_bytes(b"n")
+    with pytest.raises(BundleError, match="model was changed"):
+        read(made.path)
+    assert read(made.path, engine="portable").sha256 == made.sha256
+
+
+def test_an_engine_without_files_is_told_what_to_do(regression: Bundle) -> None:
+    with pytest.raises(BundleError) as refused:
+        regression.manifest.files(engine="onnxruntime-training")
+    assert refused.value.message == "bundle 'regression' has no files for onnxruntime-training"
+    assert refused.value.hint == "export it with --target onnxruntime-training, or start the device without --engine"
+
+
+def test_a_target_of_unknown_programs_is_refused(regression: Bundle, tmp_path: Path) -> None:
+    target = bundles.Target(files=(), parity={"dance": regression.manifest.program("train").parity})
+    manifest = msgspec.structs.replace(regression.manifest, targets={"other": target})
+    with pytest.raises(BundleError, match="target 'other' names unknown program 'dance'"):
+        bundles.write(tmp_path / "b", manifest, **parts_of(regression), targets={"other": {}})
+
+
 def test_no_bundle_at_all(tmp_path: Path) -> None:
     for missing in (tmp_path, tmp_path / "nothing"):
         with pytest.raises(BundleError, match=r"manifest\.json is missing") as refused:

@@ -24,6 +24,8 @@ tasks = [
     Task(program="predict", feed="train", batch_size=64, send=("logits",)),
 ]
 outcome = perform(runtime, tasks, {}, {"train": examples}, device="pi-1")
+if "anchor" in runtime.manifest.programs:
+    runtime.step("anchor", {})
 state = {f"state.{name}": value for name, value in runtime.state().items()}
 Path(out).write_bytes(save_tensors({**outcome.tensors, **state}))
 print(json.dumps(outcome.metrics))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from hard_net import hard_net
+from torch import nn
 
 from edgefl.bundle import Bundle
 from edgefl.training_artifacts import ENGINE
@@ -56,6 +57,29 @@ def hard_bundle(training_python: Path, tmp_path_factory: pytest.TempPathFactory)
         out=tmp_path_factory.mktemp("exported") / "hard.bundle",
         name="hard",
         optimizer=SGD(learning_rate=0.05, momentum=0.9, weight_decay=1e-3),
+        target=ENGINE,
+        training_python=training_python,
+    )
+
+
+@pytest.fixture(scope="session")
+def adam_bundle(training_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """AdamW, whose step counter is an integer, and all that changes gradients on their way to it."""
+    from edgefl_exporter import export
+    from edgefl_exporter.optimizers import Adam
+    from edgefl_exporter.update import Group
+
+    torch.manual_seed(1)
+    return export(
+        nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Tanh(), nn.Linear(8, 10)),
+        torch.zeros(1, 1, 8, 8),
+        out=tmp_path_factory.mktemp("exported") / "adam.bundle",
+        name="adam",
+        optimizer=Adam(weight_decay=0.01, decoupled=True),
+        groups=[Group(("3.*",), learning_rate=0.5)],
+        clip_norm=1.0,
+        proximal=0.1,
+        micro_batches=2,
         target=ENGINE,
         training_python=training_python,
     )
