@@ -23,7 +23,7 @@ from edgefl import protocol
 from edgefl.bundle import Bundle
 from edgefl.coordinator import RoundSettings
 from edgefl.methods.fedavg import FedAvg
-from edgefl.protocol import AggregatorStatus, BlobChunk, Offer, Presence, Receipt, UploadChunk
+from edgefl.protocol import AggregatorStatus, BlobChunk, Offer, Presence, Receipt, TaskFailed, UploadChunk
 from edgefl_device.dataset import Dataset
 from edgefl_device.interpreter import Outcome
 from edgefl_device.order import order_of
@@ -346,6 +346,20 @@ def test_a_damaged_bundle_on_a_devices_disk_is_downloaded_again(make_world: Make
     assert_exact(world)
     assert any("downloading the bundle again" in line and "train.onnx was changed" in line for line in device.log)
     assert program.read_bytes() == regression.bytes_of(regression.manifest.program("train").file)
+
+
+def test_a_bundle_without_files_for_the_devices_engine_is_answered_and_said(
+    make_world: MakeWorld, regression: Bundle
+) -> None:
+    world = make_world(regression)
+    device = world.nodes["pi-1"]
+    device.engine = "onnxruntime-training"
+    device.start()
+    world.run(lambda: bool(world.broker.said(TaskFailed)))
+    why = "bundle 'regression' has no files for onnxruntime-training"
+    answer = world.broker.said(TaskFailed)[0]
+    assert isinstance(answer, TaskFailed) and (answer.device, answer.reason) == ("pi-1", why)
+    assert f"{why}; export it with --target onnxruntime-training, or start the device without --engine" in device.log
 
 
 def test_a_short_cut_keeps_the_chunks_that_came(make_world: MakeWorld, wide: Bundle) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from edgefl import protocol
 from edgefl.aggregator import Aggregator, Traffic
-from edgefl.bundle import Bundle
+from edgefl.bundle import PORTABLE, Bundle
 from edgefl.coordinator import Coordinator, Note, RoundDone, RoundSettings
 from edgefl.method import Method
 from edgefl.protocol import Message, Outgoing
@@ -100,6 +100,7 @@ class Node:
         self.client = client or name  # differs from the name where two devices use one
         self.directory = world.directory / (directory or name)
         self.lives = 0
+        self.engine = PORTABLE
         self.jobs: list[tuple[int, str]] = []  # (round, nonce) of every training, over all lives
         self.log: list[str] = []
         self.done = self.conflict = False
@@ -111,7 +112,9 @@ class Node:
         self.world.broker.forget(self.client)
         self.lives += 1
         instance = f"{self.client}, life {self.lives}"
-        self.session = Session(RUN, self.name, self.directory, instance=instance, log=self.log.append)
+        self.session = Session(
+            RUN, self.name, self.directory, engine=self.engine, instance=instance, log=self.log.append
+        )
         self.runtime: Runtime | None = None
         self._job: Job | None = None
         self._connect(again=False)

@@ -381,6 +381,7 @@ class Session:
             missing = self._download.take(sha256, data)
             stored = None if missing else self._download.stored()
         except BundleError as error:
+            self._log(f"{error.message}; {error.hint}" if error.hint else error.message)
             return self.unfit(error.message)
         if stored is not None:
             return self._use(stored)
