@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+from edgefl.doctor.costs import multiply_adds
+from edgefl.doctor.shapes import read_graph
 from edgefl_exporter import export
 from edgefl_exporter.losses import LOSSES
-from edgefl_exporter.zoo import ZOO, attention, classifiers, mobile, residual, segmentation, sensors
+from edgefl_exporter.zoo import ZOO, attention, classifiers, mobile, recurrent, residual, segmentation, sensors
 from edgefl_exporter.zoo.entry import Made, seeded
 
 COUNTS = {
@@ -85,6 +87,15 @@ def test_a_small_model_of_each_kind_trains_as_in_pytorch(name: str, tmp_path: Pa
     loss = ZOO[name].loss if name in ZOO else "cross_entropy"
     bundle = export(model, example, out=tmp_path / "m.bundle", name="m", loss=loss, programs=("train",))
     assert bundle.manifest.program("train").parity.worst < 1e-4
+
+
+def test_the_doctor_counts_every_step_of_a_recurrent_layer(tmp_path: Path) -> None:
+    model, example = recurrent.char_lstm(width=4, time=3)
+    bundle = export(model, example, out=tmp_path / "m.bundle", name="m", loss="next_token", programs=("predict",))
+    program = bundle.manifest.program("predict")
+    graph = read_graph(program, bundle.bytes_of(program.file), bundle.weights())
+    # Four gates of 4 from 8 + 4 values, four from 4 + 4, and 80 characters from 4; three characters in each example.
+    assert multiply_adds(graph, 2) == 2 * 3 * (4 * 4 * (8 + 4) + 4 * 4 * (4 + 4) + 80 * 4)
 
 
 @pytest.mark.slow
