@@ -108,7 +108,7 @@ class ChannelNorm(nn.LayerNorm):
     """LayerNorm over the channels of [batch, channels, height, width]."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 2, 3, 1).contiguous()).permute(0, 3, 1, 2).contiguous()
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).contiguous()
 
 
 class ConvNeXtBlock(nn.Module):
@@ -124,9 +124,9 @@ class ConvNeXtBlock(nn.Module):
         self.scale = nn.Parameter(torch.full((channels,), 0.1))
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.norm(self.depthwise(x).permute(0, 2, 3, 1).contiguous())  # [batch, height, width, channels]
+        y: Tensor = self.norm(self.depthwise(x).permute(0, 2, 3, 1))  # [batch, height, width, channels]
         y = self.scale * self.narrow(nn.functional.gelu(self.widen(y)))
-        return x + y.permute(0, 3, 1, 2).contiguous()
+        return x + y.permute(0, 3, 1, 2)
 
 
 @seeded
