@@ -64,14 +64,14 @@ def hard_bundle(training_python: Path, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="session")
 def adam_bundle(training_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """AdamW, whose step counter is an integer, and all that changes gradients on their way to it."""
+    """Dropout and AdamW, which count their steps in integers, and all that changes gradients on their way to it."""
     from edgefl_exporter import export
     from edgefl_exporter.optimizers import Adam
     from edgefl_exporter.update import Group
 
     torch.manual_seed(1)
     return export(
-        nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Tanh(), nn.Linear(8, 10)),
+        nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Tanh(), nn.Linear(8, 10), nn.Dropout(0.1)),
         torch.zeros(1, 1, 8, 8),
         out=tmp_path_factory.mktemp("exported") / "adam.bundle",
         name="adam",

@@ -79,7 +79,7 @@ def test_an_application_trains_with_three_calls_as_torch_does(
 def test_the_engine_carries_out_tasks_as_the_portable_one_does(
     name: str, in_training: InTraining, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    """Also `anchor` of the second bundle, which the engine runs as the portable program on the same state."""
+    """Dropout drops the same; `anchor` of the second bundle runs as the portable program, on the same state."""
     bundle: Bundle = request.getfixturevalue(name)
     rng = np.random.default_rng(7)
     np.savez(tmp_path / "data.npz", x=rng.normal(size=(50, 1, 8, 8)).astype("f4"), y=rng.integers(0, 10, 50))

@@ -74,8 +74,9 @@ def training_model(
                 after.append(helper.make_node("Sub", [name, value], [f"edgefl.direction.{name}"]))
                 value = f"edgefl.direction.{name}"
         else:
-            _check_read_before(name, value, graph, made)
-            if state[name].dtype != np.float32:
+            counter = state[name].dtype != np.float32
+            _check_read_before(name, value, graph, made, copied=counter)
+            if counter:
                 integer, kind = f"edgefl.integer.{name}", helper.np_dtype_to_tensor_dtype(state[name].dtype)
                 _replace_reads(graph, name, integer)
                 before.append(helper.make_node("Cast", [name], [integer], to=kind))
@@ -132,8 +133,11 @@ def _inputs(tensors: Mapping[str, Array]) -> list[ValueInfoProto]:
     ]
 
 
-def _check_read_before(name: str, value: str, graph: GraphProto, made: Mapping[str, NodeProto]) -> None:
-    """Raises LoweringError unless whatever reads the tensor also leads to its next value, so comes before it."""
+def _check_read_before(
+    name: str, value: str, graph: GraphProto, made: Mapping[str, NodeProto], *, copied: bool
+) -> None:
+    """Raises LoweringError unless all that reads the tensor comes before its next value: leads to it, or (`copied`)
+    reads the same copy as something that does."""
     seen: set[int] = set()
     left = [value]
     while left:
@@ -141,7 +145,8 @@ def _check_read_before(name: str, value: str, graph: GraphProto, made: Mapping[s
         if node is not None and id(node) not in seen:
             seen.add(id(node))
             left.extend(_reads(node))
-    if any(name in _reads(node) and id(node) not in seen for node in graph.node):
+    before = [id(node) in seen for node in graph.node if name in _reads(node)]
+    if before and not (any(before) if copied else all(before)):
         raise LoweringError(
             f"training reads the state tensor {name!r} apart from changing it, which onnxruntime-training cannot do in "
             "its place",
