@@ -56,7 +56,7 @@ bench: $(VENV)/.test ## Run the benchmarks; those that need a data set only with
 	  echo "== $$file"; $(BIN)/python $$file $$data || exit 1; \
 	done
 
-coverage: $(VENV)/.test ## Write docs/coverage.md: every model in every runtime; some minutes
+coverage: $(VENV)/.test ort-training ## Write docs/coverage.md: every model in every runtime; some minutes
 	PYTHON=$(BIN)/python bench/arm64_root.sh
 	$(BIN)/python bench/coverage.py -o docs/coverage.md
 

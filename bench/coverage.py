@@ -28,9 +28,10 @@ from harness import Row, Target, finish, options, versions
 from runtimes import RUNTIMES, Answer, Missing, Runtime
 from torch import nn
 
-from edgefl.bundle import read
+from edgefl.bundle import PORTABLE, read
 from edgefl.errors import EdgeflError
 from edgefl.files import write_atomic
+from edgefl.training_artifacts import ENGINE
 from edgefl_exporter import SGD, Adam, Group, export
 from edgefl_exporter.losses import LOSSES
 from edgefl_exporter.zoo import ZOO
@@ -89,6 +90,7 @@ class Exported:
     parity: float | None = None
     third: float | None = None
     third_refused: str = ""
+    training_refused: str = ""
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ class Column:
     name: str
     answers: dict[Subject, Answer] = field(default_factory=dict)
     missing: str = ""
+    engine: str = PORTABLE
 
 
 @click.command()
@@ -169,15 +172,13 @@ def _warm_up() -> None:
 
 def _export(subject: Subject) -> Exported:
     """Export one subject; keeps the bundle and the result."""
-    start = time.process_time()  # what other processes do does not count
     try:
-        _bundle_of(subject)
+        cpu_s, training_refused = _bundle_of(subject)
     except EdgeflError as error:
         result = Exported(refused=error.message)
     except Exception as error:  # a mistake of ours or of torch's: this row says so, the others go on
         result = Exported(refused=f"{type(error).__name__}: {_first_line(error)}")
     else:
-        cpu_s = time.process_time() - start
         manifest = read(subject.path).manifest
         third, why = (None, "") if subject.kind == "option" else _third_opinion(subject.path)
         result = Exported(
@@ -187,24 +188,37 @@ def _export(subject: Subject) -> Exported:
             parity=max(program.parity.worst for program in manifest.programs.values()),
             third=third,
             third_refused=why,
+            training_refused=training_refused,
         )
     write_atomic(subject.record, json.dumps(asdict(result)).encode())
     return result
 
 
-def _bundle_of(subject: Subject) -> None:
-    make = partial(export, out=subject.path, name=subject.name)
+def _bundle_of(subject: Subject) -> tuple[float, str]:
+    """Write a subject's bundle: processor seconds, and why there are no files for onnxruntime-training in it."""
     if subject.kind == "zoo":
         entry = ZOO[subject.name]
-        make(*entry.make(), loss=entry.loss)
-        return
+        module, example = entry.make()
+        make = partial(_timed, subject, module, example, loss=entry.loss)
+        try:
+            return make(target=ENGINE, training_python=runtimes.training_python()), ""
+        except Missing:
+            return make(), ""
+        except EdgeflError as error:
+            return make(), error.message
     torch.manual_seed(1)
     if subject.kind == "layer":
         build, shape = _layers()[subject.name]
-        make(build(), torch.zeros(shape), optimizer=SGD(momentum=0.9), programs=("train",))
-    else:
-        net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.Tanh(), nn.Flatten(), nn.Linear(64, 5))
-        make(net, torch.zeros(1, 1, 6, 6), **{"programs": ("train",), **OPTIONS[subject.name]})
+        return _timed(subject, build(), torch.zeros(shape), optimizer=SGD(momentum=0.9), programs=("train",)), ""
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.Tanh(), nn.Flatten(), nn.Linear(64, 5))
+    return _timed(subject, net, torch.zeros(1, 1, 6, 6), **{"programs": ("train",), **OPTIONS[subject.name]}), ""
+
+
+def _timed(subject: Subject, module: nn.Module, example: torch.Tensor, **settings: Any) -> float:
+    """Export; the seconds of processor time, since what other processes do does not count."""
+    start = time.process_time()
+    export(module, example, out=subject.path, name=subject.name, **settings)
+    return time.process_time() - start
 
 
 def _third_opinion(path: Path) -> tuple[float | None, str]:
@@ -228,6 +242,8 @@ def _column(name: str, bring: Callable[[], Runtime], subjects: list[Subject]) ->
     except Missing as reason:
         return Column(name, missing=str(reason))
     kept = _kept() / f"{''.join(c if c.isalnum() else '-' for c in runtime.name)}.json"
+    if runtime.engine != PORTABLE:
+        subjects = [s for s in subjects if runtime.engine in read(s.path).manifest.targets]
     known = json.loads(kept.read_text()) if kept.exists() else {}
     answers = {s: Answer(**known[s.path.name]) for s in subjects if s.path.name in known}
     new = [s for s in subjects if s not in answers]
@@ -236,7 +252,7 @@ def _column(name: str, bring: Callable[[], Runtime], subjects: list[Subject]) ->
         answers |= zip(few, runtime.replay([s.path for s in few]), strict=True)
         known |= {s.path.name: asdict(answers[s]) for s in few}
         write_atomic(kept, json.dumps(known).encode())
-    return Column(runtime.name, answers)
+    return Column(runtime.name, answers, engine=runtime.engine)
 
 
 def _row(subject: Subject, made: Exported, columns: list[Column]) -> Row:
@@ -251,7 +267,10 @@ def _row(subject: Subject, made: Exported, columns: list[Column]) -> Row:
         "parity": made.parity,
     }
     for column in columns:
-        answer = column.answers.get(subject, Answer({}, column.missing and f"{MISSING}: {column.missing}"))
+        why = f"{MISSING}: {column.missing}" if column.missing else ""
+        if column.engine == ENGINE:
+            why = made.training_refused
+        answer = column.answers.get(subject, Answer({}, why))
         row[column.name] = answer.worst if answer.errors else None
         notes[column.name] = answer.failed
     row[THIRD_OPINION] = made.third
@@ -285,7 +304,11 @@ def _sources() -> str:
     folders = ("edgefl", "exporter", "devices/web")
     files = [path for folder in folders for path in (ROOT / folder).rglob("*") if "node_modules" not in path.parts]
     more = [LAYERS, Path(__file__), ROOT / "bench" / "third_opinion.py", runtimes.WORKER]
-    digest = hashlib.sha256(json.dumps(versions()).encode())
+    try:
+        training = str(runtimes.training_python())
+    except Missing:
+        training = ""
+    digest = hashlib.sha256(json.dumps([versions(), training]).encode())
     for path in sorted([*(path for path in files if path.suffix in (".py", ".mjs", ".json")), *more]):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

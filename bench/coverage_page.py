@@ -43,7 +43,7 @@ Machine: {machine}.
 Versions: {versions}.
 
 * *program*: the training program's file, without weights.
-* *export*: seconds of one processor core, proof included.
+* *export*: seconds of one processor core, proofs included (the zoo's for onnxruntime-training too, where it has them).
 * *parity*: the worst relative error in the proof at export (|program - torch| / |torch| over whole tensors), over all
   programs and checks. A bundle over a tolerance (1e-4; saturated inputs 2e-3; twenty free steps 1e-2) is not written.
 * A runtime's column: the worst relative error over the golden outputs of all programs, as `edgefl verify` gives it; to

@@ -5,19 +5,23 @@ Runs in environments that have little more than onnxruntime, and on other proces
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 
-from edgefl.bundle import read
+from edgefl.bundle import PORTABLE, read
 from edgefl.errors import EdgeflError
 from edgefl.golden import replay
 
 
 def main() -> None:
     """As `edgefl verify --format json` for each bundle; a failed proof is a line too, with the reason."""
-    for path in sys.argv[1:]:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--engine", default=PORTABLE)
+    parser.add_argument("bundles", nargs="*")
+    given = parser.parse_args()
+    for path in given.bundles:
         try:
-            result = {"bundle": path, "proven": True, "errors": replay(read(path))}
+            result = {"bundle": path, "proven": True, "errors": replay(read(path), given.engine)}
         except EdgeflError as error:
             result = {"bundle": path, "proven": False, "error": error.message}
         print(json.dumps(result), flush=True)

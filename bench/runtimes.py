@@ -19,6 +19,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from edgefl.bundle import PORTABLE
+from edgefl.training_artifacts import ENGINE, VERSION
+
 ROOT = Path(__file__).parents[1]
 WORKER = ROOT / "bench" / "replay_worker.py"
 WEB = ROOT / "devices" / "web"
@@ -53,6 +56,7 @@ class Runtime:
     name: str
     command: tuple[str, ...]
     root: Path | None = None
+    engine: str = PORTABLE  # which of a bundle's files it runs
 
     def replay(self, bundles: Sequence[Path], timeout_s: float = 600) -> list[Answer]:
         """One answer per bundle. A bundle that kills the runtime has that as its answer."""
@@ -135,12 +139,33 @@ def arm64() -> Runtime:
     return Runtime(f"onnxruntime {version}, arm64", emulated, root=ARM64)
 
 
+def training_python() -> Path:
+    """The interpreter of the environment with onnxruntime-training, which `make coverage` makes. Raises Missing."""
+    python = Path(os.environ.get("EDGEFL_TRAINING_PYTHON") or ROOT / ".venv-ort-training" / "bin" / "python")
+    if not python.exists():
+        raise Missing(
+            "no environment with onnxruntime-training: `make test-ort-training` makes one where it has a wheel"
+        )
+    try:
+        _run(str(python), "-c", "from edgefl.training_artifacts import training_api; training_api()")
+    except RuntimeError as error:
+        raise Missing(f"no onnxruntime-training: {error}") from error
+    return python
+
+
+def training() -> Runtime:
+    """onnxruntime-training, with the files that bundles have for it."""
+    command = (str(training_python()), str(WORKER), "--engine", ENGINE)
+    return Runtime(f"onnxruntime-training {VERSION}", command, engine=ENGINE)
+
+
 # Each brings its runtime, or raises Missing.
 RUNTIMES: dict[str, Callable[[], Runtime]] = {
     **{f"onnxruntime {version}": partial(onnxruntime_version, version) for version in OLDER},
     "onnxruntime": current,
     "onnxruntime-web": web,
     "arm64": arm64,
+    "onnxruntime-training": training,
 }
 
 
