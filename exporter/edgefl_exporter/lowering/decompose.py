@@ -34,8 +34,13 @@ KEPT = {aten.max_pool2d_with_indices_backward.default, aten.adaptive_max_pool2d_
 
 
 def threshold_backward(g: Tensor, x: Tensor, threshold: float) -> Tensor:
-    """ReLU's gradient. A comparison and one Where; PyTorch's own has the same two with a scalar tensor."""
-    return torch.where(x > threshold, g, 0.0)
+    """ReLU's gradient. A product with 0 or 1: onnxruntime's Where takes 1.3 times as long."""
+    return g * (x > threshold).to(g.dtype)
+
+
+def hardtanh_backward(g: Tensor, x: Tensor, low: float, high: float) -> Tensor:
+    """Of ReLU6 and its kind: nothing passes at the bounds."""
+    return g * ((x > low) & (x < high)).to(g.dtype)
 
 
 def convolution_backward(
@@ -71,18 +76,11 @@ def convolution_backward(
     return gx, gw, gb
 
 
-def _statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, biased variance and 1/sqrt(variance + eps) of each channel; x is [N, C, ...]."""
-    axes = [0, *range(2, x.dim())]
-    mean = x.mean(axes)
-    variance = (x - _channel(mean, x)).square().mean(axes)
-    return mean, variance, (variance + eps).rsqrt()
-
-
-def _normalise(x: Tensor, mean: Tensor, scale: Tensor, b: Tensor | None) -> Tensor:
-    """(x - mean) * scale + b per channel, in two passes over x."""
-    y = (x - _channel(mean, x)) * _channel(scale, x)
-    return y if b is None else y + _channel(b, x)
+def _scale_shift(x: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
+    """x * scale + shift per channel; in one pass where a channel has more than one place."""
+    if x.dim() > 2:
+        return ours.scale_shift(x, scale, torch.zeros_like(scale) if shift is None else shift)  # type: ignore[no-any-return]
+    return x * scale if shift is None else x * scale + shift
 
 
 def batch_norm_functional(
@@ -104,10 +102,15 @@ def batch_norm_functional(
         assert running_mean is not None and running_var is not None
         mean, rstd = running_mean, (running_var + eps).rsqrt()
         empty = x.new_empty((0,))
-        y = _normalise(x, mean, rstd if w is None else rstd * w, b)
-        return y, empty, empty, running_mean, running_var
-    mean, variance, rstd = _statistics(x, eps)
-    y = _normalise(x, mean, rstd if w is None else rstd * w, b)
+        scale = rstd if w is None else rstd * w
+        shift = -mean * scale if b is None else b - mean * scale
+        return _scale_shift(x, scale, shift), empty, empty, running_mean, running_var
+    axes = [0, *range(2, x.dim())]
+    mean = x.mean(axes)
+    centred = x - _channel(mean, x)
+    variance = (centred * centred).mean(axes)  # a power or ReduceSumSquare would take 3 and 8 times as long
+    rstd = (variance + eps).rsqrt()
+    y = _scale_shift(centred, rstd if w is None else rstd * w, b)
     if running_mean is None or running_var is None:
         return y, mean, rstd, running_mean, running_var
     unbiased = variance * _bessel(x)
@@ -195,7 +198,7 @@ def native_batch_norm_backward(
     gx = None
     if wanted[0] and training:
         slope = sum_gx * (rstd * rstd) / n
-        gx = (g - centred * _channel(slope, x) - _channel(sum_g / n, x)) * _channel(scale, x)
+        gx = (g - _scale_shift(centred, slope, sum_g / n)) * _channel(scale, x)
     elif wanted[0]:
         gx = g * _channel(scale, x)
     return gx, sum_gx * rstd if wanted[1] else None, sum_g if wanted[2] else None
@@ -345,6 +348,7 @@ OURS: dict[Any, Callable[..., Any]] = {
     aten._adaptive_avg_pool2d.default: adaptive_avg_pool2d,
     aten._adaptive_avg_pool2d_backward.default: adaptive_avg_pool2d_backward,
     aten.threshold_backward.default: threshold_backward,
+    aten.hardtanh_backward.default: hardtanh_backward,
     aten._weight_norm_interface_backward.default: weight_norm_backward,
     aten.avg_pool3d_backward.default: avg_pool3d_backward,
     aten.max.dim: max_dim,

@@ -88,6 +88,18 @@ def _(
     return g.new_empty(x.shape)
 
 
+@torch.library.custom_op("edgefl::scale_shift", mutates_args=())
+def scale_shift(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """x * scale + shift per channel: x [N, C, ...], scale and shift [C]."""
+    shape = (-1, *[1] * (x.dim() - 2))
+    return x * scale.reshape(shape) + shift.reshape(shape)
+
+
+@scale_shift.register_fake
+def _(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
 def _convolution_backward(
     g: Tensor,
     x: Tensor,

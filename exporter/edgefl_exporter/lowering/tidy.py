@@ -17,7 +17,7 @@ LONGEST_CONSTANT = 16  # elements; common subexpressions compare constants up to
 def tidy(model: onnx_ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> onnx.ModelProto:
     """Functions inlined, equal subgraphs merged, dead nodes and unused inputs removed, names ours."""
     model = common.InlinePass()(model).model
-    simplify(model.graph)
+    simplify(model)
     passes = onnx_ir.passes.Sequential(
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         common.DeduplicateInitializersPass(),
