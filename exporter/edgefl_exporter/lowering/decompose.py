@@ -204,6 +204,57 @@ def native_batch_norm_backward(
     return gx, sum_gx * rstd if wanted[1] else None, sum_g if wanted[2] else None
 
 
+def native_layer_norm_backward(
+    g: Tensor,
+    x: Tensor,
+    shape: Sequence[int],
+    mean: Tensor,
+    rstd: Tensor,
+    w: Tensor | None,
+    b: Tensor | None,
+    wanted: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """gx = rstd * (g w - mean(g w) - xhat * mean(g w xhat)), means over the normalised axes.
+
+    mean, rstd are [..., 1, 1]. Both means are products with w of what the gradients of w and b add up.
+    """
+    outer = list(range(x.dim() - len(shape)))
+    inner = list(range(x.dim() - len(shape), x.dim()))
+    n = math.prod(shape)
+    xhat = (x - mean) * rstd
+    product = g * xhat
+    gx = None
+    if wanted[0] and w is not None and len(shape) == 1:
+        column = w.reshape(-1, 1) / n
+        gx = (g * w - xhat * (product @ column) - g @ column) * rstd
+    elif wanted[0]:
+        gw = g if w is None else g * w
+        pw = product if w is None else product * w
+        gx = (gw - xhat * pw.mean(inner, keepdim=True) - gw.mean(inner, keepdim=True)) * rstd
+    gw_sum = (product.sum(outer) if outer else product) if wanted[1] else None
+    gb_sum = (g.sum(outer) if outer else g) if wanted[2] else None
+    return gx, gw_sum, gb_sum
+
+
+def _normal_cdf(x: Tensor) -> Tensor:
+    return 0.5 * (1 + torch.erf(x * math.sqrt(0.5)))
+
+
+def gelu(x: Tensor, approximate: str = "none") -> Tensor:
+    """In the form whose first half the gradient needs too."""
+    if approximate != "none":
+        return NotImplemented  # PyTorch's own
+    return x * _normal_cdf(x)
+
+
+def gelu_backward(g: Tensor, x: Tensor, approximate: str = "none") -> Tensor:
+    """g * (cdf(x) + x pdf(x))."""
+    if approximate != "none":
+        return decomposition_table[aten.gelu_backward.default](g, x, approximate=approximate)  # type: ignore[no-any-return]
+    density = (x * x * -0.5).exp() * (1 / math.sqrt(2 * math.pi))
+    return g * (_normal_cdf(x) + x * density)
+
+
 def weight_norm_backward(gw: Tensor, v: Tensor, g: Tensor, norms: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """Of w = v * g / |v|, norms over all dimensions but `dim`."""
     axes = [axis for axis in range(v.dim()) if axis != dim]
@@ -349,6 +400,9 @@ OURS: dict[Any, Callable[..., Any]] = {
     aten._adaptive_avg_pool2d_backward.default: adaptive_avg_pool2d_backward,
     aten.threshold_backward.default: threshold_backward,
     aten.hardtanh_backward.default: hardtanh_backward,
+    aten.native_layer_norm_backward.default: native_layer_norm_backward,
+    aten.gelu.default: gelu,
+    aten.gelu_backward.default: gelu_backward,
     aten._weight_norm_interface_backward.default: weight_norm_backward,
     aten.avg_pool3d_backward.default: avg_pool3d_backward,
     aten.max.dim: max_dim,

@@ -26,6 +26,8 @@ def rewrite(traced: Traced) -> None:
             g, x, places = node.args
             kernel = _even_windows(x, g, node)
             _max_pool(node, g, x, places, kernel, kernel, [0, 0], [1, 1], False)
+        elif node.target == aten._safe_softmax.default:
+            _plain_softmax(node)
     for node in list(traced.graph.graph.nodes):
         if node.target == aten.threshold_backward.default:
             _mask_before_scatter(node)
@@ -35,6 +37,19 @@ def rewrite(traced: Traced) -> None:
     traced.graph.graph.eliminate_dead_code()
     traced.graph.graph.lint()
     traced.graph.recompile()
+
+
+def _plain_softmax(node: Node) -> None:
+    """Attention without a mask: no row of products is all -inf, so nothing need guard against it."""
+    scores = node.args[0]
+    while isinstance(scores, Node) and scores.target in _SHAPE_ONLY:
+        scores = scores.args[0]
+    if isinstance(scores, Node) and scores.target in (aten.bmm.default, aten.mm.default):
+        node.target = aten._softmax.default
+        node.args = (node.args[0], node.args[1], False)
+
+
+_SHAPE_ONLY = {aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.expand.default}
 
 
 def _max_pool(

@@ -15,6 +15,8 @@ def simplify(model: ir.Model) -> None:
     for node in list(graph):
         if node.op_type == "Transpose":
             _merge_transposes(node)
+        elif node.op_type == "Expand":
+            _drop_expand(node)
     for node in list(graph):
         if node.op_type in ("MatMul", "Gemm"):
             _absorb_transposes(graph, node)
@@ -39,6 +41,16 @@ def _merge_transposes(node: ir.Node) -> None:
     else:
         node.replace_input_with(0, source)
         node.attributes["perm"] = ir.AttrInt64s("perm", perm)
+
+
+def _drop_expand(node: ir.Node) -> None:
+    """An Expand to the shape that the value has already is a copy."""
+    source, result = node.inputs[0], node.outputs[0]
+    if source is None or source.shape is None or result.shape is None or result.is_graph_output():
+        return
+    known = all(isinstance(size, int) or size.value is not None for size in source.shape)
+    if known and source.shape == result.shape:
+        ir.convenience.replace_all_uses_with(result, source)
 
 
 def _absorb_transposes(graph: ir.Graph, node: ir.Node) -> None:
@@ -76,7 +88,7 @@ def _subtract_in_gemm(graph: ir.Graph, node: ir.Node) -> None:
         if gemm is None or rate is None or weight is None or rate.shape is None or weight.shape is None:
             continue
         plain = len(gemm.inputs) == 2 and len(gemm.outputs[0].uses()) == 1
-        if not plain or len(rate.shape) or weight.shape != gemm.outputs[0].shape:
+        if not plain or len(rate.shape) or weight.shape != gemm.outputs[0].shape or not _few_rows(graph, gemm):
             continue
         smaller = ir.node("Mul", [gemm.inputs[0], rate])
         smaller.outputs[0].shape, smaller.outputs[0].type = gemm.inputs[0].shape, gemm.inputs[0].type
@@ -87,6 +99,14 @@ def _subtract_in_gemm(graph: ir.Graph, node: ir.Node) -> None:
         graph.insert_before(node, [smaller, step])
         ir.convenience.replace_all_uses_with(target, result, replace_graph_outputs=True)
         return
+
+
+def _few_rows(graph: ir.Graph, gemm: ir.Node) -> bool:
+    """Whether the gradient A^T B sums over the examples of a batch, not over all places or time steps of them."""
+    batches = {value.shape[0] for value in graph.inputs if value.shape is not None and len(value.shape) > 0}
+    shape = gemm.inputs[0].shape if gemm.inputs[0] is not None else None
+    turned = "transA" in gemm.attributes and gemm.attributes["transA"].as_int() == 1
+    return turned and shape is not None and shape[0] in batches and not isinstance(shape[0], int)
 
 
 def _producer(node: ir.Node, place: int, kind: str) -> ir.Node | None:
