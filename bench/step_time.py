@@ -1,168 +1,197 @@
-"""Milliseconds per training step: our program in onnxruntime against PyTorch eager, same threads, interleaved.
+"""Milliseconds per training step: our programs in onnxruntime, PyTorch eager, and two other runtimes for devices.
 
-Our program is driven as a device drives it: IOBinding, state in OrtValues, two sets of buffers that change places.
+Every engine is a process of its own. They take turns, a few steps each, so that the noise of a shared machine meets
+all of them: compare within a row.
 """
 
 from __future__ import annotations
 
+import json
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
-import onnxruntime
 import torch
-import torch.nn.functional as F
 from harness import Row, Target, finish, options
-from torch import nn
+from step_models import MODELS, Benched, WithLoss
 
-from edgefl.bundle import Bundle
 from edgefl_exporter import SGD, export
-from edgefl_exporter.zoo import ZOO
 
-MOST = 1.4  # times torch eager
+MOST = 1.0  # times torch eager, and times each other runtime
+WORKER = Path(__file__).with_name("step_time_worker.py")
+STEPS = 5  # in a turn; the first, which finds another engine's data in the caches, is not counted
+QUICK = ("MLP 784-128-64-10", "strided CNN 20 k")
+OTHERS = ("onnxruntime-training", "executorch")
 
 
-def mlp() -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10))
+class Engine:
+    """A worker process; `why` says why it cannot run the model, "" when it can."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        self.why: str = self._answer().get("why", "") or self._ask(STEPS).get("why", "")
+
+    def seconds(self, steps: int) -> list[float]:
+        answer = self._ask(steps)
+        assert "seconds" in answer, answer
+        return answer["seconds"]  # type: ignore[no-any-return]
+
+    def _ask(self, steps: int) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # it has ended; the answer says so
+            self._process.stdin.write(f"{steps}\n")
+            self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            return {"why": f"its process ended with {self._process.wait()}"}
+        return json.loads(line)  # type: ignore[no-any-return]
 
 
-def batch_norm_cnn() -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1),
-        nn.BatchNorm2d(16),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(16, 32, 3, padding=1),
-        nn.BatchNorm2d(32),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(1568, 10),
+@contextmanager
+def started(python: str, engine: str, folder: Path, model: str, threads: int) -> Iterator[Engine]:
+    command = [python, str(WORKER), engine, str(folder), model, str(threads)]
+    quiet = subprocess.DEVNULL if engine in OTHERS else None  # they log what they optimise
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=quiet, text=True) as process:
+        try:
+            yield Engine(process)
+        finally:
+            process.kill()
+
+
+@dataclass(frozen=True)
+class Times:
+    """Milliseconds of each counted step, turn by turn."""
+
+    turns: list[list[float]]
+
+    @property
+    def all(self) -> list[float]:
+        return [step for turn in self.turns for step in turn]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.all)
+
+    @property
+    def spread(self) -> float:
+        """The interquartile range."""
+        low, _, high = statistics.quantiles(self.all, n=4)
+        return high - low
+
+    def over(self, other: Times) -> tuple[float, float]:
+        """The median, over turns, of our fastest step to the other's; and the ratio of the fastest of all."""
+        pairs = zip(self.turns, other.turns, strict=True)
+        return statistics.median(min(a) / min(b) for a, b in pairs), min(self.all) / min(other.all)
+
+
+def measure(engines: Mapping[str, Engine], seconds: float) -> dict[str, Times]:
+    turns: dict[str, list[list[float]]] = {name: [] for name in engines}
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(turns["torch"]) < 2:
+        for name, engine in engines.items():
+            turns[name].append([1e3 * step for step in engine.seconds(STEPS)[1:]])
+    return {name: Times(found) for name, found in turns.items()}
+
+
+def prepare(benched: Benched, batch: int, folder: Path, others: Mapping[str, str]) -> None:
+    """Write the data, and the files that each engine starts from."""
+    x, y = benched.data(batch)
+    np.save(folder / "x.npy", x)
+    np.save(folder / "y.npy", y)
+    model, example = benched.make()
+    bundle = export(
+        model,
+        example,
+        out=folder / "m.bundle",
+        name="m",
+        loss=benched.loss,
+        optimizer=SGD(learning_rate=0.01),
+        programs=("train",),
     )
+    program = bundle.manifest.program("train")
+    (folder / "train.onnx").write_bytes(bundle.bytes_of(program.file))
+    (folder / "writes.json").write_text(json.dumps(dict(program.writes)))
+    np.savez(folder / "weights.npz", **{n: w for n, w in bundle.weights().items() if n in program.reads})
+    given = (torch.from_numpy(x), torch.from_numpy(y))
+    if "executorch" in others:
+        torch.export.save(torch.export.export(WithLoss(model), given, strict=False), folder / "step.pt2")
+    if "onnxruntime-training" in others:
+        flat = model if benched.loss == "cross_entropy" else torch.nn.Sequential(model, torch.nn.Flatten(0, 1))
+        names = {"parameters": dict(flat.named_parameters()), "buffers": dict(flat.named_buffers())}
+        (folder / "names.json").write_text(json.dumps({kind: list(found) for kind, found in names.items()}))
+        torch.onnx.export(
+            flat,
+            given[:1],
+            folder / "forward.onnx",
+            dynamo=False,
+            opset_version=15,
+            input_names=["x"],
+            training=torch.onnx.TrainingMode.EVAL,  # its gradient builder turns batch statistics on by itself
+            do_constant_folding=False,
+        )
 
 
-MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
-    "MLP 784-128-64-10": (mlp, (32,)),
-    "MNIST CNN 1.66 M": (lambda: ZOO["mnist-cnn"].make()[0], (10, 50)),
-    "BatchNorm CNN": (batch_norm_cnn, (32,)),
-}
-
-
-@click.command()
+@click.command(help=__doc__)
+@click.option("--only", default="", metavar="WORDS", help="Models whose name contains WORDS.")
+@click.option("--seconds", type=float, default=6.0, show_default=True, help="Of each row.")
+@click.option("--onnxruntime-training", "ort", metavar="PYTHON", help="Of an environment with it, onnx and torch.")
+@click.option("--executorch", "et", metavar="PYTHON", help="Of an environment with it and torch.")
 @options
-def main(form: str, quick: bool) -> None:
-    """Time one training step of three models, at 1 and 2 threads.
-
-    Example: python bench/step_time.py --format json
-    """
+def main(form: str, quick: bool, only: str, seconds: float, ort: str | None, et: str | None) -> None:
+    others = {name: python for name, python in zip(OTHERS, (ort, et), strict=True) if python}
+    pythons = {"portable": sys.executable, "torch": sys.executable, **others}
     rows: list[Row] = []
     targets: list[Target] = []
-    with tempfile.TemporaryDirectory() as folder:
-        for name, (make, batches) in MODELS.items():
-            torch.manual_seed(0)
-            model = make()
-            bundle = export(
-                model,
-                torch.zeros(1, 1, 28, 28),
-                out=Path(folder) / "m.bundle",
-                name="m",
-                optimizer=SGD(learning_rate=0.01),
-                programs=("train",),
-            )
-            for batch in batches:
+    for name, benched in MODELS.items():
+        if only.lower() not in name.lower() or (quick and name not in QUICK):
+            continue
+        for batch in benched.batches:
+            with tempfile.TemporaryDirectory() as folder:
+                prepare(benched, batch, Path(folder), others)
                 for threads in (1, 2):
-                    times = _measure(bundle, model, batch, threads, seconds=0.3 if quick else 4.0)
-                    ours, eager = (statistics.median(found) * 1e3 for found in times)
-                    best = [min(found) * 1e3 for found in times]
-                    ratios = ours / eager, best[0] / best[1]
-                    rows.append(
-                        {
-                            "model": name,
-                            "batch": batch,
-                            "threads": threads,
-                            "ours_ms": ours,
-                            "torch_ms": eager,
-                            "ratio": ratios[0],
-                            "best_ratio": ratios[1],
-                        }
-                    )
-                    # A busy machine hurts torch's threads more than ours; the worse of both ratios is the honest one.
-                    targets.append(Target(f"{name}, batch {batch}, threads {threads}: ours/torch", max(ratios), MOST))
+                    row, judged = _row(name, batch, threads, Path(folder), pythons, 0.5 if quick else seconds)
+                    rows.append(row)
+                    targets += judged
     finish("step_time", rows, targets, form)
 
 
-def _measure(
-    bundle: Bundle, model: nn.Module, batch: int, threads: int, seconds: float
-) -> tuple[list[float], list[float]]:
-    """Seconds of each of our steps and of torch's. They take turns, a few steps each, so that noise hits both."""
-    generator = np.random.default_rng(0)
-    x = generator.standard_normal((batch, 1, 28, 28), dtype=np.float32)
-    y = generator.integers(0, 10, batch)
-    torch.set_num_threads(threads)
-    ours, eager = _our_step(bundle, x, y, threads), _torch_step(model, x, y)
-    times: tuple[list[float], list[float]] = ([], [])
-    for step in (ours, eager):
-        for _ in range(3):
-            step()
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        for step, found in zip((ours, eager), times, strict=True):
-            for repeat in range(5):
-                start = time.perf_counter()
-                step()
-                if repeat:  # the first after a change of turns finds cold caches
-                    found.append(time.perf_counter() - start)
-    return times
-
-
-def _our_step(bundle: Bundle, x: np.ndarray, y: np.ndarray, threads: int) -> Callable[[], None]:
-    program = bundle.manifest.program("train")
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = threads
-    # Threads that spin between runs would take the cores from torch's turn.
-    settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if threads == 1 else "0")
-    session = onnxruntime.InferenceSession(bundle.bytes_of(program.file), settings, providers=["CPUExecutionProvider"])
-    value = onnxruntime.OrtValue.ortvalue_from_numpy
-    weights = bundle.weights()
-    now = {name: value(weights[name].copy()) for name in program.reads}
-    spare = {name: value(weights[name].copy()) for name in program.writes}
-    inputs = {"x": value(x), "y": value(y), "learning_rate": value(np.array(0.01, np.float32))}
-    scalars = {output.name: value(np.zeros((), np.float32)) for output in program.outputs}
-
-    def bind(read: dict[str, onnxruntime.OrtValue], write: dict[str, onnxruntime.OrtValue]) -> onnxruntime.IOBinding:
-        binding = session.io_binding()
-        for name, tensor in (read | inputs).items():
-            binding.bind_ortvalue_input(name, tensor)
-        for name, output in program.writes.items():
-            binding.bind_ortvalue_output(output, write[name])
-        for name, tensor in scalars.items():
-            binding.bind_ortvalue_output(name, tensor)
-        return binding
-
-    turns = [bind(now, spare), bind(now | spare, {name: now[name] for name in program.writes})]
-
-    def step() -> None:
-        session.run_with_iobinding(turns[0])
-        turns.reverse()
-
-    return step
-
-
-def _torch_step(model: nn.Module, x: np.ndarray, y: np.ndarray) -> Callable[[], None]:
-    model.train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    features, labels = torch.from_numpy(x), torch.from_numpy(y)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        F.cross_entropy(model(features), labels).backward()
-        optimizer.step()
-
-    return step
+def _row(
+    name: str, batch: int, threads: int, folder: Path, pythons: Mapping[str, str], seconds: float
+) -> tuple[Row, list[Target]]:
+    with ExitStack() as stack:
+        found = {e: stack.enter_context(started(p, e, folder, name, threads)) for e, p in pythons.items()}
+        for engine in ("portable", "torch"):
+            assert not found[engine].why, f"{name}, {engine}: {found[engine].why}"
+        able = {engine: process for engine, process in found.items() if not process.why}
+        times = measure(able, seconds)
+        reasons = [f"{engine}: {process.why}" for engine, process in found.items() if process.why]
+    row: Row = {"model": name, "batch": batch, "threads": threads}
+    for engine in ("portable", "torch", *OTHERS):
+        row[f"{engine}, ms"] = round(times[engine].median, 3) if engine in times else None
+        row[f"{engine}, spread"] = round(times[engine].spread, 3) if engine in times else None
+    targets = []
+    for engine in ("torch", *OTHERS):
+        ratios = times["portable"].over(times[engine]) if engine in times else None
+        row[f"/ {engine}"] = round(ratios[0], 3) if ratios else None
+        row[f"/ {engine}, fastest"] = round(ratios[1], 3) if ratios else None
+        if ratios:
+            # Noise adds to a time, never takes away: the fastest steps say most, the turns confirm.
+            what = f"{name}, batch {batch}, threads {threads}: portable/{engine}"
+            targets.append(Target(what, max(ratios), MOST))
+    return row | {"cannot run": "; ".join(reasons)}, targets
 
 
 if __name__ == "__main__":

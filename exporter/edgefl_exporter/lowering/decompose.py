@@ -240,10 +240,10 @@ def _normal_cdf(x: Tensor) -> Tensor:
     return 0.5 * (1 + torch.erf(x * math.sqrt(0.5)))
 
 
-def gelu(x: Tensor, approximate: str = "none") -> Tensor:
+def gelu(x: Tensor, approximate: str = "none") -> Any:
     """In the form whose first half the gradient needs too."""
     if approximate != "none":
-        return NotImplemented  # PyTorch's own
+        return NotImplemented  # stays whole
     return x * _normal_cdf(x)
 
 
@@ -253,6 +253,19 @@ def gelu_backward(g: Tensor, x: Tensor, approximate: str = "none") -> Tensor:
         return decomposition_table[aten.gelu_backward.default](g, x, approximate=approximate)  # type: ignore[no-any-return]
     density = (x * x * -0.5).exp() * (1 / math.sqrt(2 * math.pi))
     return g * (_normal_cdf(x) + x * density)
+
+
+def slice_backward(g: Tensor, sizes: Sequence[int], dim: int, start: int, end: int, step: int) -> Tensor:
+    """g among zeros, `step` apart. Only pads; PyTorch's scattering takes a dimension to the front and back again."""
+    size = sizes[dim]
+    start = min(max(start + size if start < 0 else start, 0), size)
+    dim %= g.dim()
+    behind = [0, 0] * (g.dim() - 1 - dim)  # padding of the dimensions after this one
+    if step > 1 and not behind:  # single numbers take 8 times as long to pad as to multiply by [1, 0]
+        g = (g.unsqueeze(-1) @ (torch.arange(step) == 0).to(g.dtype)[None]).flatten(dim, dim + 1)
+    elif step > 1:
+        g = aten.constant_pad_nd(g.unsqueeze(dim + 1), [*behind, 0, step - 1]).flatten(dim, dim + 1)
+    return aten.constant_pad_nd(g, [*behind, start, size - start - g.shape[dim]])  # type: ignore[no-any-return]
 
 
 def weight_norm_backward(gw: Tensor, v: Tensor, g: Tensor, norms: Tensor, dim: int) -> tuple[Tensor, Tensor]:
@@ -403,6 +416,7 @@ OURS: dict[Any, Callable[..., Any]] = {
     aten.native_layer_norm_backward.default: native_layer_norm_backward,
     aten.gelu.default: gelu,
     aten.gelu_backward.default: gelu_backward,
+    aten.slice_backward.default: slice_backward,
     aten._weight_norm_interface_backward.default: weight_norm_backward,
     aten.avg_pool3d_backward.default: avg_pool3d_backward,
     aten.max.dim: max_dim,

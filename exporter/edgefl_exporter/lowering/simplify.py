@@ -85,13 +85,20 @@ def _subtract_in_gemm(graph: ir.Graph, node: ir.Node) -> None:
         return
     for place in (0, 1):
         gemm, rate, weight = _producer(scaled, place, "Gemm"), scaled.inputs[1 - place], node.inputs[0]
-        if gemm is None or rate is None or weight is None or rate.shape is None or weight.shape is None:
+        gradient = gemm.inputs[0] if gemm is not None else None
+        if gemm is None or gradient is None or rate is None or weight is None or rate.shape is None:
             continue
         plain = len(gemm.inputs) == 2 and len(gemm.outputs[0].uses()) == 1
-        if not plain or len(rate.shape) or weight.shape != gemm.outputs[0].shape or not _few_rows(graph, gemm):
+        if (
+            not plain
+            or len(rate.shape)
+            or weight.shape is None
+            or weight.shape != gemm.outputs[0].shape
+            or not _few_rows(gemm)
+        ):
             continue
-        smaller = ir.node("Mul", [gemm.inputs[0], rate])
-        smaller.outputs[0].shape, smaller.outputs[0].type = gemm.inputs[0].shape, gemm.inputs[0].type
+        smaller = ir.node("Mul", [gradient, rate])
+        smaller.outputs[0].shape, smaller.outputs[0].type = gradient.shape, gradient.type
         flags = {key: gemm.attributes[key].as_int() for key in ("transA", "transB") if key in gemm.attributes}
         step = ir.node("Gemm", [smaller.outputs[0], gemm.inputs[1], weight], attributes={**flags, "alpha": -1.0})
         result, target = step.outputs[0], node.outputs[0]
@@ -101,12 +108,13 @@ def _subtract_in_gemm(graph: ir.Graph, node: ir.Node) -> None:
         return
 
 
-def _few_rows(graph: ir.Graph, gemm: ir.Node) -> bool:
+def _few_rows(gemm: ir.Node) -> bool:
     """Whether the gradient A^T B sums over the examples of a batch, not over all places or time steps of them."""
-    batches = {value.shape[0] for value in graph.inputs if value.shape is not None and len(value.shape) > 0}
     shape = gemm.inputs[0].shape if gemm.inputs[0] is not None else None
     turned = "transA" in gemm.attributes and gemm.attributes["transA"].as_int() == 1
-    return turned and shape is not None and shape[0] in batches and not isinstance(shape[0], int)
+    if not turned or shape is None or isinstance(shape[0], int):
+        return False
+    return (shape[0].value or "").isidentifier()  # a multiple of the batch size is an expression: "64*s3"
 
 
 def _producer(node: ir.Node, place: int, kind: str) -> ir.Node | None:

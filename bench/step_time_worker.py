@@ -1,0 +1,180 @@
+"""One engine of `step_time.py`, in a process and, if need be, an environment of its own.
+
+python bench/step_time_worker.py ENGINE FOLDER MODEL THREADS
+
+FOLDER holds x.npy, y.npy and the engine's own files. Says {"ready": true} or {"why": "..."}; then, for every line N on
+standard input, takes N training steps and says {"seconds": [...]}. Imports only what its engine needs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+LEARNING_RATE = 0.01
+Step = Callable[[], object]
+
+
+def portable(folder: Path, x: np.ndarray, y: np.ndarray, model: str, threads: int) -> Step:
+    """Our program as a device runs it: IOBinding, state in OrtValues, two sets of buffers that change places."""
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = threads
+    settings.enable_mem_pattern = False
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(folder / "train.onnx", settings, providers=["CPUExecutionProvider"])
+    value = onnxruntime.OrtValue.ortvalue_from_numpy
+    writes = json.loads((folder / "writes.json").read_text())
+    read = {entry.name for entry in session.get_inputs()}
+    with np.load(folder / "weights.npz") as weights:
+        now = {name: value(weights[name]) for name in weights.files}
+        spare = {name: value(np.zeros_like(weights[name])) for name in writes}
+    inputs = {"x": value(x), "y": value(y), "learning_rate": value(np.array(LEARNING_RATE, np.float32))}
+
+    def bind(state: dict[str, Any], after: dict[str, Any]) -> Any:
+        binding = session.io_binding()
+        for name, tensor in (state | inputs).items():
+            if name in read:
+                binding.bind_ortvalue_input(name, tensor)
+        for name, output in writes.items():
+            binding.bind_ortvalue_output(output, after[name])
+        for entry in session.get_outputs():
+            if entry.name not in writes.values():
+                binding.bind_output(entry.name, "cpu")
+        return binding
+
+    turns = [bind(now, spare), bind(now | spare, now)]
+
+    def step() -> None:
+        session.run_with_iobinding(turns[0])
+        turns.reverse()
+
+    return step
+
+
+def torch(folder: Path, x: np.ndarray, y: np.ndarray, model: str, threads: int) -> Step:
+    """PyTorch eager."""
+    import torch
+    from step_models import MODELS, WithLoss
+
+    torch.set_num_threads(threads)
+    module = WithLoss(MODELS[model].make()[0]).train()
+    optimizer = torch.optim.SGD(module.parameters(), lr=LEARNING_RATE)
+    features, labels = torch.from_numpy(x), torch.from_numpy(y)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        module(features, labels).backward()
+        optimizer.step()
+
+    return step
+
+
+def onnxruntime_training(folder: Path, x: np.ndarray, y: np.ndarray, model: str, threads: int) -> Step:
+    """That runtime's own gradient graph and optimizer, from the model's forward graph."""
+    import onnx
+    import onnxruntime
+    from onnxruntime.training import artifacts
+    from onnxruntime.training.api import CheckpointState, Module, Optimizer
+
+    forward = onnx.load(folder / "forward.onnx")
+    names = json.loads((folder / "names.json").read_text())
+    stored = {tensor.name for tensor in forward.graph.initializer}
+    artifacts.generate_artifacts(
+        forward,
+        requires_grad=[name for name in names["parameters"] if name in stored],
+        frozen_params=[name for name in names["buffers"] if name in stored],
+        loss=artifacts.LossType.CrossEntropyLoss,
+        optimizer=artifacts.OptimType.SGD,
+        artifact_directory=str(folder),
+    )
+    for path in folder.glob("*_model.onnx"):  # onnx writes a newer version than 1.19.2 reads
+        written = onnx.load(path)
+        written.ir_version = min(written.ir_version, 9)
+        onnx.save(written, path)
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = threads
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    state = CheckpointState.load_checkpoint(str(folder / "checkpoint"))
+    module = Module(str(folder / "training_model.onnx"), state, session_options=settings)
+    optimizer = Optimizer(str(folder / "optimizer_model.onnx"), module)
+    optimizer.set_learning_rate(LEARNING_RATE)
+    labels = y.reshape(-1)
+
+    def step() -> None:
+        module.train()
+        module(x, labels)
+        optimizer.step()
+        module.lazy_reset_grad()
+
+    return step
+
+
+def executorch(folder: Path, x: np.ndarray, y: np.ndarray, model: str, threads: int) -> Step:
+    """ExecuTorch's portable kernels (its training has no other): forward and backward as one method."""
+    import torch
+    from executorch.exir import to_edge
+    from executorch.extension.training import (  # type: ignore[import-not-found]
+        _load_for_executorch_for_training_from_buffer,
+        get_sgd_optimizer,
+    )
+    from torch.export.experimental import _export_forward_backward
+
+    joint = _export_forward_backward(torch.export.load(folder / "step.pt2"))
+    buffer = to_edge(joint).to_executorch().buffer
+    program = _load_for_executorch_for_training_from_buffer(buffer)
+    inputs = (torch.from_numpy(x), torch.from_numpy(y))
+    program.forward_backward("forward", inputs)
+    parameters = program.named_parameters()
+    optimizer = get_sgd_optimizer(parameters, LEARNING_RATE)
+
+    # Neither the program nor the optimizer keeps alive what it was made from.
+    def step(_owners: object = (buffer, parameters)) -> None:
+        program.forward_backward("forward", inputs)
+        optimizer.step(program.named_gradients())
+
+    return step
+
+
+ENGINES = {
+    "portable": portable,
+    "torch": torch,
+    "onnxruntime-training": onnxruntime_training,
+    "executorch": executorch,
+}
+
+
+def main() -> None:
+    engine, folder, model, threads = sys.argv[1:]
+    # What engines and their libraries print must not come between our lines.
+    with open(os.dup(1), "w", buffering=1) as answers:
+        os.dup2(2, 1)
+        os.environ["OMP_NUM_THREADS"] = threads
+        x, y = (np.load(Path(folder) / f"{name}.npy") for name in "xy")
+        try:
+            step = ENGINES[engine](Path(folder), x, y, model, int(threads))
+            step()
+        except Exception as error:  # whatever it is, it is the reason that the row gives
+            lines = [line for line in str(error).splitlines() if line.strip()] or [""]
+            print(json.dumps({"why": f"{type(error).__name__}: {lines[0].strip()[:160]}"}), file=answers)
+            return
+        print(json.dumps({"ready": True}), file=answers)
+        for line in sys.stdin:
+            seconds = []
+            for _ in range(int(line)):
+                start = time.perf_counter()
+                step()
+                seconds.append(time.perf_counter() - start)
+            print(json.dumps({"seconds": seconds}), file=answers)
+
+
+if __name__ == "__main__":
+    main()
