@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
+# Before torch is imported, here and in the processes that tests start: its threads wait for each other, and with one
+# test per core a small proof takes ten times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 from hypothesis import settings
 from toy import write_regression
