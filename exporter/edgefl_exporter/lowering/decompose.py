@@ -34,13 +34,8 @@ KEPT = {aten.max_pool2d_with_indices_backward.default, aten.adaptive_max_pool2d_
 
 
 def threshold_backward(g: Tensor, x: Tensor, threshold: float) -> Tensor:
-    """ReLU's gradient. A product with 0 or 1: onnxruntime's Where takes 1.3 times as long."""
-    return g * (x > threshold).to(g.dtype)
-
-
-def hardtanh_backward(g: Tensor, x: Tensor, low: float, high: float) -> Tensor:
-    """Of ReLU6 and its kind: nothing passes at the bounds."""
-    return g * ((x > low) & (x < high)).to(g.dtype)
+    """ReLU's gradient. A product with 0 or 1 would take 0.9 of the time, but 0 times an infinite gradient is no 0."""
+    return torch.where(x > threshold, g, 0.0)
 
 
 def convolution_backward(
@@ -77,10 +72,14 @@ def convolution_backward(
 
 
 def _scale_shift(x: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
-    """x * scale + shift per channel; in one pass where a channel has more than one place."""
-    if x.dim() > 2:
+    """x * scale + shift per channel; in one pass where a channel has more than one place.
+
+    InstanceNorm's channels are those of all examples together: their number is not known.
+    """
+    if x.dim() > 2 and isinstance(x.shape[1], int):
         return ours.scale_shift(x, scale, torch.zeros_like(scale) if shift is None else shift)  # type: ignore[no-any-return]
-    return x * scale if shift is None else x * scale + shift
+    y = x * _channel(scale, x)
+    return y if shift is None else y + _channel(shift, x)
 
 
 def batch_norm_functional(
@@ -412,7 +411,6 @@ OURS: dict[Any, Callable[..., Any]] = {
     aten._adaptive_avg_pool2d.default: adaptive_avg_pool2d,
     aten._adaptive_avg_pool2d_backward.default: adaptive_avg_pool2d_backward,
     aten.threshold_backward.default: threshold_backward,
-    aten.hardtanh_backward.default: hardtanh_backward,
     aten.native_layer_norm_backward.default: native_layer_norm_backward,
     aten.gelu.default: gelu,
     aten.gelu_backward.default: gelu_backward,
