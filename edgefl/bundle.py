@@ -71,15 +71,20 @@ class Input(_Frozen, frozen=True):
     """A program's input that is not state. A string in `shape` is a dimension known at run time ("batch").
 
     `source`: "features" and "labels" come from the task's feed; "present" is 1 for each example of the batch and 0 for
-    each row that only fills it up, where the batch size is fixed; "setting" is a scalar from the task's settings, else
-    `default`.
+    each row that only fills it up, where the batch size is fixed; "seed" is a whole number that the device makes of the
+    task's seed and its own name; "setting" is a scalar from the task's settings, else `default`.
     """
 
     name: str
     dtype: Dtype
     shape: tuple[int | str, ...]
-    source: Literal["features", "labels", "present", "setting"]
+    source: Literal["features", "labels", "present", "seed", "setting"]
     default: float | None = None
+
+    @property
+    def is_batched(self) -> bool:
+        """Whether it has a row for each example."""
+        return self.source in ("features", "labels", "present")
 
 
 class Output(_Frozen, frozen=True):
@@ -126,6 +131,12 @@ class Program(_Frozen, frozen=True):
     writes: dict[str, str]
     parity: Parity
     golden: File
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """The one batch size that it takes, a smaller batch being filled up; None where it takes any."""
+        sizes = [i.shape[0] for i in self.inputs if i.source == "features" and i.shape]
+        return sizes[0] if sizes and isinstance(sizes[0], int) else None
 
     def settings(self) -> dict[str, float]:
         """Scalar run-time inputs with their defaults."""

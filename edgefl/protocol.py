@@ -321,8 +321,18 @@ def bytes_to_tensors(data: bytes, what: str) -> dict[str, Array]:
 
 
 def check_ask(ask: Ask, manifest: Manifest) -> None:
-    """Raise BundleError for a program that the bundle has not, ConfigError for a setting that its program has not."""
+    """Raise BundleError for a program that the bundle has not, ConfigError for a task that no device could do right."""
+    asked = {task.program for task in ask.tasks}
     for task in ask.tasks:
+        _check_batch_size(task, manifest)
+        for name in manifest.program(task.program).reads:
+            writers = {program for program, entry in manifest.programs.items() if name in entry.writes}
+            if manifest.tensor(name).role == "optimizer" and writers and not writers & asked:
+                raise ConfigError(
+                    f"program {task.program!r} of bundle {manifest.name!r} reads {name!r}, which only program "
+                    f"{', '.join(sorted(writers))} sets, and the method does not ask for it",
+                    hint="set `proximal` in [method], or export without --proximal" if "anchor" in writers else None,
+                )
         known = {i.name for i in manifest.program(task.program).inputs if i.source == "setting"}
         for name in task.settings:
             if name not in known:
@@ -331,6 +341,16 @@ def check_ask(ask: Ask, manifest: Manifest) -> None:
                     f"setting; it has {', '.join(sorted(known)) or 'none'}",
                     hint="export the bundle with that option",
                 )
+
+
+def _check_batch_size(task: Task, manifest: Manifest) -> None:
+    fixed = manifest.program(task.program).fixed_batch
+    if fixed is not None and not 0 < task.batch_size <= fixed:
+        raise ConfigError(
+            f"the method asks for batches of {task.batch_size or 'all examples'}, but program {task.program!r} of "
+            f"bundle {manifest.name!r} takes at most {fixed}",
+            hint=f"set batch_size = {fixed} in [method], or export with --batch dynamic",
+        )
 
 
 def reply_names(ask: Ask, manifest: Manifest) -> dict[str, tuple[str, tuple[int | str, ...]]]:

@@ -41,7 +41,7 @@ def inspect(bundle: Path, form: str) -> None:
             [
                 name,
                 size(program.file.size_bytes),
-                ", ".join(i.name for i in program.inputs if i.source != "setting"),
+                ", ".join(i.name for i in program.inputs if i.is_batched),
                 ", ".join(f"{k}={v:g}" for k, v in program.settings().items()) or "-",
                 f"{program.parity.worst:.1e}",
                 f"{program.parity.tolerance:.0e}",

@@ -70,7 +70,7 @@ def read_graph(program: Program, data: bytes, weights: Mapping[str, Array]) -> G
     import onnx
 
     model = onnx.load_from_string(data)
-    batch = _fixed_batch(program)
+    batch = program.fixed_batch
     sizes = (batch, batch) if batch else (SMALL, LARGE)
     first, second = (
         {**example_inputs(program, size), **{name: weights[name] for name in program.reads}} for size in sizes
@@ -132,21 +132,13 @@ def example_inputs(program: Program, batch: int) -> dict[str, Array]:
     values: dict[str, Array] = {}
     for entry in program.inputs:
         shape = tuple(batch if isinstance(n, str) else n for n in entry.shape)
-        if entry.source in ("setting", "present"):
+        if entry.source in ("setting", "seed", "present"):
             values[entry.name] = np.full(shape, entry.default if entry.default is not None else 1.0, entry.dtype)
         elif entry.source == "features" and entry.dtype == "float32":
             values[entry.name] = random.standard_normal(shape, dtype=np.float32)
         else:
             values[entry.name] = np.zeros(shape, entry.dtype)
     return values
-
-
-def _fixed_batch(program: Program) -> int | None:
-    """The batch size of a program whose inputs leave it no choice."""
-    batched = [entry for entry in program.inputs if entry.source != "setting"]
-    if any(isinstance(n, str) for entry in batched for n in entry.shape):
-        return None
-    return next((n for entry in batched for n in entry.shape[:1] if isinstance(n, int)), None)
 
 
 def _run(model: Any, graph: Any, values: Mapping[str, Array]) -> dict[str, Array]:

@@ -26,7 +26,9 @@ class FedAvg(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     batch_size      B; 0 is all of a device's data in one batch (FedSGD, with epochs = 1)
     learning_rate   of the devices' optimizer, multiplied by `decay` after each round; None: what the bundle was
                     exported with
-    settings        other settings of the train program: clip_norm, proximal ...
+    proximal        mu of FedProx (Li et al. 2020, arXiv:1812.06127): each device is pulled to the weights that the
+                    round began with; for a bundle that was exported with --proximal
+    settings        other settings of the train program: clip_norm, micro_batches ...
     reset           state set back before each round: momentum does not survive it by default
     send_as         "delta" sends what changed; what is fused is the same up to rounding
     encoding        of floats on the wire
@@ -42,6 +44,7 @@ class FedAvg(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     batch_size: Annotated[int, Meta(ge=0)] = 32
     learning_rate: Annotated[float, Meta(gt=0)] | None = None
     decay: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    proximal: Annotated[float, Meta(ge=0)] | None = None
     settings: dict[str, float] = {}
     reset: tuple[str, ...] = ("optimizer.*",)
     send_as: Literal["value", "delta"] = "value"
@@ -64,6 +67,8 @@ class FedAvg(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         settings = dict(self.settings)
         if self.learning_rate is not None:
             settings["learning_rate"] = self.learning_rate * self.decay**state.round
+        if self.proximal is not None:
+            settings["proximal"] = self.proximal
         train = Task(
             program="train",
             load=("*",),
@@ -77,7 +82,12 @@ class FedAvg(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             encoding=self.encoding,
         )
         evaluate = Task(program="evaluate", feed="test", load=("*",), batch_size=256)
-        tasks = (evaluate, train) if self.evaluate else (train,)
+        anchor = Task(program="anchor", load=("*",), steps=1, batch_size=1)
+        tasks = (
+            *((evaluate,) if self.evaluate else ()),
+            *((anchor,) if self.proximal is not None else ()),
+            train,
+        )
         return Ask(tasks, state.tensors, fusion=self.fusion, weight=self.weight)
 
     def advance(self, state: State, fused: Fused) -> State:

@@ -240,7 +240,7 @@ def _lower(definition: Definition, state: dict[str, Tensor], task: Supervised) -
     if clash := sorted(names & state.keys()):
         raise LoweringError(f"a parameter or buffer is called {clash[0]!r}, as an input is", hint="rename it")
     drawn = definition.draw(task.samples, 2, torch.Generator().manual_seed(0))
-    batched = {e.name for e in definition.inputs if e.source != "setting"} if definition.batch is None else set()
+    batched = {e.name for e in definition.inputs if e.is_batched} if definition.batch is None else set()
     return lower(definition.step, drawn | state, batched=batched, module=task.parts.module)
 
 

@@ -111,7 +111,9 @@ class CrossEntropy:
 
 @dataclass(frozen=True)
 class SoftCrossEntropy:
-    """-sum(label * log softmax(logits)): logits [batch, classes], labels float32 [batch, classes], rows that sum to 1.
+    """-sum(label * log softmax(logits)): logits [batch, classes], labels float32 [batch, classes].
+
+    Labels are probabilities; a row that sums to less counts less, as in PyTorch.
 
     An example is correct when the classes of the greatest logit and the greatest label agree.
     """
@@ -125,10 +127,11 @@ class SoftCrossEntropy:
         return Labels(shape, "float32")
 
     def sample(self, labels: Labels, count: int, generator: torch.Generator) -> Tensor:
-        return torch.randn(count, *labels.shape, generator=generator).softmax(1)
+        rows = torch.randn(count, *labels.shape, generator=generator).softmax(1)
+        return rows * torch.rand(count, 1, generator=generator)
 
     def each(self, output: Tensor, labels: Tensor) -> Tensor:
-        return _SoftCrossEntropy.apply(output, labels)  # type: ignore[no-any-return, no-untyped-call]
+        return _SoftCrossEntropy.apply(output, labels, 1, False)  # type: ignore[no-any-return, no-untyped-call]
 
     def torch(self, output: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(output, labels)
@@ -188,8 +191,7 @@ class BinaryCrossEntropy:
         return torch.randint(0, 2, (count, *labels.shape), generator=generator).to(torch.float32)
 
     def each(self, output: Tensor, labels: Tensor) -> Tensor:
-        # max(x, 0) - x * y + log(1 + exp(-|x|)), which does not overflow.
-        return _over_places(output.clamp(min=0) - output * labels + torch.log1p(torch.exp(-output.abs())))
+        return _over_places(_BinaryCrossEntropy.apply(output, labels))  # type: ignore[no-untyped-call]
 
     def torch(self, output: Tensor, labels: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(output, labels)
@@ -276,8 +278,7 @@ class OwnLoss:
         if not isinstance(value, Tensor) or tuple(value.shape) not in ((), (len(output),)):
             got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise LoweringError(f"the loss returns {got}; expected one number, or one for each example [batch]")
-        classes = None if self.example.is_floating_point() else int(self.example.max()) + 1
-        return Labels(tuple(self.example.shape[1:]), dtypes[self.example.dtype], classes)
+        return Labels(tuple(self.example.shape[1:]), dtypes[self.example.dtype])
 
     def sample(self, labels: Labels, count: int, generator: torch.Generator) -> Tensor:
         values = self.example.flatten()
@@ -313,20 +314,38 @@ LOSSES: dict[str, Loss] = {
 class _SoftCrossEntropy(torch.autograd.Function):
     """-sum(target * log softmax(logits)) over the axis of classes, with the gradient written out: softmax - target.
 
-    Autograd's way through log_softmax needs four more operators for the same numbers (target sums to 1).
+    Autograd's way through log_softmax needs four more operators for the same numbers. `whole`: target sums to 1.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, target: Tensor, axis: int = 1) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, target: Tensor, axis: int = 1, whole: bool = True) -> Tensor:
         logs = F.log_softmax(logits, axis)
         ctx.save_for_backward(logs, target)
-        ctx.axis = axis
+        ctx.axis, ctx.whole = axis, whole
         return -(logs * target).sum(axis)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None]:
         logs, target = ctx.saved_tensors
-        return (logs.exp() - target) * g.unsqueeze(ctx.axis), None, None
+        predicted = logs.exp() if ctx.whole else logs.exp() * target.sum(ctx.axis, keepdim=True)
+        return (predicted - target) * g.unsqueeze(ctx.axis), None, None, None
+
+
+class _BinaryCrossEntropy(torch.autograd.Function):
+    """max(x, 0) - x y + log(1 + exp(-|x|)), which does not overflow, with the gradient sigmoid(x) - y.
+
+    Autograd would add the slopes of max and |x| at 0, which PyTorch takes to be 1 and 0: 1 - y instead of 0.5 - y.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, target: Tensor) -> Tensor:
+        ctx.save_for_backward(logits, target)
+        return logits.clamp(min=0) - logits * target + torch.log1p(torch.exp(-logits.abs()))
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        logits, target = ctx.saved_tensors
+        return (logits.sigmoid() - target) * g, None
 
 
 def _one_hot(labels: Tensor, classes: int, axis: int) -> Tensor:

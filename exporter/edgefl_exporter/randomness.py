@@ -1,7 +1,7 @@
 """Random numbers that are the same in PyTorch and in a program, on every platform.
 
 A program cannot use ONNX's generators: they are seeded once per session and differ between runtimes. So every random
-operator of a model is computed from a hash of (seed, step, site, element): `seed` is a setting of the task, `step`
+operator of a model is computed from a hash of (seed, step, site, element): `seed` comes from task and device, `step`
 counts training steps in the state tensor "random_step", `site` counts the calls within one forward pass. The hash is
 32-bit integer arithmetic; a mask is therefore bit-identical everywhere. Here is its numpy form, which PyTorch runs when
 it is the oracle; `lowering/hashing.py` has the ONNX form.
@@ -27,7 +27,7 @@ from edgefl_exporter.checkpoints import without_recomputation
 
 aten = torch.ops.aten
 
-SEED = Input("seed", "int64", (), "setting", 0)
+SEED = Input("seed", "int64", (), "seed")
 STEP_BUFFER = "random_step"  # state: how many steps the model has trained
 SEED_BUFFER = "random_seed"  # not state: given at each call
 

@@ -14,7 +14,7 @@ from edgefl.method import Task
 from edgefl_device.contract import batches
 from edgefl_device.dataset import Dataset
 from edgefl_device.interpreter import Outcome, Stopped, perform
-from edgefl_device.order import order_of
+from edgefl_device.order import order_of, seed_of
 from edgefl_device.plan import plan
 from edgefl_device.runtime import Runtime
 
@@ -163,6 +163,12 @@ def test_announced_pixels_are_normalised_and_floats_are_not() -> None:
 
 
 # The order of batches
+
+
+def test_the_seed_of_a_program_differs_by_task_and_device() -> None:
+    """The first 8 bytes of SHA-256("3/pi-1/program"), halved."""
+    assert seed_of(3, "pi-1") == int.from_bytes(hashlib.sha256(b"3/pi-1/program").digest()[:8], "little") // 2
+    assert len({seed_of(3, "pi-1"), seed_of(3, "pi-2"), seed_of(4, "pi-1"), seed_of(None, "pi-1")}) == 4
 
 
 def test_order_is_a_function_of_seed_device_and_epoch() -> None:

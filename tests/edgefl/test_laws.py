@@ -16,7 +16,7 @@ import pytest
 
 from edgefl import protocol
 from edgefl.bundle import Bundle, select
-from edgefl.errors import ConfigError
+from edgefl.errors import BundleError, ConfigError
 from edgefl.fusion import fusion_named, weight_named
 from edgefl.method import Ask, Fused, Method, Reply, State
 from edgefl.methods import METHODS
@@ -286,6 +286,34 @@ def test_settings_of_the_bundle_unless_the_run_says_another(regression: Bundle) 
     assert ask is not None
     with pytest.raises(ConfigError, match="sets 'clip_norm', but program 'train' of bundle 'regression' has no such"):
         check_ask(ask, regression.manifest)
+
+
+def test_fedprox_anchors_before_it_trains_and_a_bundle_without_an_anchor_is_refused(regression: Bundle) -> None:
+    method = FedAvg({"w": np.zeros(2, np.float32)}, proximal=0.1, learning_rate=0.1)
+    ask = method.ask(method.start())
+    assert ask is not None
+    anchor, train = ask.tasks
+    assert (anchor.program, anchor.load, anchor.steps) == ("anchor", ("*",), 1)
+    assert train.program == "train" and train.settings["proximal"] == 0.1
+    with pytest.raises(BundleError, match="has no program 'anchor'"):
+        check_ask(ask, regression.manifest)
+
+
+def test_an_ask_that_no_device_could_carry_out_is_refused_before_the_run(regression: Bundle) -> None:
+    manifest = regression.manifest
+    train = manifest.program("train")
+    method = FedAvg({"w": np.zeros(2, np.float32)}, batch_size=32)
+    ask = method.ask(method.start())
+    assert ask is not None
+    x, *rest = train.inputs
+    fixed = msgspec.structs.replace(train, inputs=(msgspec.structs.replace(x, shape=(8, 2)), *rest))
+    with pytest.raises(ConfigError, match="asks for batches of 32, but program 'train' .* takes at most 8"):
+        check_ask(ask, msgspec.structs.replace(manifest, programs={"train": fixed}))
+    anchored = msgspec.structs.replace(train, writes={"w": "w_next"})
+    setter = msgspec.structs.replace(train, writes={"moment": "moment_next"}, reads=())
+    with pytest.raises(ConfigError, match="reads 'moment', which only program anchor sets") as refused:
+        check_ask(ask, msgspec.structs.replace(manifest, programs={"train": anchored, "anchor": setter}))
+    assert refused.value.hint is not None and "proximal" in refused.value.hint
 
 
 def test_a_state_keeps_its_dtype_whatever_travelled() -> None:

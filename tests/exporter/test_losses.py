@@ -44,6 +44,11 @@ def test_value_and_gradient_are_pytorchs(name: str) -> None:
     [want] = torch.autograd.grad(loss.torch(output, labels), output)
     torch.testing.assert_close(each.mean(), loss.torch(output, labels))
     torch.testing.assert_close(got, want)
+    # At exactly 0, where a clamp or an absolute value has a kink and a zero-initialised head begins.
+    zero = torch.zeros_like(output, requires_grad=True)
+    [got] = torch.autograd.grad(loss.each(zero, labels).mean(), zero)
+    [want] = torch.autograd.grad(loss.torch(zero, labels), zero)
+    torch.testing.assert_close(got, want)
 
 
 @pytest.mark.parametrize(("name", "shape"), [("cross_entropy", (3, 2, 2)), ("next_token", (4, 3)), ("mse", (2,))])

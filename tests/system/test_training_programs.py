@@ -80,9 +80,11 @@ def test_micro_batches_add_up_to_the_whole_batch(plain: Bundle, tmp_path: Path) 
     _, parts = carried_out(micro, Task(program="train", batch_size=4, settings=LR))
     assert_equal(parts, whole)
     assert parts["optimizer.micro_batch"] == 0 and not parts["optimizer.gradient.0.weight"].any()
-    _, unfinished = carried_out(micro, Task(program="train", batch_size=4, steps=2, settings=LR))
-    assert_equal(unfinished, dict(plain.weights()))  # nothing is applied before the third
-    assert unfinished["optimizer.examples"] == 8
+    _, more = carried_out(micro, Task(program="train", batch_size=4, steps=5, settings=LR))
+    assert_equal(more, whole)  # nothing more is applied before the sixth batch
+    assert more["optimizer.micro_batch"] == 2 and more["optimizer.examples"] == 8
+    with pytest.raises(InputError, match="2 batches, but a step needs 3, so nothing would train"):
+        carried_out(micro, Task(program="train", batch_size=5, settings=LR))
 
 
 def test_the_gradient_program_sends_what_training_would_apply(plain: Bundle) -> None:

@@ -17,7 +17,7 @@ from edgefl.tensors import Array, Tensors
 from edgefl_device.contract import batches
 from edgefl_device.dataset import AnyArray, Dataset
 from edgefl_device.engine import Engine
-from edgefl_device.order import order_of
+from edgefl_device.order import order_of, seed_of
 from edgefl_device.plan import Plan, plan
 
 Progress = Callable[[str, int, int], None]  # program, batches done, batches of this task
@@ -91,12 +91,13 @@ def _carry_out(
     runtime.reset(one.reset)
     base = runtime.state(one.send_state) if task.send_as == "delta" else {}
     reduced = _Reduced(one)
+    seed = np.array(seed_of(task.seed, device), np.int64)
     for done, (epoch, x, y) in enumerate(_batches(one, device)):
         if stopped():
             raise Stopped("stopped on request")
         if epoch != reduced.epoch:
             reduced = _Reduced(one, epoch)
-        reduced.add(runtime.step(task.program, _inputs(one, x, y)), len(x), done)
+        reduced.add(runtime.step(task.program, _inputs(one, x, y, seed)), len(x), done)
         if progress is not None:
             progress(task.program, done + 1, one.batches)
     _refuse_diverged_state(runtime, one)
@@ -131,13 +132,13 @@ def _batches(one: Plan, device: str) -> Iterator[tuple[int, Array, Array]]:
         epoch += 1
 
 
-def _inputs(one: Plan, x: Array, y: Array) -> dict[str, Array]:
+def _inputs(one: Plan, x: Array, y: Array, seed: Array) -> dict[str, Array]:
     """A batch as the program's inputs. Where its batch size is fixed, a shorter batch is repeated up to it."""
     present = np.ones(len(x), np.float32)
-    if one.fixed_batch is not None and len(x) < one.fixed_batch:
-        rows = np.arange(one.fixed_batch) % len(x)
-        x, y, present = x[rows], y[rows], (np.arange(one.fixed_batch) < len(x)).astype(np.float32)
-    fed = {"features": x, "labels": y, "present": present}
+    if one.program.fixed_batch is not None and len(x) < one.program.fixed_batch:
+        rows = np.arange(one.program.fixed_batch) % len(x)
+        x, y, present = x[rows], y[rows], (np.arange(one.program.fixed_batch) < len(x)).astype(np.float32)
+    fed = {"features": x, "labels": y, "present": present, "seed": seed}
     return {i.name: fed[i.source] for i in one.program.inputs if i.source != "setting"} | dict(one.settings)
 
 

@@ -1,4 +1,4 @@
-"""In which order a device sees its examples: a pure function of seed, device and epoch, in any language."""
+"""What is random on a device: pure functions of the task's seed and the device's name, in any language."""
 
 from __future__ import annotations
 
@@ -17,9 +17,17 @@ def order_of(examples: int, *, seed: int | None, device: str, epoch: int) -> npt
     """
     if seed is None:
         return np.arange(examples)
-    key = hashlib.sha256(f"{seed}/{device}/{epoch}".encode()).digest()[:8]
     z = np.arange(1, examples + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    z += np.frombuffer(key, "<u8")
+    z += _key(f"{seed}/{device}/{epoch}")
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return np.argsort(z ^ (z >> np.uint64(31)), kind="stable")
+
+
+def seed_of(seed: int | None, device: str) -> int:
+    """The seed of a program's random numbers, 0 to 2^63 - 1, from SHA-256("SEED/DEVICE/program"). 0 without a seed."""
+    return 0 if seed is None else int(_key(f"{seed}/{device}/program")[0] >> np.uint64(1))
+
+
+def _key(text: str) -> npt.NDArray[np.uint64]:
+    return np.frombuffer(hashlib.sha256(text.encode()).digest()[:8], "<u8")

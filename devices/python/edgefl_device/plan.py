@@ -35,11 +35,6 @@ class Plan:
     settings: Mapping[str, Array]
 
     @property
-    def fixed_batch(self) -> int | None:
-        """The one batch size that the program takes, None where it takes any."""
-        return fixed_batch(self.program)
-
-    @property
     def batches_per_epoch(self) -> int:
         return math.ceil(len(self.data) / (self.task.batch_size or len(self.data)))
 
@@ -66,7 +61,7 @@ def plan(number: int, task: Task, manifest: Manifest, announced: Tensors, feeds:
     for name in ("epochs", "steps", "batch_size"):
         if getattr(task, name) < 0:
             raise InputError(f"{where}: {name} is {getattr(task, name)}; expected 0 or more")
-    fixed = fixed_batch(program)
+    fixed = program.fixed_batch
     if fixed is not None and not 0 < task.batch_size <= fixed:
         raise InputError(
             f"{where}: batch_size is {task.batch_size}, but the program was exported for batches of {fixed}",
@@ -74,7 +69,7 @@ def plan(number: int, task: Task, manifest: Manifest, announced: Tensors, feeds:
         )
     contract, data = _feed(where, task, program, manifest.data, announced, feeds)
     send_state, send_outputs = _sends(where, task, program, manifest)
-    return Plan(
+    one = Plan(
         where=where,
         task=task,
         program=program,
@@ -86,12 +81,18 @@ def plan(number: int, task: Task, manifest: Manifest, announced: Tensors, feeds:
         send_outputs=send_outputs,
         settings=_settings(where, task, program),
     )
+    _check_micro_batches(one)
+    return one
 
 
-def fixed_batch(program: Program) -> int | None:
-    """The batch size in the shape of the program's features, None where it is known only at run time."""
-    sizes = [i.shape[0] for i in program.inputs if i.source == "features" and i.shape]
-    return sizes[0] if sizes and isinstance(sizes[0], int) else None
+def _check_micro_batches(one: Plan) -> None:
+    """Gradients that are added up over more batches than there are would never be applied."""
+    wanted = int(one.settings.get("micro_batches", 1))
+    if wanted > 1 and one.batches < wanted:
+        raise InputError(
+            f"{one.where}: {one.batches} batches, but a step needs {wanted}, so nothing would train",
+            hint="set a smaller batch_size or micro_batches in [method], or more epochs",
+        )
 
 
 def _feed(

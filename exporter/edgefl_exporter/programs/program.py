@@ -45,6 +45,8 @@ class Definition:
         for entry in self.inputs:
             if entry.source == "setting":
                 values[entry.name] = torch.tensor(entry.default, dtype=getattr(torch, entry.dtype))
+            elif entry.source == "seed":
+                values[entry.name] = torch.randint(0, 2**62, (), generator=generator)
             elif entry.source == "labels":
                 values[entry.name] = self._padded(samples.labels(count, generator))
             elif entry.source == "features":
