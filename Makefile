@@ -70,9 +70,8 @@ package: $(VENV)/.test ## Build the wheel and the source archive into dist/
 	$(BIN)/python -m hatchling build -d dist
 
 clean: ## Remove the environments, what was built and every cache
-	rm -rf $(VENV) .venv-onnxruntime-* .arm64 .arm64.new devices/web/node_modules dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
-
-	rm -rf $(VENV) $(TRAINING_VENV) dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(TRAINING_VENV) .venv-onnxruntime-* .arm64 .arm64.new devices/web/node_modules dist build \
+	  .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # An environment is installed once, and again when pyproject.toml changes.

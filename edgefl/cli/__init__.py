@@ -25,6 +25,16 @@ _COMMANDS = {
     "run": ("run", "run"),
 }
 
+# package -> the extra that brings it
+_EXTRAS = {
+    "torch": "exporter",
+    "onnxscript": "exporter",
+    "onnx_ir": "exporter",
+    "onnx": "aggregator",
+    "onnxruntime": "device",
+    "sklearn": "demo",
+}
+
 
 class _Commands(click.Group):
     """Imports a command's module when it is used, and prints our errors as two lines."""
@@ -51,6 +61,13 @@ class _Commands(click.Group):
             if error.hint:
                 click.echo(f"hint: {error.hint}", err=True)
             context.exit(error.exit_code)
+        except ModuleNotFoundError as error:
+            extra = _EXTRAS.get((error.name or "").partition(".")[0])
+            if extra is None or context.params.get("debug"):
+                raise
+            click.echo(f"error: this command needs the package {error.name}", err=True)
+            click.echo(f"hint: pip install 'edgefl[{extra}]'", err=True)
+            context.exit(3)
         except OSError as error:
             if context.params.get("debug") or isinstance(error, BrokenPipeError):  # click ends `| head` quietly
                 raise

@@ -100,7 +100,9 @@ def verify(bundle: Path, form: str) -> None:
             click.echo(f"{engine}, {name}: {error:.1e} (tolerance {tolerance:.0e})")
         if worst is None:
             click.echo(f"{engine}: its files are whole; this environment cannot run them")
-    click.echo("proven: every program computes here what PyTorch computed")
+    left = [engine for engine, worst in targets.items() if worst is None]
+    unproven = f"; not run: {', '.join(left)}" if left else ""
+    click.echo(f"proven: every program computes here what PyTorch computed{unproven}")
 
 
 @click.command(short_help="List models to start from.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,8 @@ class _Configured(click.Command):
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
         found = _nearest_pyproject(Path.cwd())
         if found is not None:
-            context.default_map = {**_section(found, self), **(context.default_map or {})}
+            given = {} if {"-h", "--help"} & set(args) else _section(found, self)
+            context.default_map = {**given, **(context.default_map or {})}
         return super().parse_args(context, args)
 
 
@@ -45,7 +45,7 @@ class _Configured(click.Command):
     help="Default 0.1 for sgd, 0.001 for adam; a run can set another.",
 )
 @click.option("--momentum", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Of sgd.")
-@click.option("--nesterov", is_flag=True, help="Of sgd with momentum.")
+@click.option("--nesterov/--no-nesterov", help="Of sgd with momentum.")
 @click.option("--weight-decay", type=click.FloatRange(0), default=0.0, show_default=True)
 @click.option("--clip-norm", type=click.FloatRange(0, min_open=True), help="Clip all gradients together to this norm.")
 @click.option("--proximal", type=click.FloatRange(0), help="FedProx's mu: pull the weights to where a round began.")
@@ -105,7 +105,9 @@ def export(model: str, out: Path | None, shape: str | None, form: str, **options
     loss = load_loss(options["loss"] or own_loss, labels)
     if options["label_smoothing"]:
         if loss.name != "cross_entropy":
-            raise InputError(f"--label-smoothing is of cross_entropy; the loss is {loss.name}")
+            raise InputError(
+                f"--label-smoothing is of cross_entropy; the loss is {loss.name}", hint="leave --label-smoothing out"
+            )
         loss = CrossEntropy(label_smoothing=options["label_smoothing"])
     name = bundle_name(model)
     with working(f"exporting {model}") as tell:
@@ -163,7 +165,7 @@ def _optimizer(options: dict[str, Any]) -> Any:
         return SGD(rate, options["momentum"], options["weight_decay"], options["nesterov"])
     for name in ("momentum", "nesterov"):
         if options[name]:
-            raise InputError(f"--{name} is of sgd; {kind} has its own moments")
+            raise InputError(f"--{name} is of sgd; {kind} has its own moments", hint=f"leave --{name} out")
     rate = options["learning_rate"] or Adam().learning_rate
     return Adam(rate, options["weight_decay"], decoupled=kind == "adamw")
 
@@ -177,7 +179,10 @@ def _group(text: str) -> Any:
     for part in parts(rest):
         key, _, value = part.partition("=")
         if key not in ("learning_rate", "weight_decay", "clip_norm"):
-            raise InputError(f"--group {text!r}: {key!r} is not learning_rate, weight_decay or clip_norm")
+            raise InputError(
+                f"--group {text!r}: {key!r} is not learning_rate, weight_decay or clip_norm",
+                hint="for example --group 'head.*:learning_rate=0.1,weight_decay=0'",
+            )
         numbers[key] = _numbers(value, f"--group {key}")[0]
     return Group(parts(patterns), **numbers)
 
@@ -207,12 +212,19 @@ def _nearest_pyproject(folder: Path) -> Path | None:
 
 
 def _section(path: Path, command: click.Command) -> dict[str, Any]:
-    """The section's options by the command's parameter names. Raises ConfigError for an unknown one."""
+    """The section's options by the command's parameter names. Raises ConfigError for an unknown one.
+
+    Paths in it are relative to where the command runs, as on the command line.
+    """
     try:
         raw = msgspec.toml.decode(path.read_bytes())
     except msgspec.DecodeError as error:
         raise ConfigError(f"{path}: not TOML: {error}") from error
-    section = raw.get("tool", {}).get("edgefl", {}).get("export", {})
+    section: Any = raw
+    for level in ("tool", "edgefl", "export"):
+        section = section.get(level, {})
+        if not isinstance(section, dict):
+            raise ConfigError(f"{path}: {level!r} is {section!r}; expected the section {SECTION}")
     known = {o.removeprefix("--"): p.name for p in command.params if isinstance(p, click.Option) for o in p.opts}
     found: dict[str, Any] = {}
     for key, value in section.items():
@@ -222,7 +234,10 @@ def _section(path: Path, command: click.Command) -> dict[str, Any]:
             raise ConfigError(
                 f"{path}: unknown key {key!r} in {SECTION}", hint=f"did you mean {near[0]!r}?" if near else None
             )
-        found[name] = ",".join(map(str, value)) if isinstance(value, list) and name != "groups" else value
-    if found and "--help" not in sys.argv:
+        if name == "groups":
+            found[name] = [value] if isinstance(value, str) else value
+        else:
+            found[name] = ",".join(map(str, value)) if isinstance(value, list) else value
+    if found:
         click.echo(f"options of {path} {SECTION}: {', '.join(section)}", err=True)
     return found

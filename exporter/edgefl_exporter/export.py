@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -92,7 +93,7 @@ def export(
     python = onnxruntime_training.check(training_python, programs) if target == ENGINE else None
     _check_normalisation(normalisation, example_input)
     update = Update(optimizer, tuple(groups), clip_norm, proximal, micro_batches)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _layers_as_written():
         torch.manual_seed(seed)
         parts = take_apart(with_randomness(model, example_input), train=train, lora=lora)
         chosen = _loss_named(loss)
@@ -100,6 +101,8 @@ def export(
         task = Supervised(parts, samples_of(parts.module, example_input, chosen, kind), update, batch)
         _check_batch(task)
         update.check(task.used)
+        if idle := [name for name in parts.trained if name not in task.used]:
+            tell(f"left as they are, because the loss does not depend on them: {', '.join(idle)}")
         contract = DataContract(
             features=tuple(example_input.shape[1:]),
             dtype=DTYPES[example_input.dtype],
@@ -146,6 +149,18 @@ def export(
     )
     more = {engine: made.files for engine, made in others.items()}
     return bundle.write(out, manifest, weights=weights, programs=files, golden=golden, targets=more)
+
+
+@contextlib.contextmanager
+def _layers_as_written() -> Iterator[None]:
+    """Without PyTorch's fused transformer layer, which in evaluation mode reads weights past the modules that hold
+    them, adapters left out."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _loss_named(loss: str | Loss) -> Loss:

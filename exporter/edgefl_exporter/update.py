@@ -38,10 +38,13 @@ class Group:
 
     def __post_init__(self) -> None:
         """Raises InputError for a value that trains nothing or the wrong way."""
+        if not self.parameters:
+            raise InputError("a group has no pattern for its parameters", hint="for example head.*")
         for name in ("learning_rate", "weight_decay", "clip_norm"):
             value = getattr(self, name)
-            if value is not None and (not math.isfinite(value) or value < 0):
-                raise InputError(f"group {', '.join(self.parameters)}: {name} is {value}; expected at least 0")
+            if value is not None and (not math.isfinite(value) or value < 0 or (name == "clip_norm" and not value)):
+                least = "a number above 0" if name == "clip_norm" else "at least 0"
+                raise InputError(f"group {', '.join(self.parameters)}: {name} is {value}; expected {least}")
 
 
 @dataclass(frozen=True)

@@ -104,3 +104,50 @@ def test_equal_initial_tensors_keep_their_names(tmp_path: Path) -> None:
     program = onnx.load_from_string(bundle.bytes_of(bundle.manifest.programs["predict"].file))
     assert {"0.weight", "0.running_var"} <= {i.name for i in program.graph.input}
     assert sum(len(tensor.raw_data) for tensor in program.graph.initializer) < 100
+
+
+class Running(nn.Module):
+    """The cumulative maximum over [batch, 3], scaled by a weight per place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.head = nn.Parameter(torch.ones(3)), nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        values, places = torch.cummax(x * self.scale, 1)
+        return self.head(values + places)
+
+
+def test_the_last_of_equal_values_is_the_cumulative_maximum_as_in_pytorch(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = Running()
+    bundle = export(net, torch.zeros(1, 3), out=tmp_path / "m.bundle", name="m", programs=("gradient",))
+    x, y = torch.tensor([[1.0, 1.0, 0.0], [2.0, 2.0, 2.0]]), torch.tensor([0, 1])
+    nn.functional.cross_entropy(net(x), y).backward()  # type: ignore[no-untyped-call]
+    got = Runner(bundle.bytes_of(bundle.manifest.programs["gradient"].file)).run(
+        {**bundle.weights(), "x": x.numpy(), "y": y.numpy()}
+    )
+    assert net.scale.grad is not None
+    np.testing.assert_allclose(got["gradient.scale"], net.scale.grad.numpy(), atol=1e-6)
+
+
+def test_adapters_inside_a_transformer_layer_count_in_evaluation_too(tmp_path: Path) -> None:
+    """PyTorch's fused layer, which it takes in evaluation mode, would read the weights and leave the adapters out."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True)
+    net = nn.Sequential(layer, nn.Flatten(), nn.Linear(12, 3))
+    bundle = export(net, torch.zeros(1, 3, 4), out=tmp_path / "m.bundle", name="m", lora=2, programs=("evaluate",))
+    assert "0.linear1.lora_a" in bundle.manifest.program("evaluate").reads
+
+
+def test_a_head_of_zeros_trains(tmp_path: Path) -> None:
+    """Every logit is exactly 0, where clamp and abs have kinks and sigmoid has none."""
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    nn.init.zeros_(net[2].weight)  # type: ignore[arg-type]
+    nn.init.zeros_(net[2].bias)  # type: ignore[arg-type]
+    loss = "binary_cross_entropy"
+    bundle = export(net, torch.zeros(1, 3), out=tmp_path / "m.bundle", name="m", loss=loss, programs=("train",))
+    x, y = np.ones((2, 3), np.float32), np.array([[1, 0], [1, 0]], np.float32)
+    given = {"x": x, "y": y, "learning_rate": np.array(1, np.float32)}
+    got = Runner(bundle.bytes_of(bundle.manifest.programs["train"].file)).run({**bundle.weights(), **given})
+    np.testing.assert_allclose(got["next.2.bias"], [0.25, -0.25], atol=1e-6)  # (0.5 - y) / 2 labels

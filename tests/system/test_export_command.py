@@ -86,8 +86,20 @@ def test_each_mistake_has_its_line_and_leaves_nothing(folder: Path, arguments: l
     assert sorted(p.name for p in folder.iterdir() if p.name != "__pycache__") == ["nets.py", "pyproject.toml"]
 
 
-def test_an_unknown_key_in_pyproject(folder: Path) -> None:
-    (folder / "pyproject.toml").write_text("[tool.edgefl.export]\noptimiser = 1\n")
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "[tool.edgefl.export]\noptimiser = 1\n",
+            "unknown key 'optimiser' in [tool.edgefl.export]\nhint: did you mean 'optimizer'?",
+        ),
+        ('[tool]\nedgefl = "x"\n', "'edgefl' is 'x'; expected the section [tool.edgefl.export]"),
+        ('[tool.edgefl.export]\ngroup = ":clip_norm=1"\n', "a group has no pattern for its parameters"),
+        ('[tool.edgefl.export]\ngroup = ["2.*:clip_norm=0"]\n', "clip_norm is 0.0; expected a number above 0"),
+    ],
+)
+def test_mistakes_in_pyproject(folder: Path, text: str, message: str) -> None:
+    (folder / "pyproject.toml").write_text(text)
     result = run("nets.py:model")
-    assert result.exit_code == 3
-    assert "unknown key 'optimiser' in [tool.edgefl.export]\nhint: did you mean 'optimizer'?" in result.stderr
+    assert result.exit_code == 3 and message in result.stderr
+    assert run("--help").exit_code == 0

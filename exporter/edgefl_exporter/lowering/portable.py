@@ -143,16 +143,17 @@ def _three(value: int | Sequence[int]) -> list[int]:
 
 
 def _cumulative_extreme(largest: bool) -> Callable[..., Any]:
-    """cummax or cummin: the extreme of each element and all before it, over a triangle."""
+    """cummax or cummin: the extreme of each element and all before it, over a triangle; of equal ones the last."""
 
     def function(default: Any, x: Tensor, dim: int) -> Any:
         rows = x.movedim(dim, -1)
         n = rows.shape[-1]
         later = torch.ones(n, n, dtype=torch.bool).triu(1)
         triangle = rows.unsqueeze(-2).expand(*rows.shape, n).masked_fill(later, -torch.inf if largest else torch.inf)
-        found = triangle.max(-1) if largest else triangle.min(-1)
+        backwards = triangle.flip(-1)
+        found = backwards.max(-1) if largest else backwards.min(-1)
         kind = torch.return_types.cummax if largest else torch.return_types.cummin
-        return kind((found[0].movedim(-1, dim), found[1].movedim(-1, dim)))
+        return kind((found[0].movedim(-1, dim), (n - 1 - found[1]).movedim(-1, dim)))
 
     return function
 
