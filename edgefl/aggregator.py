@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from edgefl import protocol
+from edgefl import asks, protocol
 from edgefl.bundle import Bundle
 from edgefl.coordinator import Action, Announce, Coordinator, Finished, Note, RoundDone
 from edgefl.errors import ProtocolError, RemoteProtocolError
@@ -251,7 +251,7 @@ class Aggregator:
         del self._uploads[offer.device]
         try:
             tensors = protocol.bytes_to_tensors(upload.assembly.finish(), f"the upload of device {offer.device!r}")
-            checked = protocol.check_reply(tensors, self._expected, offer.device)
+            checked = asks.check_reply(tensors, self._expected, offer.device)
             if bad := protocol.not_finite(offer.metrics):
                 raise RemoteProtocolError(f"device {offer.device!r} sent metric {bad!r}, which is not finite")
         except ProtocolError as error:
@@ -350,8 +350,8 @@ class Aggregator:
         self._out.append(self._announced)
 
     def _expect(self, ask: Ask) -> None:
-        self._expected = protocol.reply_names(ask, self._manifest)
-        self._largest_upload = protocol.largest_reply_bytes(self._expected)
+        self._expected = asks.reply_names(ask, self._manifest)
+        self._largest_upload = asks.largest_reply_bytes(self._expected)
 
     @property
     def _inline_bytes(self) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from edgefl.asks import check_ask
 from edgefl.bundle import Bundle, read
 from edgefl.cli.export import bundle_name
 from edgefl.cli.live import LiveTable
@@ -35,7 +36,6 @@ from edgefl.emulate import Fleet
 from edgefl.errors import ConfigError
 from edgefl.files import locked, write_atomic
 from edgefl.mqtt import Address, Tls
-from edgefl.protocol import check_ask
 from edgefl.report import facts, size, write_report
 from edgefl.serve import Server, whole_state
 from edgefl.store import Store

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 
 from edgefl import protocol
+from edgefl.asks import check_ask, check_reply, reply_names
 from edgefl.bundle import Bundle, select
 from edgefl.errors import BundleError, ConfigError
 from edgefl.fusion import fusion_named, weight_named
 from edgefl.method import Ask, Fused, Method, Reply, State
 from edgefl.methods import METHODS
 from edgefl.methods.fedavg import FedAvg
-from edgefl.protocol import check_ask
 from edgefl.store import Store
 from edgefl_device.dataset import Dataset
 from edgefl_device.interpreter import perform
@@ -69,7 +69,7 @@ def train(bundle: Bundle, ask: Ask, number: int, devices: Iterable[str] = DATA) 
         feeds = {"train": DATA[name], "test": DATA[name]}
         announced = protocol.bytes_to_tensors(protocol.tensors_to_bytes(ask.tensors), "it")
         outcome = perform(Runtime(bundle), ask.tasks, announced, feeds, device=name)
-        sent = protocol.check_reply(outcome.tensors, protocol.reply_names(ask, bundle.manifest), name)
+        sent = check_reply(outcome.tensors, reply_names(ask, bundle.manifest), name)
         replies.append(Reply(name, number, outcome.examples, sent, outcome.metrics))
     return replies
 

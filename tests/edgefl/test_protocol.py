@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgefl import protocol
+from edgefl.asks import check_reply, largest_reply_bytes, reply_names
 from edgefl.bundle import Bundle
 from edgefl.errors import LocalProtocolError, ProtocolError, RemoteProtocolError
 from edgefl.files import sha256_hex
@@ -30,7 +31,6 @@ from edgefl.protocol import (
     Offer,
     TaskFailed,
     UploadChunk,
-    check_reply,
     decode,
     encode,
 )
@@ -261,7 +261,7 @@ def test_metrics_that_are_not_finite_are_named() -> None:
 
 def test_what_a_reply_must_hold_follows_from_tasks_and_manifest(regression: Bundle) -> None:
     def names(*tasks: Task) -> dict[str, Any]:
-        return protocol.reply_names(Ask(tasks, {}), regression.manifest)
+        return reply_names(Ask(tasks, {}), regression.manifest)
 
     assert names(Task("train")) == {}
     assert names(Task("train", send=("w",))) == {"w": ("float32", (2,))}
@@ -277,11 +277,11 @@ def test_what_a_reply_must_hold_follows_from_tasks_and_manifest(regression: Bund
 def test_no_true_reply_is_larger_than_the_bound(shapes: dict[str, list[int]]) -> None:
     expected: Any = {name: ("float32", tuple(shape)) for name, shape in shapes.items()}
     tensors = {name: np.zeros(shape, "f4") for name, (_, shape) in expected.items()}
-    assert len(protocol.tensors_to_bytes(tensors)) <= protocol.largest_reply_bytes(expected)
+    assert len(protocol.tensors_to_bytes(tensors)) <= largest_reply_bytes(expected)
 
 
 def test_a_shape_known_only_at_run_time_has_no_tighter_bound_than_the_protocols() -> None:
-    assert protocol.largest_reply_bytes(EXPECTED) == protocol.MAX_BLOB_BYTES  # type: ignore[arg-type]
+    assert largest_reply_bytes(EXPECTED) == protocol.MAX_BLOB_BYTES  # type: ignore[arg-type]
 
 
 def test_tensors_as_bytes_and_back() -> None:

@@ -1,0 +1,100 @@
+"""What an ask means for a bundle: whether devices can carry it out, and what a reply to it must hold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from edgefl.bundle import Manifest, select
+from edgefl.errors import ConfigError, RemoteProtocolError
+from edgefl.method import Ask, Task
+from edgefl.protocol import MAX_BLOB_BYTES
+from edgefl.tensors import Array
+
+
+def check_ask(ask: Ask, manifest: Manifest) -> None:
+    """Raise BundleError for a program that the bundle has not, ConfigError for a task that no device could do right."""
+    asked = {task.program for task in ask.tasks}
+    for task in ask.tasks:
+        _check_batch_size(task, manifest)
+        for name in manifest.program(task.program).reads:
+            writers = {program for program, entry in manifest.programs.items() if name in entry.writes}
+            if manifest.tensor(name).role == "optimizer" and writers and not writers & asked:
+                raise ConfigError(
+                    f"program {task.program!r} of bundle {manifest.name!r} reads {name!r}, which only program "
+                    f"{', '.join(sorted(writers))} sets, and the method does not ask for it",
+                    hint="set `proximal` in [method], or export without --proximal" if "anchor" in writers else None,
+                )
+        known = {i.name for i in manifest.program(task.program).inputs if i.source == "setting"}
+        for name in task.settings:
+            if name not in known:
+                raise ConfigError(
+                    f"the method sets {name!r}, but program {task.program!r} of bundle {manifest.name!r} has no such "
+                    f"setting; it has {', '.join(sorted(known)) or 'none'}",
+                    hint="export the bundle with that option",
+                )
+
+
+def _check_batch_size(task: Task, manifest: Manifest) -> None:
+    fixed = manifest.program(task.program).fixed_batch
+    if fixed is not None and not 0 < task.batch_size <= fixed:
+        raise ConfigError(
+            f"the method asks for batches of {task.batch_size or 'all examples'}, but program {task.program!r} of "
+            f"bundle {manifest.name!r} takes at most {fixed}",
+            hint=f"set batch_size = {fixed} in [method], or export with --batch dynamic",
+        )
+
+
+def reply_names(ask: Ask, manifest: Manifest) -> dict[str, tuple[str, tuple[int | str, ...]]]:
+    """What a reply to `ask` must hold: name -> (dtype on the wire, shape); a string in a shape is any length."""
+    expected: dict[str, tuple[str, tuple[int | str, ...]]] = {}
+    for task in ask.tasks:
+        program = manifest.program(task.program)
+        specs: dict[str, tuple[str, tuple[int | str, ...]]] = {t.name: (t.dtype, t.shape) for t in manifest.shared()}
+        # As on a device: a glob reaches no metric, since metrics are reported anyway; an exact name does.
+        outputs = [o for o in program.outputs if not o.is_metric or o.name in task.send]
+        specs |= {o.name: (o.dtype, o.shape) for o in outputs if o.name not in specs}
+        for name in select(specs, task.send):
+            dtype, shape = specs[name]
+            expected[name] = (task.encoding if dtype == "float32" else dtype, shape)
+    return expected
+
+
+def check_reply(
+    tensors: Mapping[str, Array], expected: Mapping[str, tuple[str, tuple[int | str, ...]]], device: str
+) -> dict[str, Array]:
+    """The reply's tensors, float16 widened to float32.
+
+    Raises RemoteProtocolError naming the first tensor that is missing, unknown, of another dtype or shape, or not
+    finite.
+    """
+    if missing := sorted(expected.keys() - tensors.keys()):
+        raise RemoteProtocolError(f"device {device!r} did not send {missing[0]!r}")
+    if unknown := sorted(tensors.keys() - expected.keys()):
+        raise RemoteProtocolError(f"device {device!r} sent {unknown[0]!r}, which was not asked for")
+    checked: dict[str, Array] = {}
+    for name, (dtype, shape) in expected.items():
+        value = tensors[name]
+        fits = len(value.shape) == len(shape) and all(
+            isinstance(w, str) or w == g for w, g in zip(shape, value.shape, strict=True)
+        )
+        if value.dtype != np.dtype(dtype) or not fits:
+            raise RemoteProtocolError(
+                f"device {device!r} sent {name!r} as {value.dtype} {list(value.shape)}; expected {dtype} {list(shape)}",
+                hint="does the device use another bundle?",
+            )
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise RemoteProtocolError(f"device {device!r} sent {name!r} with a value that is not finite")
+        checked[name] = value.astype(np.float32) if value.dtype == np.float16 else value
+    return checked
+
+
+def largest_reply_bytes(expected: Mapping[str, tuple[str, tuple[int | str, ...]]]) -> int:
+    """An upper bound of a reply's safetensors bytes, so that nobody can make us reserve more."""
+    if any(isinstance(n, str) for _, shape in expected.values() for n in shape):
+        return MAX_BLOB_BYTES
+    raw = sum(np.dtype(d).itemsize * math.prod(n for n in s if isinstance(n, int)) for d, s in expected.values())
+    names = sum(len(name.encode()) + 120 for name in expected)
+    return raw + names + 1024
