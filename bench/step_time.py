@@ -37,8 +37,10 @@ class Engine:
     """A worker process; `why` says why it cannot run the model, "" when it can."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
-        self.why: str = self._answer().get("why", "") or self._ask(STEPS).get("why", "")
+        self._process, self.pid = process, process.pid
+        self.why: str = self._answer().get("why", "")  # it has taken its first step, or cannot
+        self.ready = time.perf_counter()
+        self.why = self.why or self._ask(STEPS).get("why", "")
 
     def seconds(self, steps: int) -> list[float]:
         answer = self._ask(steps)
