@@ -106,34 +106,30 @@ def compare(
     values: Mapping[str, Array],
     got: Mapping[str, Array],
     want: Mapping[str, Array],
-    floors: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
     """Output -> its error. Outputs that are a state tensor's next value are measured by how far it moved."""
     before = {output: values[name] for name, output in program.writes.items() if name in values}
-    return {
-        name: relative_error(got[name], wanted, before.get(name), (floors or {}).get(name, 0.0))
-        for name, wanted in want.items()
-    }
+    return {name: relative_error(got[name], wanted, before.get(name)) for name, wanted in want.items()}
 
 
-def relative_error(got: Array, want: Array, before: Array | None = None, floor: float = 0.0) -> float:
+def relative_error(got: Array, want: Array, before: Array | None = None) -> float:
     """|got - want| / |want|, norms of whole tensors; with `before`, |got - want| / |want - before|.
 
-    Infinite when shapes differ or when they are not finite in the same places. Small norms: see SMALL and MOVED;
-    `floor` is a least norm of the caller's.
+    Infinite when shapes differ, or when one has an infinity or a NaN where the other has not the same; the norms are of
+    the finite places. Small norms: see SMALL and MOVED.
     """
     if got.shape != want.shape:
         return float("inf")
     a, b = got.astype(np.float64), want.astype(np.float64)
-    if not np.isfinite(b).all():
-        return 0.0 if np.array_equal(np.isfinite(a), np.isfinite(b)) else float("inf")
-    if not np.isfinite(a).all():
+    finite = np.isfinite(b)
+    if not np.array_equal(finite, np.isfinite(a)) or not np.array_equal(a[~finite], b[~finite], equal_nan=True):
         return float("inf")
-    size = float(np.linalg.norm(b))
+    size = float(np.linalg.norm(b[finite]))
     if before is not None:
-        moved = float(np.linalg.norm(b - before.astype(np.float64)))
+        start = before.astype(np.float64)[finite]
+        moved = float(np.linalg.norm(b[finite] - np.where(np.isfinite(start), start, 0.0)))
         size = max(moved, MOVED * size)
-    return float(np.linalg.norm(a - b)) / max(size, SMALL, floor)
+    return float(np.linalg.norm(a[finite] - b[finite])) / max(size, SMALL)
 
 
 def require(errors: Mapping[str, float], tolerance: float, *, program: str, check: str) -> None:

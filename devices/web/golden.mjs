@@ -69,17 +69,18 @@ function compare(program, values, got, wanted) {
 
 /**
  * |got - want| / |want|, norms of whole tensors; with `before`, |got - want| / |want - before|.
- * Infinite when shapes differ or when they are not finite in the same places.
+ * Infinite when shapes differ, or when one has an infinity or a NaN where the other has not the same; the norms are of
+ * the finite places.
  */
 export function relativeError(got, want, before) {
   if (got.dims.length !== want.dims.length || got.dims.some((n, axis) => n !== want.dims[axis])) return Infinity;
-  const a = got.numbers();
-  const b = want.numbers();
-  if (!b.every(Number.isFinite)) return a.every((v, i) => Number.isFinite(v) === Number.isFinite(b[i])) ? 0 : Infinity;
-  if (!a.every(Number.isFinite)) return Infinity;
+  const [all, wanted] = [got.numbers(), want.numbers()];
+  if (!wanted.every((v, i) => (Number.isFinite(v) ? Number.isFinite(all[i]) : Object.is(v, all[i])))) return Infinity;
+  const finite = (values) => values.filter((_, i) => Number.isFinite(wanted[i]));
+  const [a, b] = [finite(all), finite(wanted)];
   let size = norm(b);
   if (before !== undefined) {
-    const start = before.numbers();
+    const start = finite(before.numbers()).map((v) => (Number.isFinite(v) ? v : 0));
     size = Math.max(norm(b.map((v, i) => v - start[i])), MOVED * size);
   }
   return norm(a.map((v, i) => v - b[i])) / Math.max(size, SMALL);

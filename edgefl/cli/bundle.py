@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from edgefl.bundle import Bundle, read
+from edgefl.bundle import Bundle, Parity, read
 from edgefl.cli.output import format_option, print_json, print_table
 from edgefl.report import size
 
@@ -43,7 +43,7 @@ def inspect(bundle: Path, form: str) -> None:
                 size(program.file.size_bytes),
                 ", ".join(i.name for i in program.inputs if i.is_batched),
                 ", ".join(f"{k}={v:g}" for k, v in program.settings().items()) or "-",
-                f"{program.parity.worst:.1e}",
+                _figure(program.parity),
                 f"{program.parity.tolerance:.0e}",
             ]
             for name, program in manifest.programs.items()
@@ -52,7 +52,7 @@ def inspect(bundle: Path, form: str) -> None:
     for engine, target in manifest.targets.items():
         click.echo()
         print_table(f"For {engine}", ["file", "size"], [[f.path, size(f.size_bytes)] for f in target.files])
-        proofs = [f"{name} {parity.worst:.1e}" for name, parity in target.parity.items()]
+        proofs = [f"{name} {_figure(parity)}" for name, parity in target.parity.items()]
         click.echo(f"worst parity error in {next(iter(target.parity.values())).runtime}: {', '.join(proofs)}")
     click.echo()
     print_table(
@@ -172,3 +172,7 @@ def summary(bundle: Bundle) -> dict[str, Any]:
 def total_bytes(bundle: Bundle) -> int:
     """The size of a bundle's files together."""
     return len(bundle.manifest_bytes) + sum(f.size_bytes for f in bundle.manifest.files())
+
+
+def _figure(parity: Parity) -> str:
+    return "-" if parity.worst is None else f"{parity.worst:.1e}"

@@ -82,6 +82,9 @@ def test_errors_are_measured_as_in_python() -> None:
         ([float("nan")], [1.0], None),
         ([float("inf")], [float("nan")], None),
         ([1.0], [float("inf")], None),
+        ([float("inf")], [float("-inf")], None),
+        ([float("inf"), 1.0], [float("inf"), 2.0], None),  # the finite places
+        ([float("nan"), 1.0, 2.0], [float("nan"), 1.0, 4.0], [0.0, float("inf"), 3.0]),
     ]
     arrays = [[None if c is None else np.array(c, np.float32) for c in case] for case in cases]
     ours = [relative_error(*case) for case in arrays]
