@@ -13,6 +13,7 @@ from edgefl_exporter.samples import Samples
 
 Values = Mapping[str, Tensor]
 FEATURES, LABELS, PRESENT = "x", "y", "present"
+GRADIENT = "gradient."  # what the outputs that hold a gradient begin with
 
 
 @dataclass(frozen=True)

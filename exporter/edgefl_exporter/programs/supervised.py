@@ -13,7 +13,7 @@ from edgefl.bundle import Input, Output
 from edgefl.errors import LoweringError
 from edgefl_exporter.losses import Loss
 from edgefl_exporter.model import DTYPES, Parts
-from edgefl_exporter.programs.program import FEATURES, LABELS, PRESENT, Definition, Values, following
+from edgefl_exporter.programs.program import FEATURES, GRADIENT, LABELS, PRESENT, Definition, Values, following
 from edgefl_exporter.samples import Samples
 from edgefl_exporter.update import Update, anchor
 
@@ -231,7 +231,7 @@ class Supervised:
 
 
 def _gradient(name: str) -> str:
-    return f"gradient.{name}"
+    return f"{GRADIENT}{name}"
 
 
 def _count(values: Mapping[str, Tensor]) -> Tensor:
