@@ -105,9 +105,10 @@ class Column:
 
 @click.command()
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Also write the tables as Markdown, to this file.")
+@click.option("--kind", "kinds", multiple=True, type=click.Choice(list(TITLES)), help="Only these; default: all.")
 @click.option("--again", is_flag=True, help="Forget what was kept of these sources.")
 @options
-def main(out: Path | None, again: bool, form: str, quick: bool) -> None:
+def main(out: Path | None, kinds: tuple[str, ...], again: bool, form: str, quick: bool) -> None:
     """Export every model of the zoo and every layer net, and replay each in every runtime that can be had.
 
     Errors are relative: |runtime - torch| / |torch|, norms of whole tensors, the worst output of the worst program.
@@ -116,10 +117,10 @@ def main(out: Path | None, again: bool, form: str, quick: bool) -> None:
     """
     if again:
         shutil.rmtree(_kept(), ignore_errors=True)
-    subjects = list(_subjects())
+    subjects = [subject for subject in _subjects() if not kinds or subject.kind in kinds]
     asked = dict(RUNTIMES)
     if quick:
-        subjects = [next(s for s in subjects if s.kind == kind) for kind in TITLES]
+        subjects = [next(s for s in subjects if s.kind == kind) for kind in kinds or TITLES]
         asked = {"onnxruntime": RUNTIMES["onnxruntime"]}
     exported = _export_all(subjects)
     bundles = [subject for subject in subjects if not exported[subject].refused]

@@ -18,14 +18,13 @@ TITLES = {  # kind of row -> the heading of its table
 def page(rows: list[Row], runtimes: dict[str, str]) -> str:
     """The page for these rows; `runtimes`: the name of each runtime's column -> why it is missing, "" if it is not."""
     reasons: dict[str, int] = {}  # reason -> its number
-    parts = [_HEAD.format(machine=_listed(machine()), versions=_listed(versions()))]
-    for kind, title in (
-        ("zoo", "Models of the zoo"),
-        ("layer", "Layers, each in a small net"),
-        ("option", "Options of export, on a small net"),
-    ):
-        table = _table([row for row in rows if row["kind"] == kind], list(runtimes), reasons)
-        parts += [f"## {title}\n", *table, ""]
+    kinds = [kind for kind in TITLES if any(row["kind"] == kind for row in rows)]
+    only = "".join(f" --kind {kind}" for kind in kinds) if len(kinds) < len(TITLES) else ""
+    command = f"python bench/coverage.py{only} -o docs/coverage.md" if only else "make coverage"
+    parts = [_HEAD.format(command=command, machine=_listed(machine()), versions=_listed(versions()))]
+    for kind, title in TITLES.items():
+        if chosen := [row for row in rows if row["kind"] == kind]:
+            parts += [f"## {title}\n", *_table(chosen, list(runtimes), reasons), ""]
     if gone := [f"* {name}: {why}" for name, why in runtimes.items() if why]:
         parts += ["## Missing where this was made\n", *gone, ""]
     if reasons:
@@ -35,10 +34,10 @@ def page(rows: list[Row], runtimes: dict[str, str]) -> str:
 
 _HEAD = """# Coverage
 
-    make coverage
+    {command}
 
-made this page: every model of the zoo (`edgefl zoo`) and every net of the layer tests, exported, then replayed from its
-golden inputs in every runtime.
+made this page: each model exported, then replayed from its golden inputs in every runtime. `make coverage` takes every
+model of the zoo (`edgefl zoo`), every net of the layer tests and every option of export.
 Machine: {machine}.
 Versions: {versions}.
 
