@@ -27,12 +27,13 @@ from edgefl.bundle import (
     Program,
     StateTensor,
     Target,
+    select,
 )
 from edgefl.errors import InputError, LoweringError
 from edgefl.golden import Runner, Runs
 from edgefl.tensors import Tensors
 from edgefl.training_artifacts import ENGINE
-from edgefl_exporter.losses import LOSSES, Labels, Loss
+from edgefl_exporter.losses import LOSSES, Labels, Loss, Structured
 from edgefl_exporter.lowering import lower
 from edgefl_exporter.model import DTYPES, Parts, take_apart
 from edgefl_exporter.optimizers import SGD, Optimizer
@@ -64,6 +65,7 @@ def export(
     micro_batches: int = 1,
     train: Sequence[str] = (),
     lora: int = 0,
+    private: Sequence[str] = (),
     batch: int | None = None,
     programs: Sequence[str] = PROGRAMS,
     method: str = "fedavg",
@@ -81,6 +83,7 @@ def export(
     loss             a name of `edgefl_exporter.losses.LOSSES`, or a Loss
     optimizer, groups, clip_norm, proximal, micro_batches   see `edgefl_exporter.update.Update`
     train, lora      what trains, see `edgefl_exporter.model.take_apart`; what does not never leaves a device
+    private          patterns of state that never leaves a device although it trains
     batch            a fixed batch size for the programs that train; by default it is dynamic
     programs         of: train, gradient, evaluate, predict. With `proximal` there is also `anchor`
     target           "onnxruntime-training" adds files for devices with that runtime, made and proven by
@@ -97,6 +100,8 @@ def export(
         torch.manual_seed(seed)
         parts = take_apart(with_randomness(model, example_input), train=train, lora=lora)
         chosen = _loss_named(loss)
+        if isinstance(parts.module, Structured):
+            chosen = parts.module.read_by(chosen)
         kind = _check_model(parts, example_input, chosen)
         task = Supervised(parts, samples_of(parts.module, example_input, chosen, kind), update, batch)
         _check_batch(task)
@@ -142,7 +147,7 @@ def export(
         made_by=f"edgefl {edgefl.__version__}, torch {torch.__version__.split('+')[0]}, "
         f"onnxruntime {onnxruntime.__version__}",
         data=contract,
-        state=_state(task, state),
+        state=_state(task, state, private),
         programs=entries,
         weights=_NO_FILE,
         targets={engine: Target((), made.parity) for engine, made in others.items()},
@@ -197,16 +202,17 @@ def _check_model(parts: Parts, x: Tensor, loss: Loss) -> Labels:
             hint="is the example input's shape [batch, ...] right?",
         ) from error
     kind = loss.labels(output)
-    if output.shape[0] != rows.shape[0]:
-        raise LoweringError(
-            f"the model turns {rows.shape[0]} examples into {output.shape[0]} rows; expected one row each",
-            hint="keep the first dimension for the batch",
-        )
-    if not bool(output.isfinite().all()):
-        raise LoweringError(
-            "the model gives values that are not finite on the example input",
-            hint="look for a division by zero, or the log or square root of something not positive",
-        )
+    for prediction in loss.predictions(output).values():
+        if prediction.shape[0] != rows.shape[0]:
+            raise LoweringError(
+                f"the model turns {rows.shape[0]} examples into {prediction.shape[0]} rows; expected one row each",
+                hint="keep the first dimension for the batch",
+            )
+        if not bool(prediction.isfinite().all()):
+            raise LoweringError(
+                "the model gives values that are not finite on the example input",
+                hint="look for a division by zero, or the log or square root of something not positive",
+            )
     return kind
 
 
@@ -223,7 +229,7 @@ def _check_batch(task: Supervised) -> None:
                 hint="export with a dynamic batch, or use GroupNorm",
             )
     kind = task.samples.kind
-    each = task.loss.each(torch.zeros(2, *task.output_shape), task.loss.sample(kind, 2, torch.Generator()))
+    each = task.loss.each(task.output_of_two, task.loss.sample(kind, 2, torch.Generator()))
     if each.dim() == 0:
         raise LoweringError(
             "a fixed batch size needs a loss for each example", hint="return [batch] from the loss function"
@@ -278,9 +284,14 @@ def _entry(definition: Definition, data: bytes) -> Program:
     )
 
 
-def _state(task: Supervised, state: dict[str, Tensor]) -> tuple[StateTensor, ...]:
-    """What training changes is averaged: parameters and float buffers. The optimizer's tensors stay on the device."""
+def _state(task: Supervised, state: dict[str, Tensor], private: Sequence[str]) -> tuple[StateTensor, ...]:
+    """What training changes is averaged, unless it is private: parameters and float buffers. The optimizer's tensors
+    stay on the device. Raises InputError for a pattern of `private` that matches nothing."""
     shared = {*task.used, *(name for name in task.changing if state[name].is_floating_point())}
+    for pattern in private:
+        if not select(state, [pattern]):
+            raise InputError(f"private {pattern!r} matches no tensor", hint=f"there is: {', '.join(list(state)[:8])}")
+    shared -= set(select(state, private))
     tensors = []
     for name, value in state.items():
         role: Literal["parameter", "buffer", "optimizer"] = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -27,15 +27,13 @@ class Labels:
 
 
 class Loss(Protocol):
-    """A loss over a batch of model outputs [batch, ...] and labels [batch, ...]."""
+    """A loss over what a model returns for a batch, mostly one tensor [batch, ...], and labels [batch, ...].
+
+    A model may return more than one tensor where its loss can read that (see `Structured`): so `output` is Any.
+    """
 
     @property
     def name(self) -> str: ...
-
-    @property
-    def output(self) -> str:
-        """What the model's output is called."""
-        ...
 
     @property
     def measures(self) -> tuple[tuple[str, Literal["mean", "sum"]], ...]:
@@ -50,25 +48,48 @@ class Loss(Protocol):
         """Random labels [count, ...] for a proof."""
         ...
 
-    def each(self, output: Tensor, labels: Tensor) -> Tensor:
+    def predictions(self, output: Any) -> dict[str, Tensor]:
+        """What somebody who asks for a prediction gets: name -> [batch, ...]."""
+        ...
+
+    def each(self, output: Any, labels: Tensor) -> Tensor:
         """The form that is lowered: the loss of each example, [batch], or of the batch where there is only that, []."""
         ...
 
-    def torch(self, output: Tensor, labels: Tensor) -> Tensor:
+    def torch(self, output: Any, labels: Tensor) -> Tensor:
         """PyTorch's own mean over the batch, which the lowered form is proven against."""
         ...
 
-    def measure(self, output: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def measure(self, output: Any, labels: Tensor) -> dict[str, Tensor]:
         """The metrics of each example, [batch], in the order of `measures`."""
         ...
 
-    def slack(self, output: Tensor) -> dict[str, Tensor]:
+    def slack(self, output: Any) -> dict[str, Tensor]:
         """Metric -> how much rounding may change its sum over this batch, where examples are undecided."""
         ...
 
 
+@runtime_checkable
+class Structured(Protocol):
+    """A module whose forward returns more than one tensor of predictions, and which knows how a loss reads that."""
+
+    def read_by(self, loss: Loss) -> Loss:
+        """A loss over everything that forward returns, made of a loss over predictions. Raises LoweringError for one
+        that does not suit."""
+        ...
+
+
+class _OneTensor:
+    """A loss of a model that returns one tensor, called `output`."""
+
+    output: str
+
+    def predictions(self, output: Tensor) -> dict[str, Tensor]:
+        return {self.output: output}
+
+
 @dataclass(frozen=True)
-class CrossEntropy:
+class CrossEntropy(_OneTensor):
     """-log softmax(logits)[label]: logits [batch, classes, *places], labels int64 [batch, *places] in 0..classes-1.
 
     With places (a segmentation) the mean over them. `label_smoothing` as torch's: that part of each label's
@@ -110,7 +131,7 @@ class CrossEntropy:
 
 
 @dataclass(frozen=True)
-class SoftCrossEntropy:
+class SoftCrossEntropy(_OneTensor):
     """-sum(label * log softmax(logits)): logits [batch, classes], labels float32 [batch, classes].
 
     Labels are probabilities; a row that sums to less counts less, as in PyTorch.
@@ -144,7 +165,7 @@ class SoftCrossEntropy:
 
 
 @dataclass(frozen=True)
-class NextToken:
+class NextToken(_OneTensor):
     """Cross entropy of each position: logits [batch, time, classes], labels int64 [batch, time], the mean over time."""
 
     name: str = "next_token"
@@ -174,7 +195,7 @@ class NextToken:
 
 
 @dataclass(frozen=True)
-class BinaryCrossEntropy:
+class BinaryCrossEntropy(_OneTensor):
     """Of logits [batch, ...] and labels float32 of the same shape, each 0..1: several labels for one example.
 
     The mean over an example's labels; correct is the part of them that is on the right side of 0.5.
@@ -205,7 +226,7 @@ class BinaryCrossEntropy:
 
 
 @dataclass(frozen=True)
-class Regression:
+class Regression(_OneTensor):
     """Of outputs [batch, ...] and labels float32 of the same shape, the mean over an example's numbers.
 
     "mse" is the squared error; "huber" the squared error / 2 up to `delta`, linear beyond (Huber 1964).
@@ -242,7 +263,7 @@ class Regression:
 
 
 @dataclass(frozen=True)
-class OwnLoss:
+class OwnLoss(_OneTensor):
     """Somebody's function (output, labels) -> the loss of each example [batch], or the mean over the batch [].
 
     `example` is a batch of labels: it fixes their shape and dtype, and random labels are drawn from its values.

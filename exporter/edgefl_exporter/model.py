@@ -49,9 +49,7 @@ class Parts:
             self.module.eval()
         buffers = {name: values[name].clone() for name in self.buffers}
         given = {name: values[name] for name in self.parameters} | buffers
-        if SEED.name in values:
-            given[SEED_BUFFER] = values[SEED.name]
-        return functional_call(self.module, given, (x,)), buffers
+        return functional_call(self.module, given | self._given(values), (x,)), buffers
 
     def load(self, values: Mapping[str, Tensor]) -> nn.Module:
         """A fresh copy of the module that holds the values (float64, if they are): PyTorch's own view of the state."""
@@ -62,13 +60,19 @@ class Parts:
         with torch.no_grad():
             for name in (*self.parameters, *self.buffers):
                 tensors[name].copy_(values[name])
-            if SEED.name in values:
-                tensors[SEED_BUFFER].copy_(values[SEED.name])
+            for name, value in self._given(values).items():
+                tensors[name].copy_(value)
         return module
 
     def settings(self, *, training: bool) -> tuple[Input, ...]:
-        """The inputs that a program needs because the model draws random numbers."""
-        return (SEED,) if draws(self.module, training=training) else ()
+        """The inputs that a program needs because the model draws random numbers, or declares settings."""
+        random = (SEED,) if draws(self.module, training=training) else ()
+        return (*random, *settings_of(self.module).values())
+
+    def _given(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The buffers that are inputs of a program, by their names in the module."""
+        inputs = {name: entry.name for name, entry in settings_of(self.module).items()} | {SEED_BUFFER: SEED.name}
+        return {name: values[given] for name, given in inputs.items() if given in values}
 
     def train_mode(self, module: nn.Module) -> nn.Module:
         """The module (or a copy of it) in training mode, but for its frozen parts."""
@@ -76,6 +80,31 @@ class Parts:
         for path in self.frozen:
             module.get_submodule(path).eval()
         return module
+
+
+def declare_setting(module: nn.Module, name: str, default: float, dtype: torch.dtype = torch.float32) -> None:
+    """Give `module` a scalar that a run can set: its forward reads the buffer `name`, a program has it as an input.
+
+    Every program of the model that is made by `Supervised` has it. It is no state: it neither stays nor travels.
+    """
+    module.register_buffer(name, torch.tensor(default, dtype=dtype), persistent=False)
+    declared: dict[str, Input] = module.__dict__.setdefault(_DECLARED, {})
+    declared[name] = Input(name, DTYPES[dtype], (), "setting", default)
+
+
+def settings_of(module: nn.Module) -> dict[str, Input]:
+    """Name of each buffer that `declare_setting` made -> the input that sets it. Raises LoweringError where two modules
+    declare one name."""
+    found: dict[str, Input] = {}
+    for path, child in module.named_modules():
+        for name, entry in child.__dict__.get(_DECLARED, {}).items():
+            if any(entry.name == other.name for other in found.values()):
+                raise LoweringError(f"two modules declare the setting {name!r}", hint="declare it once")
+            found[f"{path}.{name}" if path else name] = entry
+    return found
+
+
+_DECLARED = "_edgefl_settings"
 
 
 def take_apart(model: object, *, train: Sequence[str] = (), lora: int = 0) -> Parts:

@@ -58,7 +58,9 @@ Step = Callable[[Values], Values]
 # What PyTorch and the program answer when everything is moved by a rounding-sized part of itself.
 Nearby = Callable[[], tuple[Values, Values]]
 # Settings for random batches, away from their defaults: one that clips and pulls, one that pulls and does not clip. A
-# step is taken in the first and, where gradients are added up, not in the second (see `_away`).
+# step is taken in the first and, where gradients are added up, not in the second (see `_away`). Those that a model
+# declares become OWN_SETTINGS times their defaults.
+OWN_SETTINGS = (0.5, 1.5)
 SETTINGS = ({CLIP_NORM: 0.1, PROXIMAL: 0.3, SEED.name: 20_011}, {CLIP_NORM: 1e3, PROXIMAL: 0.7, SEED.name: -7})
 
 
@@ -214,7 +216,7 @@ def _cases(
             inputs = definition.draw(samples, count, generator)
             if LEARNING_RATE in inputs:
                 inputs[LEARNING_RATE] = torch.tensor(1.0)  # so that a step is no smaller than its gradient
-            yield Case(BATCHES, {**start, **inputs, **_away(inputs, settings, start)})
+            yield Case(BATCHES, {**start, **inputs, **_away(definition, inputs, settings, start)})
     if definition.typical:
         yield Case("first step", {**initial, **definition.draw(samples, 8, generator)})
     if not any(entry.name == FEATURES for entry in definition.inputs):
@@ -234,11 +236,20 @@ def _cases(
         yield Case("extreme inputs", {**state, **extreme})
 
 
-def _away(inputs: Values, settings: Mapping[str, float], state: Mapping[str, Tensor]) -> Values:
+def _away(definition: Definition, inputs: Values, settings: Mapping[str, float], state: Mapping[str, Tensor]) -> Values:
     """The settings among `inputs` away from their defaults; gradients are full after this batch, or after the next."""
-    found = dict(settings)
-    if settings and MICRO_BATCHES in inputs:
-        found[MICRO_BATCHES] = int(state[COUNT]) + 1 + SETTINGS.index(settings)
+    if not settings:
+        return {}
+    index = SETTINGS.index(settings)
+    found = {
+        entry.name: entry.default * OWN_SETTINGS[index]
+        for entry in definition.inputs
+        if entry.source == "setting" and entry.default is not None and entry.dtype == "float32"
+    }
+    found.pop(LEARNING_RATE, None)
+    found |= settings
+    if MICRO_BATCHES in inputs:
+        found[MICRO_BATCHES] = int(state[COUNT]) + 1 + index
     return {name: torch.full_like(inputs[name], value) for name, value in found.items() if name in inputs}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -97,7 +98,6 @@ class Supervised:
 
         def step(values: Values) -> dict[str, Tensor]:
             output, _ = self.parts.call(values, values[FEATURES], training=False)
-            assert isinstance(output, Tensor)
             return self._measured(output, values, self.loss.each(output, values[LABELS]).mean())
 
         def oracle(values: Values) -> dict[str, Tensor]:
@@ -110,20 +110,20 @@ class Supervised:
         return Definition("evaluate", inputs, self._outputs(), {}, step, oracle)
 
     def predict(self) -> Definition:
-        """The model's output in evaluation mode."""
+        """What the model predicts, in evaluation mode."""
 
         def step(values: Values) -> dict[str, Tensor]:
             output, _ = self.parts.call(values, values[FEATURES], training=False)
-            assert isinstance(output, Tensor)
-            return {self.loss.output: output}
+            return self.loss.predictions(output)
 
         def oracle(values: Values) -> dict[str, Tensor]:
             with torch.no_grad():
-                return {self.loss.output: self.parts.load(values).eval()(values[FEATURES])}
+                return self.loss.predictions(self.parts.load(values).eval()(values[FEATURES]))
 
-        output = Output(self.loss.output, "float32", ("batch", *self.output_shape), "concat")
+        trial = self.loss.predictions(self.output_of_two)
+        outputs = tuple(Output(n, "float32", ("batch", *value.shape[1:]), "concat") for n, value in trial.items())
         inputs = (self._features(None), *self.parts.settings(training=False))
-        return Definition("predict", inputs, (output,), {}, step, oracle)
+        return Definition("predict", inputs, outputs, {}, step, oracle)
 
     def _differentiate(self, values: Values) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
         """Loss and metrics, gradients, and the buffers afterwards, as functions that can be traced.
@@ -133,15 +133,12 @@ class Supervised:
         with torch.enable_grad():
             weights = {name: values[name].detach().requires_grad_() for name in self.used}
             output, buffers = self.parts.call({**values, **weights}, values[FEATURES], training=True)
-            assert isinstance(output, Tensor)
             cost = _mean(self.loss.each(output, values[LABELS]), values)
             gradients = torch.autograd.grad(cost, list(weights.values()))
         after = {name: buffers[name] for name in self.changing}
-        return (
-            self._measured(output.detach(), values, cost.detach()),
-            dict(zip(weights, gradients, strict=True)),
-            after,
-        )
+        with torch.no_grad():
+            result = self._measured(output, values, cost.detach())
+        return result, dict(zip(weights, gradients, strict=True)), after
 
     def _backward(self, values: Values) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
         """The same by PyTorch's own means, without the padding: results, weights with .grad, buffers afterwards."""
@@ -154,10 +151,11 @@ class Supervised:
         cost.backward()  # type: ignore[no-untyped-call]
         buffers = dict(module.named_buffers())
         after = {name: buffers[name].detach().clone() for name in self.changing}
-        output = output.detach()
-        return self._measured(output, real, cost.detach()) | self._slack(output), dict(weights), after
+        with torch.no_grad():
+            result = self._measured(output, real, cost.detach()) | self._slack(output)
+        return result, dict(weights), after
 
-    def _measured(self, output: Tensor, values: Values, cost: Tensor) -> dict[str, Tensor]:
+    def _measured(self, output: Any, values: Values, cost: Tensor) -> dict[str, Tensor]:
         """The loss and every metric of the batch, padding left out."""
         found = {"loss": cost}
         each = self.loss.measure(output, values[LABELS])
@@ -165,7 +163,7 @@ class Supervised:
             found[name] = _mean(each[name], values) if over_batches == "mean" else _sum(each[name], values)
         return found
 
-    def _slack(self, output: Tensor) -> dict[str, Tensor]:
+    def _slack(self, output: Any) -> dict[str, Tensor]:
         return {f"slack.{name}": value for name, value in self.loss.slack(output).items()}
 
     def _outputs(self) -> tuple[Output, ...]:
@@ -212,12 +210,11 @@ class Supervised:
         return used, tuple(name for name, (buffer, value) in before.items() if not torch.equal(buffer, value))
 
     @cached_property
-    def output_shape(self) -> tuple[int, ...]:
-        """The shape of one example's output."""
+    def output_of_two(self) -> Any:
+        """What the model returns for two examples."""
         rows = torch.cat([self.samples.example] * 2)
         with torch.no_grad():
-            output = self.parts.load(self.parts.parameters | self.parts.buffers).eval()(rows)
-        return tuple(output.shape[1:])
+            return self.parts.load(self.parts.parameters | self.parts.buffers).eval()(rows)
 
     @property
     def used(self) -> dict[str, Tensor]:
