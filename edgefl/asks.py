@@ -52,7 +52,8 @@ def reply_names(ask: Ask, manifest: Manifest) -> dict[str, tuple[str, tuple[int 
     expected: dict[str, tuple[str, tuple[int | str, ...]]] = {}
     for task in ask.tasks:
         program = manifest.program(task.program)
-        specs: dict[str, tuple[str, tuple[int | str, ...]]] = {t.name: (t.dtype, t.shape) for t in manifest.shared()}
+        specs: dict[str, tuple[str, tuple[int | str, ...]]]
+        specs = {group: (t.dtype, t.shape) for group, t in manifest.fusion_map().items()}
         # As on a device: a glob reaches no metric, since metrics are reported anyway; an exact name does.
         outputs = [o for o in program.outputs if not o.is_metric or o.name in task.send]
         specs |= {o.name: (o.dtype, o.shape) for o in outputs if o.name not in specs}

@@ -54,6 +54,9 @@ class StateTensor(_Frozen, frozen=True):
     `fuse` is the rule for federation: "mean" travels and is averaged, "local" never leaves the device.
     By default parameters that train and floating-point buffers that training changes are "mean"; frozen parameters,
     constant buffers, integer buffers (BatchNorm's num_batches_tracked) and the optimizer's tensors are "local".
+
+    `group` is the fusion group: what a shared tensor is called on its way and on the aggregator, by default its own
+    name. So bundles of different architecture fuse what they have in common, under one name.
     """
 
     name: str
@@ -61,6 +64,12 @@ class StateTensor(_Frozen, frozen=True):
     shape: tuple[int, ...]
     role: Literal["parameter", "buffer", "optimizer"]
     fuse: Literal["mean", "local"] = "mean"
+    group: str = ""
+
+    @property
+    def public_name(self) -> str:
+        """What asks and replies call it."""
+        return self.group or self.name
 
     @property
     def size_bytes(self) -> int:
@@ -232,6 +241,10 @@ class Manifest(_Frozen, frozen=True):
         """The state tensors that travel between device and aggregator."""
         return tuple(t for t in self.state if t.fuse == "mean")
 
+    def fusion_map(self) -> dict[str, StateTensor]:
+        """Fusion group -> the state tensor that travels under its name."""
+        return {t.public_name: t for t in self.shared()}
+
 
 class Bundle:
     """A verified bundle on disk. Make one with `read`."""
@@ -245,6 +258,11 @@ class Bundle:
     def weights(self) -> dict[str, Array]:
         """The initial state: name -> array."""
         return load_tensors(self.bytes_of(self.manifest.weights), self.path / WEIGHTS)
+
+    def shared_weights(self) -> dict[str, Array]:
+        """The initial values of what is shared: fusion group -> array."""
+        weights = self.weights()
+        return {group: weights[tensor.name] for group, tensor in self.manifest.fusion_map().items()}
 
     def golden(self, program: str) -> dict[str, Array]:
         """A program's golden inputs ("in.NAME") and outputs ("out.NAME")."""
@@ -385,6 +403,9 @@ def _check_manifest(manifest: Manifest, where: str) -> None:
     names = [t.name for t in manifest.state]
     if len(set(names)) != len(names):
         raise BundleError(f"{where}: two state tensors have one name")
+    public = [t.public_name for t in manifest.state]
+    if twice := sorted({name for name in public if public.count(name) > 1}):
+        raise BundleError(f"{where}: two state tensors are in the fusion group {twice[0]!r}")
     known = set(names)
     for name, program in manifest.programs.items():
         for tensor in (*program.reads, *program.writes):

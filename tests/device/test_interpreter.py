@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from toy import write_regression
 
 from edgefl.bundle import Bundle, DataContract, File, Input, Manifest, Normalisation, Parity, Program
 from edgefl.errors import DataError, EdgeflError, InputError
@@ -16,7 +18,7 @@ from edgefl_device.contract import batches
 from edgefl_device.dataset import Dataset
 from edgefl_device.interpreter import Outcome, Stopped, perform
 from edgefl_device.order import order_of, seed_of
-from edgefl_device.plan import plan
+from edgefl_device.plan import check_own_settings, plan
 from edgefl_device.runtime import Runtime
 
 TWO = Dataset(np.eye(2, dtype=np.float32), np.array([1, 2], np.float32))
@@ -106,6 +108,36 @@ def test_reset_and_what_stays(runtime: Runtime) -> None:
     np.testing.assert_array_equal(runtime.state()["moment"], [-1, -2])
 
 
+def test_what_is_shared_travels_under_the_name_of_its_fusion_group(tmp_path: Path) -> None:
+    runtime = Runtime(write_regression(tmp_path / "b", group="head"))
+    announced = {"head": np.array([1, 0], np.float32), "other": np.zeros(3, np.float32)}  # other: of another bundle
+    for send_as, sent in (("value", [1, 1]), ("delta", [0, 1])):
+        task = Task(program="train", load=("*",), batch_size=0, settings=LR, send=("h*",), send_as=send_as)
+        outcome = run(runtime, task, announced=announced)
+        assert list(outcome.tensors) == ["head"]
+        np.testing.assert_array_equal(outcome.tensors["head"], sent)
+        np.testing.assert_array_equal(runtime.view("w"), [1, 1])
+    for task, why in (
+        (Task(program="train", load=("w",), settings=LR), "load 'w' matches no tensor"),
+        (Task(program="train", load=("other",), settings=LR), "announced 'other' is no state tensor"),
+        (Task(program="train", settings=LR, send=("w",)), "send 'w' matches no tensor"),
+    ):
+        with pytest.raises(InputError, match=why):
+            run(runtime, task, announced=announced)
+
+
+def test_a_devices_own_settings_count_more_than_a_tasks(runtime: Runtime) -> None:
+    train = Task(program="train", batch_size=0, settings=LR, send=("w",))
+    evaluate = Task(program="evaluate")  # has no such setting
+    assert run(runtime, train, evaluate, own={"learning_rate": 0.25}).tensors["w"].tolist() == [0.25, 0.5]
+    check_own_settings({"momentum": 0.5}, runtime.manifest)
+    with pytest.raises(
+        InputError, match="this device sets 'max_steps', but no program of bundle 'regression'"
+    ) as error:
+        check_own_settings({"max_steps": 4}, runtime.manifest)
+    assert error.value.hint == "there is: learning_rate, momentum"
+
+
 def test_a_reset_pattern_may_find_nothing(runtime: Runtime) -> None:
     """FedAvg resets "optimizer.*" also where the bundle's SGD has none."""
     run(runtime, Task(program="train", reset=("optimizer.*",), settings=LR))
@@ -154,7 +186,7 @@ def test_announced_pixels_are_normalised_and_floats_are_not() -> None:
 
     def fed(features: np.ndarray) -> list[Any]:
         task = Task(program="learn", feed="announced")
-        one = plan(1, task, manifest, {"x": features, "y": probabilities}, {})
+        one = plan(1, task, manifest, {"x": features, "y": probabilities}, {}, {})
         [(features, labels)] = batches(one.data, one.contract, np.arange(1), 0)
         assert labels.dtype == np.float32
         return [features.item(), labels.tolist()]

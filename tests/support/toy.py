@@ -78,8 +78,8 @@ def _evaluate(width: int) -> bytes:
     return _model(_forward()[:4], inputs, outputs, [])
 
 
-def write_regression(path: Path, width: int = 2) -> Bundle:
-    """state w (shared), moment (optimizer, local), count (integer, local); programs train and evaluate.
+def write_regression(path: Path, width: int = 2, *, name: str = "regression", group: str = "") -> Bundle:
+    """state w (shared, in a fusion group), moment (optimizer, local), count (integer, local); programs train, evaluate.
 
     `width` is how many features there are, and weights.
     """
@@ -116,12 +116,12 @@ def write_regression(path: Path, width: int = 2) -> Bundle:
     )
     manifest = Manifest(
         format=1,
-        name="regression",
+        name=name,
         method="fedavg",
         made_by="hand",
         data=DataContract(features=(width,), dtype="float32", labels_dtype="float32"),
         state=(
-            StateTensor(name="w", dtype="float32", shape=(width,), role="parameter"),
+            StateTensor(name="w", dtype="float32", shape=(width,), role="parameter", group=group),
             StateTensor(name="moment", dtype="float32", shape=(width,), role="optimizer", fuse="local"),
             StateTensor(name="count", dtype="int64", shape=(), role="buffer", fuse="local"),
         ),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
@@ -43,13 +44,14 @@ def perform(
     feeds: Mapping[str, Dataset],
     *,
     device: str,
+    own: Mapping[str, float] = MappingProxyType({}),
     stopped: Callable[[], bool] = lambda: False,
     progress: Progress | None = None,
 ) -> Outcome:
     """Carry out `tasks` in order. The state changes only when all of them succeed.
 
     `feeds` holds the device's own "train" and "test" data, each from `fit_to_contract`. `device` is its name,
-    which takes part in the shuffle.
+    which takes part in the shuffle. `own` are its own settings, which count more than a task's.
 
     Metrics are "PROGRAM.OUTPUT" for every output that is one number, over the batches of the last epoch, and
     "PROGRAM.examples", the examples of that epoch. When two tasks run one program, the later one's are kept.
@@ -60,7 +62,7 @@ def perform(
     Raises InputError for a task that does not fit the bundle or the data, before anything runs; EdgeflError when
     training diverges or a value does not fit float16; Stopped when `stopped()` turns true between batches.
     """
-    plans = [plan(i, task, runtime.manifest, announced, feeds) for i, task in enumerate(tasks, 1)]
+    plans = [plan(i, task, runtime.manifest, announced, feeds, own) for i, task in enumerate(tasks, 1)]
     _refuse_double_sends(plans)
     before = runtime.state(_changed_by(plans))
     tensors: dict[str, Array] = {}
@@ -87,9 +89,9 @@ def _carry_out(
 ) -> tuple[dict[str, Array], dict[str, float]]:
     """One task: the tensors it sends and its metrics."""
     task = one.task
-    runtime.load({name: announced[name] for name in one.load})
+    runtime.load({name: announced[public] for public, name in one.load.items()})
     runtime.reset(one.reset)
-    base = runtime.state(one.send_state) if task.send_as == "delta" else {}
+    base = runtime.state(one.send_state.values()) if task.send_as == "delta" else {}
     reduced = _Reduced(one)
     seed = np.array(seed_of(task.seed, device), np.int64)
     for done, (epoch, x, y) in enumerate(_batches(one, device)):
@@ -104,11 +106,11 @@ def _carry_out(
 
     outputs = reduced.finish()
     tensors: dict[str, Array] = {}
-    for name in one.send_state:
+    for public, name in one.send_state.items():
         value = runtime.view(name)
         # The delta takes the place of its base: on a small board one copy of the weights less counts.
         changed = np.subtract(value, base[name], out=base[name]) if name in base else value.copy()
-        tensors[name] = _encode(changed, one, name)
+        tensors[public] = _encode(changed, one, name)
     for name in one.send_outputs:
         if name not in outputs:
             raise InputError(f"{one.where}: send {name!r}: the task has no batches, so no outputs")
@@ -226,4 +228,4 @@ def _refuse_double_sends(plans: Sequence[Plan]) -> None:
 
 def _changed_by(plans: Sequence[Plan]) -> list[str]:
     """State tensors that the plans may change."""
-    return sorted({name for one in plans for name in (*one.load, *one.reset, *one.program.writes)})
+    return sorted({name for one in plans for name in (*one.load.values(), *one.reset, *one.program.writes)})

@@ -21,16 +21,19 @@ FEATURES, LABELS = "x", "y"  # the announced tensors of the feed "announced"
 
 @dataclass(frozen=True)
 class Plan:
-    """One task, its names resolved and its data in hand. `where` names the task in errors."""
+    """One task, its names resolved and its data in hand. `where` names the task in errors.
+
+    `load` and `send_state`: what a tensor is called on its way -> what it is called in the state.
+    """
 
     where: str
     task: Task
     program: Program
     data: Dataset
     contract: DataContract
-    load: tuple[str, ...]
+    load: Mapping[str, str]
     reset: tuple[str, ...]
-    send_state: tuple[str, ...]
+    send_state: Mapping[str, str]
     send_outputs: tuple[str, ...]
     settings: Mapping[str, Array]
 
@@ -49,8 +52,18 @@ class Plan:
         return min(len(self.data), self.batches * (self.task.batch_size or len(self.data)))
 
 
-def plan(number: int, task: Task, manifest: Manifest, announced: Tensors, feeds: Mapping[str, Dataset]) -> Plan:
-    """Check one task. Raises InputError (DataError for data) that names the task and what is wrong with it."""
+def plan(
+    number: int,
+    task: Task,
+    manifest: Manifest,
+    announced: Tensors,
+    feeds: Mapping[str, Dataset],
+    own: Mapping[str, float],
+) -> Plan:
+    """Check one task. Raises InputError (DataError for data) that names the task and what is wrong with it.
+
+    `own` are the device's own settings: where the program has one of them, it counts more than the task's.
+    """
     where = f"task {number} ({task.program!r})"
     program = manifest.programs.get(task.program)
     if program is None:
@@ -79,7 +92,7 @@ def plan(number: int, task: Task, manifest: Manifest, announced: Tensors, feeds:
         reset=_matches(where, "reset", task.reset, [tensor.name for tensor in manifest.state]),
         send_state=send_state,
         send_outputs=send_outputs,
-        settings=_settings(where, task, program),
+        settings=_settings(where, task, program, own),
     )
     _check_micro_batches(one)
     return one
@@ -147,38 +160,39 @@ def _example_shape(described: Input, array: Array) -> tuple[int, ...]:
     return tuple(g if isinstance(w, str) else w for w, g in zip(wanted, got, strict=True))
 
 
-def _loads(where: str, task: Task, manifest: Manifest, announced: Tensors) -> tuple[str, ...]:
-    state = {tensor.name: tensor for tensor in manifest.state}
-    # A glob like "*" means the state; what the feed announces is not part of it.
-    offered = [name for name in announced if name in state or name not in (FEATURES, LABELS)]
-    names = _matches(where, "load", task.load, offered)
-    for name in names:
-        got, want = announced[name], state.get(name)
-        if want is None:
+def _loads(where: str, task: Task, manifest: Manifest, announced: Tensors) -> dict[str, str]:
+    """Announced name -> state tensor. A pattern passes over what this bundle has not: other bundles of the run may."""
+    state = {tensor.public_name: tensor for tensor in manifest.state}
+    for name in task.load:
+        if name in announced and name not in state:
             raise InputError(f"{where}: announced {name!r} is no state tensor of bundle {manifest.name!r}")
+    names = _matches(where, "load", task.load, [name for name in announced if name in state])
+    for name in names:
+        got, want = announced[name], state[name]
         if got.dtype != np.dtype(want.dtype) or got.shape != want.shape:
             raise InputError(
                 f"{where}: announced {name!r} is {got.dtype} {list(got.shape)}; "
                 f"expected {want.dtype} {list(want.shape)}",
                 hint="does the aggregator use the same bundle?",
             )
-    return names
+    return {name: state[name].name for name in names}
 
 
-def _sends(where: str, task: Task, program: Program, manifest: Manifest) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names of state tensors and of outputs to send. Local state never matches: it never leaves the device.
+def _sends(where: str, task: Task, program: Program, manifest: Manifest) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Fusion group -> state tensor to send, and names of outputs to send. Local state never matches: it never leaves
+    the device.
 
     A pattern reaches a metric only by its exact name, because metrics are reported anyway.
     """
-    shared = {tensor.name: tensor for tensor in manifest.shared()}
+    shared = manifest.fusion_map()
     outputs = {output.name: output for output in program.outputs if output.name not in shared}
     for pattern in task.send:
-        local = [t.name for t in manifest.state if t.name == pattern and t.name not in shared]
+        local = [t.name for t in manifest.state if t.name == pattern and t.fuse == "local"]
         if local and pattern not in outputs:
             raise InputError(f"{where}: {pattern!r} is local: it never leaves the device")
     offered = [*shared, *(name for name, o in outputs.items() if not o.is_metric or name in task.send)]
     names = _matches(where, "send", task.send, offered)
-    state = tuple(name for name in names if name in shared)
+    state = {name: shared[name].name for name in names if name in shared}
     if task.send_as == "delta":
         for name in state:
             if shared[name].dtype in ("bool", "uint8"):
@@ -194,8 +208,19 @@ def _matches(where: str, what: str, globs: tuple[str, ...], names: list[str]) ->
     return tuple(select(names, globs))
 
 
-def _settings(where: str, task: Task, program: Program) -> dict[str, Array]:
-    """Every scalar input of the program as an array: from the task, else the manifest's default."""
+def check_own_settings(own: Mapping[str, float], manifest: Manifest) -> None:
+    """Raises InputError for a setting of the device's own that no program of the bundle has."""
+    known = {i.name for program in manifest.programs.values() for i in program.inputs if i.source == "setting"}
+    for name in own:
+        if name not in known:
+            raise InputError(
+                f"this device sets {name!r}, but no program of bundle {manifest.name!r} has such a setting",
+                hint=f"there is: {', '.join(sorted(known)) or 'none'}",
+            )
+
+
+def _settings(where: str, task: Task, program: Program, own: Mapping[str, float]) -> dict[str, Array]:
+    """Every scalar input of the program as an array: the device's own, else the task's, else the manifest's default."""
     inputs = {i.name: i for i in program.inputs if i.source == "setting"}
     for name in task.settings:
         if name not in inputs:
@@ -203,7 +228,7 @@ def _settings(where: str, task: Task, program: Program) -> dict[str, Array]:
             raise InputError(f"{where}: unknown setting {name!r}; the program has {known}")
     arrays: dict[str, Array] = {}
     for name, described in inputs.items():
-        value = task.settings.get(name, described.default)
+        value = own.get(name, task.settings.get(name, described.default))
         if value is None:
             raise InputError(f"{where}: setting {name!r} is missing and has no default")
         dtype = np.dtype(described.dtype)
