@@ -9,11 +9,11 @@ frames. A driver (`edgefl.serve` over MQTT, or a test in memory) carries them:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from edgefl import asks, protocol
-from edgefl.bundle import Bundle
+from edgefl.classes import DeviceClass, class_of, stated
 from edgefl.coordinator import Action, Announce, Coordinator, Finished, Note, RoundDone
 from edgefl.errors import ProtocolError, RemoteProtocolError
 from edgefl.files import sha256_hex
@@ -22,6 +22,7 @@ from edgefl.protocol import (
     AggregatorStatus,
     Announcement,
     Assembly,
+    Assignment,
     BlobChunk,
     BlobRef,
     BlobRequest,
@@ -71,38 +72,45 @@ class _BlobDemand:
 
 class Aggregator:
     """One run's aggregator. `on_round` makes a finished round durable before the next is announced, and says
-    whether there should be a next; `on_note` is told what happens."""
+    whether there should be a next; `on_assign` makes durable which class a device has; `on_note` is told what
+    happens."""
 
     def __init__(
         self,
         run: str,
-        bundle: Bundle,
+        classes: Sequence[DeviceClass],
         coordinator: Coordinator,
         *,
         epoch: int,
+        assigned: Mapping[str, str],
         chunk_bytes: int = protocol.CHUNK_BYTES,
+        on_assign: Callable[[str, str], None],
         on_announce: Callable[[Announce], None],
         on_round: Callable[[RoundDone, Traffic], bool],
         on_note: Callable[[Note], None],
     ) -> None:
+        """`assigned`: device -> name of its class, of an earlier start of this run."""
         self.run = run
         self.coordinator = coordinator
         self.finished = False
         self._epoch = epoch
         self.chunk_bytes = chunk_bytes
+        self._on_assign = on_assign
         self._on_announce = on_announce
         self._on_round = on_round
         self._on_note = on_note
-        self._manifest = bundle.manifest
-        self._bundle_ref = BlobRef(bundle.sha256, len(bundle.manifest_bytes))
-        self._bundle_blobs = {bundle.sha256: bundle.manifest_bytes}
-        self._bundle_blobs |= {f.sha256: bundle.bytes_of(f) for f in bundle.manifest.files()}
+        self._classes = {one.name: one for one in classes}
+        self._assigned = {device: self._classes[name] for device, name in assigned.items()}
+        self._bundle_blobs: dict[str, bytes] = {}
+        for bundle in (one.bundle for one in classes):
+            self._bundle_blobs[bundle.sha256] = bundle.manifest_bytes
+            self._bundle_blobs |= {f.sha256: bundle.bytes_of(f) for f in bundle.manifest.files()}
         self._tensor_blobs: dict[str, bytes] = {}
         self._demand: dict[str, _BlobDemand] = {}
         self._connections: dict[str, Presence] = {}  # the newest of each device
         self._uploads: dict[str, _Upload] = {}  # by device
-        self._expected: dict[str, tuple[str, tuple[int | str, ...]]] = {}
-        self._largest_upload = 0
+        self._expected: dict[str, asks.Expected] = {}  # by class
+        self._largest_uploads: dict[str, int] = {}
         self._nonce = ""
         self._announced: Outgoing | None = None
         self._traffic = Traffic()
@@ -131,7 +139,8 @@ class Aggregator:
             self._traffic.up[device] = self._traffic.up.get(device, 0) + protocol.wire_bytes(topic, payload)
             if getattr(message, "device", device) != device:
                 raise RemoteProtocolError(f"a message that names another device than its topic {topic!r}")
-            if not isinstance(message, Presence) and device not in self.coordinator.present:
+            known = device in self._assigned
+            if known and not isinstance(message, Presence) and device not in self.coordinator.present:
                 # Who speaks is there, even if its presence was lost on the way.
                 self._carry_out(self.coordinator.joined(device, now_s), now_s)
             self._handle(device, message, body, now_s)
@@ -163,7 +172,7 @@ class Aggregator:
 
     def will(self) -> Outgoing:
         """What the broker says for us when we vanish."""
-        status = AggregatorStatus(self._epoch, "down", self._bundle_ref)
+        status = AggregatorStatus(self._epoch, "down")
         return Outgoing(protocol.aggregator_topic(self.run), protocol.encode(status), retain=True)
 
     def subscriptions(self) -> list[str]:
@@ -197,12 +206,29 @@ class Aggregator:
             return  # the will of a process that another one has replaced
         self._connections[device] = presence
         if presence.status == "up":
-            self._carry_out(self.coordinator.joined(device, now_s), now_s)
+            if self._assign(presence):
+                self._carry_out(self.coordinator.joined(device, now_s), now_s)
         else:
             if presence.status == "sleeping":
                 self._uploads.pop(device, None)  # "down" may be a short cut of the link: its chunks wait, up to a stall
             self._carry_out(self.coordinator.left(device, now_s), now_s)
             self._permit_more(now_s)
+
+    def _assign(self, presence: Presence) -> bool:
+        """Tell a device which bundle is for it: the one it had before, else that of the first class that suits it."""
+        device = presence.device
+        one = self._assigned.get(device) or class_of(presence, self._classes.values())
+        if one is None:
+            reason = f"no [[bundle]] of the run file is for {stated(presence)}"
+            self._on_note(Note("no bundle", self.coordinator.state.round, device, reason))
+            self._send_to(device, Assignment(self._epoch, None, reason=reason[:1000]))
+            return False
+        if device not in self._assigned:
+            self._on_assign(device, one.name)
+            self._assigned[device] = one
+        bundle = BlobRef(one.bundle.sha256, len(one.bundle.manifest_bytes))
+        self._send_to(device, Assignment(self._epoch, bundle, dict(one.settings)))
+        return True
 
     def _request(self, device: str, request: BlobRequest, now_s: float) -> None:
         if self._blob(request.sha256) is None:
@@ -220,8 +246,9 @@ class Aggregator:
             self._on_note(Note(verdict.status, offer.round, offer.device, verdict.reason))
             self._receipt(offer, verdict.status, verdict.reason)
             return
-        if offer.size_bytes > self._largest_upload:
-            reason = f"an upload of {offer.size_bytes} bytes; the asked tensors have at most {self._largest_upload}"
+        largest = self._largest_uploads[self._assigned[offer.device].name]
+        if offer.size_bytes > largest:
+            reason = f"an upload of {offer.size_bytes} bytes; the asked tensors have at most {largest}"
             self._refuse(offer, reason, now_s)
             return
         upload = self._uploads.get(offer.device)
@@ -251,7 +278,7 @@ class Aggregator:
         del self._uploads[offer.device]
         try:
             tensors = protocol.bytes_to_tensors(upload.assembly.finish(), f"the upload of device {offer.device!r}")
-            checked = asks.check_reply(tensors, self._expected, offer.device)
+            checked = asks.check_reply(tensors, self._expected[self._assigned[offer.device].name], offer.device)
             if bad := protocol.not_finite(offer.metrics):
                 raise RemoteProtocolError(f"device {offer.device!r} sent metric {bad!r}, which is not finite")
         except ProtocolError as error:
@@ -342,7 +369,6 @@ class Aggregator:
             devices=list(action.devices),
             tasks=list(action.ask.tasks),
             tensors=ref,
-            bundle=self._bundle_ref,
         )
         payload = protocol.encode(announcement, data if len(data) <= self._inline_bytes else b"")
         self._announced = Outgoing(protocol.round_topic(self.run), payload, retain=True)
@@ -350,15 +376,15 @@ class Aggregator:
         self._out.append(self._announced)
 
     def _expect(self, ask: Ask) -> None:
-        self._expected = asks.reply_names(ask, self._manifest)
-        self._largest_upload = asks.largest_reply_bytes(self._expected)
+        self._expected = {name: asks.reply_names(ask, one.bundle.manifest) for name, one in self._classes.items()}
+        self._largest_uploads = {name: asks.largest_reply_bytes(names) for name, names in self._expected.items()}
 
     @property
     def _inline_bytes(self) -> int:
         return min(protocol.INLINE_BYTES, self.chunk_bytes)
 
     def _publish_status(self, status: str) -> None:
-        message = AggregatorStatus(self._epoch, status, self._bundle_ref)  # type: ignore[arg-type]
+        message = AggregatorStatus(self._epoch, status)  # type: ignore[arg-type]
         self._out.append(Outgoing(protocol.aggregator_topic(self.run), protocol.encode(message), retain=True))
 
     def _take_out(self) -> list[Outgoing]:

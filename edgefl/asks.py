@@ -14,6 +14,9 @@ from edgefl.protocol import MAX_BLOB_BYTES
 from edgefl.tensors import Array
 
 
+Expected = Mapping[str, tuple[str, tuple[int | str, ...]]]  # name -> (dtype on the wire, shape); a string is any length
+
+
 def check_ask(ask: Ask, manifest: Manifest) -> None:
     """Raise BundleError for a program that the bundle has not, ConfigError for a task that no device could do right."""
     asked = {task.program for task in ask.tasks}
@@ -47,8 +50,8 @@ def _check_batch_size(task: Task, manifest: Manifest) -> None:
         )
 
 
-def reply_names(ask: Ask, manifest: Manifest) -> dict[str, tuple[str, tuple[int | str, ...]]]:
-    """What a reply to `ask` must hold: name -> (dtype on the wire, shape); a string in a shape is any length."""
+def reply_names(ask: Ask, manifest: Manifest) -> Expected:
+    """What a reply to `ask` must hold."""
     expected: dict[str, tuple[str, tuple[int | str, ...]]] = {}
     for task in ask.tasks:
         program = manifest.program(task.program)
@@ -63,9 +66,7 @@ def reply_names(ask: Ask, manifest: Manifest) -> dict[str, tuple[str, tuple[int 
     return expected
 
 
-def check_reply(
-    tensors: Mapping[str, Array], expected: Mapping[str, tuple[str, tuple[int | str, ...]]], device: str
-) -> dict[str, Array]:
+def check_reply(tensors: Mapping[str, Array], expected: Expected, device: str) -> dict[str, Array]:
     """The reply's tensors, float16 widened to float32.
 
     Raises RemoteProtocolError naming the first tensor that is missing, unknown, of another dtype or shape, or not
@@ -92,7 +93,7 @@ def check_reply(
     return checked
 
 
-def largest_reply_bytes(expected: Mapping[str, tuple[str, tuple[int | str, ...]]]) -> int:
+def largest_reply_bytes(expected: Expected) -> int:
     """An upper bound of a reply's safetensors bytes, so that nobody can make us reserve more."""
     if any(isinstance(n, str) for _, shape in expected.values() for n in shape):
         return MAX_BLOB_BYTES

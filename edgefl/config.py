@@ -12,6 +12,7 @@ import msgspec
 import tomli_w
 from msgspec import Meta
 
+from edgefl.classes import parse_condition
 from edgefl.coordinator import RoundSettings
 from edgefl.errors import ConfigError
 from edgefl.fusion import fusion_named, weight_named
@@ -51,6 +52,39 @@ class EvaluateSection(_Section, frozen=True):
     batch_size: Annotated[int, Meta(ge=1)] = 256
 
 
+class BundleSection(_Section, frozen=True):
+    """`[[bundle]]`: the bundle of a class of devices. The first that suits a device is its, for the whole run.
+
+    path        a bundle; or `model` and `options` to make one: FILE:OBJECT or zoo:NAME, and options of `edgefl export`
+    name        of the class; default: of the bundle or the model
+    condition   the key `for`: on what a device states, for example "memory_mb >= 2000 and cores >= 4"
+    devices     patterns of names, one of which must match
+    settings    of programs, for these devices: max_steps = 4
+    """
+
+    path: str | None = None
+    model: str | None = None
+    options: dict[str, Any] = {}
+    name: Annotated[str, Meta(pattern=NAME)] = ""
+    condition: str = msgspec.field(default="", name="for")
+    devices: tuple[str, ...] = ()
+    settings: dict[str, float] = {}
+
+    @property
+    def class_name(self) -> str:
+        if self.name or self.path is not None:
+            return self.name or Path(self.path or "").name.removesuffix(".bundle")
+        return bundle_name(self.model or "")
+
+
+class ProfileSection(_Section, frozen=True):
+    """`[[fleet.profile]]`: what emulated devices state and set for themselves; they take the profiles by turns."""
+
+    memory_mb: Annotated[int, Meta(ge=1)] | None = None
+    cores: Annotated[int, Meta(ge=1)] | None = None
+    settings: dict[str, float] = {}
+
+
 class FleetSection(_Section, frozen=True):
     """`[fleet]`: the devices that `edgefl run` emulates, each a process, and how they share `data`.
 
@@ -64,16 +98,17 @@ class FleetSection(_Section, frozen=True):
     alpha: Annotated[float, Meta(gt=0)] = 0.5
     per_device: Annotated[int, Meta(ge=1)] = 2
     threads: Annotated[int, Meta(ge=1)] = 1
+    profile: tuple[ProfileSection, ...] = ()
 
 
 class RunFile(_Section, frozen=True):
-    """A whole run file. Exactly one of `bundle` and `model` is given.
+    """A whole run file. Exactly one of `bundle` and `model` is given; `bundle` is a path, or sections [[bundle]].
 
     Paths in it are relative to its folder, but `runs`: run directories are made where you are.
     """
 
     name: Annotated[str, Meta(pattern=NAME, max_length=20)]
-    bundle: str | None = None
+    bundle: str | tuple[BundleSection, ...] | None = None
     model: str | None = None
     seed: Annotated[int, Meta(ge=0)] = 0
     runs: str = "runs"
@@ -82,6 +117,13 @@ class RunFile(_Section, frozen=True):
     round: RoundSettings = RoundSettings()
     evaluate: EvaluateSection | None = None
     fleet: FleetSection | None = None
+
+    @property
+    def bundles(self) -> tuple[BundleSection, ...]:
+        """The classes of devices; one, of all devices, where the file only names a bundle or a model."""
+        if isinstance(self.bundle, tuple):
+            return self.bundle
+        return (BundleSection(path=self.bundle, model=self.model),)
 
 
 def read_run_file(path: Path) -> RunFile:
@@ -103,8 +145,8 @@ def read_run_file(path: Path) -> RunFile:
     )
     return msgspec.structs.replace(
         run,
-        bundle=_beside(base, run.bundle) if run.bundle else None,
-        model=_beside(base, run.model) if run.model and not run.model.startswith("zoo:") else run.model,
+        bundle=_bundles_beside(base, run.bundle),
+        model=_model_beside(base, run.model),
         broker=broker,
         evaluate=evaluate,
         fleet=fleet,
@@ -125,6 +167,7 @@ def parse_run_file(text: str, *, where: str) -> RunFile:
         raise ConfigError(f"{where}: {_readable(error)}") from error
     if (run.bundle is None) == (run.model is None):
         raise ConfigError(f"{where}: give either `bundle` or `model`", hint='for example: bundle = "digits.bundle"')
+    _check_bundles(run.bundles, where)
     make_method(run, {}, where=where)
     return run
 
@@ -174,19 +217,39 @@ def _public(url: str) -> str:
     return scheme + found + rest.rpartition("@")[2]
 
 
+def _check_bundles(bundles: tuple[BundleSection, ...], where: str) -> None:
+    names = [one.class_name for one in bundles]
+    if not names:
+        raise ConfigError(f"{where}: there is no [[bundle]]")
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"{where}: two [[bundle]] are called {twice[0]!r}", hint="give each its own `name`")
+    for one, name in zip(bundles, names, strict=True):
+        if (one.path is None) == (one.model is None):
+            raise ConfigError(f"{where}: [[bundle]] {name!r}: give either `path` or `model`")
+        if one.options and one.path is not None:
+            raise ConfigError(f"{where}: [[bundle]] {name!r}: options are for making a bundle of a `model`")
+        if one.condition:
+            parse_condition(one.condition)
+
+
 def _check_keys(raw: Mapping[str, Any], kind: type[Any], where: str, section: str) -> None:
+    """Raise ConfigError for a key that its section has not. Options of an export are checked when they are used."""
+    known = kind.__struct_encode_fields__
     for key, value in raw.items():
-        if key not in kind.__struct_fields__:
+        if key not in known:
             place = f" in [{section}]" if section else ""
-            raise ConfigError(f"{where}: unknown key {key!r}{place}", hint=_nearest(key, kind.__struct_fields__))
-        if isinstance(value, dict) and (inner := _SECTIONS.get(key)) is not None and not section:
-            _check_keys(value, inner, where, key)
+            raise ConfigError(f"{where}: unknown key {key!r}{place}", hint=_nearest(key, known))
+        inner = _SECTIONS.get(f"{section}.{key}" if section else key)
+        if inner is not None:
+            for part in value if isinstance(value, list) else [value]:
+                if isinstance(part, dict):
+                    _check_keys(part, inner, where, key)
 
 
-def _check_finite(raw: Mapping[str, Any], where: str, place: str) -> None:
+def _check_finite(raw: Any, where: str, place: str) -> None:
     """TOML knows inf and nan, the wire (JSON) does not."""
-    for key, value in raw.items():
-        if isinstance(value, dict):
+    for key, value in raw.items() if isinstance(raw, dict) else enumerate(raw):
+        if isinstance(value, (dict, list)):
             _check_finite(value, where, f"{place}{key}.")
         elif isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{where}: {place}{key} is {value}; expected a finite number")
@@ -197,6 +260,8 @@ _SECTIONS: dict[str, type[Any]] = {
     "round": RoundSettings,
     "evaluate": EvaluateSection,
     "fleet": FleetSection,
+    "bundle": BundleSection,
+    "fleet.profile": ProfileSection,
 }
 
 
@@ -214,3 +279,24 @@ def _readable(error: msgspec.ValidationError) -> str:
 def _beside(base: Path, path: str) -> str:
     """`path` as seen from the run file's folder. A named data set ("digits") is no path."""
     return path if path == "digits" else str((base / path).resolve()) if not Path(path).is_absolute() else path
+
+
+def _bundles_beside(base: Path, bundle: str | tuple[BundleSection, ...] | None) -> Any:
+    if not isinstance(bundle, tuple):
+        return _beside(base, bundle) if bundle else None
+    return tuple(
+        msgspec.structs.replace(
+            one, path=_beside(base, one.path) if one.path else None, model=_model_beside(base, one.model)
+        )
+        for one in bundle
+    )
+
+
+def _model_beside(base: Path, model: str | None) -> str | None:
+    return _beside(base, model) if model and not model.startswith("zoo:") else model
+
+
+def bundle_name(model: str) -> str:
+    """What a bundle is called: OBJECT, or the file's name where OBJECT says nothing ("model")."""
+    file, _, name = model.rpartition(":")
+    return Path(file).stem if name == "model" else name

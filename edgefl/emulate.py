@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 
 from edgefl.errors import EdgeflError
 
@@ -25,11 +25,12 @@ class Fleet:
         data: Mapping[str, Path],
         directory: Path,
         *,
+        options: Mapping[str, Sequence[str]] = MappingProxyType({}),
         threads: int = 1,
         tls: Mapping[str, str] | None = None,
     ) -> None:
-        """`data`: device name -> its data; `tls`: "ca", "cert", "key" -> file. Logs and device state go into
-        `directory`."""
+        """`data`: device name -> its data; `options`: more words of its command; `tls`: "ca", "cert", "key" -> file.
+        Logs and device state go into `directory`."""
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._directory = directory
         self._url = url
@@ -37,7 +38,8 @@ class Fleet:
         directory.mkdir(parents=True, exist_ok=True)
         try:
             for name, path in data.items():
-                self._start(name, ["--run", run, "--data", str(path), "--threads", str(threads), *files])
+                words = ["--run", run, "--data", str(path), "--threads", str(threads), *files]
+                self._start(name, [*words, *options.get(name, ())])
         except BaseException:
             self.stop()
             raise

@@ -15,7 +15,7 @@ Topics, at most six levels, no round number in a topic name:
     edgefl/1/RUN/aggregator         retained   AggregatorStatus; its will says down  aggregator -> devices
     edgefl/1/RUN/device/DEVICE      retained   Presence; its will says down          device -> aggregator
     edgefl/1/RUN/up/SHARD/DEVICE               BlobRequest, Offer, UploadChunk, TaskFailed
-    edgefl/1/RUN/down/DEVICE                   Permit, Receipt
+    edgefl/1/RUN/down/DEVICE                   Assignment, Permit, Receipt
     edgefl/1/RUN/blob/PREFIX                   BlobChunk
 
 A reply travels so: the device *offers* it (with its tensors, if they fit); the aggregator *permits* the chunks it
@@ -85,6 +85,7 @@ class Presence(_Message, frozen=True, tag="presence"):
     cores: Count = 0
     memory_mb: Count = 0
     runtime: Text = ""
+    engine: Text = ""
     train_examples: Count = 0
     test_examples: Count = 0
 
@@ -94,7 +95,19 @@ class AggregatorStatus(_Message, frozen=True, tag="aggregator"):
 
     epoch: Count
     status: Literal["up", "down", "finished"]
-    bundle: BlobRef
+
+
+class Assignment(_Message, frozen=True, tag="assignment"):
+    """Which bundle a device is to use, the answer to its presence: sent again whenever it says that it is up.
+
+    `settings` of programs are for the device's class and count more than a task's. Without a bundle there is none for
+    this device, and `reason` says why.
+    """
+
+    epoch: Count
+    bundle: BlobRef | None
+    settings: Annotated[dict[Annotated[str, Meta(max_length=200)], float], Meta(max_length=200)] = {}
+    reason: Text = ""
 
 
 class Announcement(_Message, frozen=True, tag="announcement"):
@@ -112,7 +125,6 @@ class Announcement(_Message, frozen=True, tag="announcement"):
     devices: Annotated[list[Name], Meta(max_length=10_000)]
     tasks: Annotated[list[Task], Meta(max_length=100)]
     tensors: BlobRef
-    bundle: BlobRef
 
 
 class BlobRequest(_Message, frozen=True, tag="blob_request"):
@@ -180,6 +192,7 @@ class TaskFailed(_Message, frozen=True, tag="task_failed"):
 Message = (
     Presence
     | AggregatorStatus
+    | Assignment
     | Announcement
     | BlobRequest
     | BlobChunk

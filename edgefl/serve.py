@@ -6,7 +6,7 @@ import contextlib
 import queue
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -14,17 +14,18 @@ from typing import Any
 
 from edgefl import protocol
 from edgefl.aggregator import Aggregator, Traffic
-from edgefl.bundle import Bundle
+from edgefl.classes import DeviceClass
 from edgefl.coordinator import Coordinator, Note, RoundDone, RoundSettings
 from edgefl.errors import EdgeflError
-from edgefl.method import Method, State
+from edgefl.method import Method
 from edgefl.mqtt import Address, Broken, Connected, Connection, Disconnected, Received, Tls
 from edgefl.store import Record, Store
 from edgefl.tensors import Array
 
 CHECK_S = 1.0
 
-Evaluate = Callable[[dict[str, Array]], dict[str, float]]  # whole state -> "evaluate.loss", "evaluate.correct" ...
+# What the method has fused -> "evaluate.loss", "evaluate.correct" ...
+Evaluate = Callable[[Mapping[str, Array]], dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Server:
     def __init__(
         self,
         run: str,
-        bundle: Bundle,
+        classes: Sequence[DeviceClass],
         method: Method,
         store: Store,
         address: Address,
@@ -59,8 +60,6 @@ class Server:
         watcher: Watcher = Watcher(),
     ) -> None:
         self.store = store
-        self._bundle = bundle
-        self._initial = bundle.weights()
         self._evaluate = evaluate
         self._target = target_accuracy
         self._watcher = watcher
@@ -80,9 +79,11 @@ class Server:
         self._connection = Connection(address, f"edgefl-{run}-aggregator", will=self._will, tls=tls)
         self._aggregator = Aggregator(
             run,
-            bundle,
+            classes,
             self.coordinator,
             epoch=store.epoch,
+            assigned=store.classes(),
+            on_assign=store.save_class,
             on_announce=store.save_open_round,
             on_round=self._round_done,
             on_note=self._note,
@@ -163,7 +164,7 @@ class Server:
             **_rates(done.fused.metrics),
         }
         if self._evaluate is not None:
-            held_out = _rates(self._evaluate(whole_state(self._initial, done.state)))
+            held_out = _rates(self._evaluate(done.state.tensors))
             record["loss"] = held_out["evaluate.loss"]
             record["accuracy"] = held_out.get("evaluate.accuracy")
         elif "evaluate.accuracy" in record:
@@ -180,7 +181,7 @@ class Server:
     def _note(self, note: Note) -> None:
         self.store.note(note)
         replies, asked = self.coordinator.replies
-        if note.event in ("failed", "refused", "asked again", "protocol error"):
+        if note.event in ("failed", "refused", "asked again", "protocol error", "no bundle"):
             about = f" device {note.device}" if note.device else ""
             self._watcher.progress(f"round {note.round + 1}:{about} {note.event}: {note.text}")
         elif asked:
@@ -192,11 +193,6 @@ class Server:
     def _will(self) -> tuple[str, bytes]:
         message = self._aggregator.will()
         return message.topic, message.payload
-
-
-def whole_state(initial: dict[str, Array], state: State) -> dict[str, Array]:
-    """The bundle's initial state with what the method has fused in its place."""
-    return {name: state.tensors.get(name, value) for name, value in initial.items()}
 
 
 def _rates(metrics: Any) -> dict[str, float]:

@@ -3,7 +3,8 @@
     runs/digits-20260102-030405/
         run.toml              the resolved run file
         run.json              how often the aggregator started (its epoch), the secret of its nonces
-        bundle/               the bundle that devices download
+        bundles/CLASS/        the bundle that devices of a class download
+        devices.jsonl         which class each device has
         state.safetensors     the method's state after the last durable round, with that round's record
         open.json             the round that is announced, if one is
         metrics.jsonl         one record per durable round
@@ -64,6 +65,7 @@ class Store:
             epoch, secret = int(saved["epoch"]) + 1, str(saved["secret"])
         store = cls._begin(path, epoch, secret)
         try:
+            store._repair_lines("devices.jsonl")
             store._repair_metrics()
         except BaseException:
             store.close()
@@ -81,7 +83,7 @@ class Store:
         """Make a round durable: its state first, then its record."""
         about = {"round": state.round, "numbers": dict(state.numbers), "record": record}
         write_atomic(self.path / "state.safetensors", save_tensors(state.tensors, {"about": json.dumps(about)}))
-        self._append_metrics(record)
+        self._append("metrics.jsonl", record)
 
     def load_state(self) -> State | None:
         """The state after the last durable round; None before the first."""
@@ -93,11 +95,7 @@ class Store:
 
     def records(self) -> list[Record]:
         """One record per durable round."""
-        path = self.path / "metrics.jsonl"
-        if not path.exists():
-            return []
-        with _damage(path):
-            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return self._lines("metrics.jsonl")
 
     def _about(self) -> dict[str, Any] | None:
         path = self.path / "state.safetensors"
@@ -107,24 +105,47 @@ class Store:
             about: dict[str, Any] = json.loads(load_metadata(path.read_bytes())["about"])
         return about
 
-    def _append_metrics(self, record: Record) -> None:
-        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+    def _repair_metrics(self) -> None:
+        """After a crash: a last line that is cut, or a durable round whose record was not yet appended."""
+        self._repair_lines("metrics.jsonl")
+        about = self._about()
+        records = self.records()
+        if about is not None and (not records or records[-1]["round"] != about["record"]["round"]):
+            self._append("metrics.jsonl", about["record"])
+
+    # --- devices ----------------------------------------------------------------------------------------------
+
+    def save_class(self, device: str, name: str) -> None:
+        """Remember which class a device has, durably: its private state fits no other."""
+        self._append("devices.jsonl", {"device": device, "class": name})
+
+    def classes(self) -> dict[str, str]:
+        """The class of each device that ever joined."""
+        return {line["device"]: line["class"] for line in self._lines("devices.jsonl")}
+
+    # --- files of lines ---------------------------------------------------------------------------------------
+
+    def _append(self, name: str, record: Record) -> None:
+        with open(self.path / name, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
-    def _repair_metrics(self) -> None:
-        """After a crash: a last line that is cut, or a durable round whose record was not yet appended."""
-        path = self.path / "metrics.jsonl"
+    def _lines(self, name: str) -> list[Record]:
+        path = self.path / name
+        if not path.exists():
+            return []
+        with _damage(path):
+            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+    def _repair_lines(self, name: str) -> None:
+        """Remove a last line that a crash has cut."""
+        path = self.path / name
         with _damage(path):
             text = path.read_text(encoding="utf-8") if path.exists() else ""
         whole = text[: text.rfind("\n") + 1]
         if whole != text:
             write_atomic(path, whole.encode())
-        about = self._about()
-        records = self.records()
-        if about is not None and (not records or records[-1]["round"] != about["record"]["round"]):
-            self._append_metrics(about["record"])
 
     # --- rounds and events ------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from pathlib import Path
@@ -40,6 +41,15 @@ from edgefl.training_artifacts import ENGINE
     show_default=True,
     help="What trains; the other one needs a bundle exported for it, and its own environment.",
 )
+@click.option("--memory-mb", type=click.IntRange(1), help="Memory to state; default: what is here. Decides the bundle.")
+@click.option("--cores", type=click.IntRange(1), help="Cores to state; default: what is here.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="This device's own setting of a program, such as max_steps=4: counts more than what the aggregator says.",
+)
 @click.option("--ca", type=click.Path(path_type=Path), help="Certificate of the authority to trust (PEM), for mqtts.")
 @click.option("--cert", type=click.Path(path_type=Path), help="Certificate of this device (PEM), for mutual TLS.")
 @click.option("--key", type=click.Path(path_type=Path), help="Key of --cert.")
@@ -53,6 +63,9 @@ def device(
     state: Path | None,
     threads: int,
     engine: str,
+    memory_mb: int | None,
+    cores: int | None,
+    settings: tuple[str, ...],
     ca: Path | None,
     cert: Path | None,
     key: Path | None,
@@ -82,6 +95,9 @@ def device(
         tls=Tls(ca, cert, key),
         threads=threads,
         engine=engine,
+        memory_mb=memory_mb,
+        cores=cores,
+        settings=dict(_setting(text) for text in settings),
         parent=parent,
     )
     try:
@@ -89,3 +105,15 @@ def device(
     except KeyboardInterrupt:
         tell(f"left; {options.state} keeps what is needed to come back")
         raise SystemExit(130) from None
+
+
+def _setting(text: str) -> tuple[str, float]:
+    """ "max_steps=4" -> ("max_steps", 4.0). Raises ConfigError."""
+    name, _, value = text.partition("=")
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not name.isidentifier() or not math.isfinite(number):
+        raise ConfigError(f"--set {text!r} is not NAME=NUMBER", hint="for example --set max_steps=4")
+    return name, number

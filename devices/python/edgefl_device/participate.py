@@ -9,9 +9,10 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from edgefl import protocol
 from edgefl.bundle import PORTABLE
@@ -24,6 +25,7 @@ from edgefl_device.contract import fit_to_contract
 from edgefl_device.dataset import Splits
 from edgefl_device.engine import Engine, name_of, start
 from edgefl_device.interpreter import Outcome, Stopped, perform
+from edgefl_device.plan import check_own_settings
 from edgefl_device.session import (
     Action,
     Cancel,
@@ -54,6 +56,9 @@ class Options:
     tls: Tls | None = None
     threads: int = 1
     engine: str = PORTABLE
+    memory_mb: int | None = None  # what it states instead of what it has; so with cores
+    cores: int | None = None
+    settings: Mapping[str, float] = MappingProxyType({})  # of programs, its own
     parent: int | None = None  # end when this process is no longer our parent
 
 
@@ -143,7 +148,8 @@ class _Participant:
         self._done = False
         self._replaced = False  # another device has our name: it is not for us to say that it sleeps
         capabilities: dict[str, int | str] = {
-            "memory_mb": _memory_mb(),
+            "memory_mb": _memory_mb() if options.memory_mb is None else options.memory_mb,
+            "cores": (os.cpu_count() or 0) if options.cores is None else options.cores,
             "runtime": name_of(options.engine),
             "train_examples": len(options.data.train),
             "test_examples": len(options.data.test) if options.data.test is not None else 0,
@@ -231,6 +237,7 @@ class _Participant:
         try:
             train = fit_to_contract(data.train, contract, "training data")
             test = fit_to_contract(data.test, contract, "test data") if data.test is not None else None
+            check_own_settings(self._options.settings, action.bundle.manifest)
             self._runtime = start(self._options.engine, action.bundle, threads=self._options.threads)
         except EdgeflError as error:
             self._carry_out(self._session.unfit(error.message))
@@ -268,7 +275,13 @@ class _Participant:
         runtime.load(self._session.private)
         feeds = {"train": data.train} | ({"test": data.test} if data.test is not None else {})
         outcome = perform(
-            runtime, job.announcement.tasks, job.tensors, feeds, device=self._options.name, stopped=stop.is_set
+            runtime,
+            job.announcement.tasks,
+            job.tensors,
+            feeds,
+            device=self._options.name,
+            own={**job.settings, **self._options.settings},
+            stopped=stop.is_set,
         )
         return _Performed(job, outcome, runtime.state(local))
 

@@ -9,10 +9,10 @@ The driver (`edgefl_device.participate`) owns the connection, the clock and the 
 
 from __future__ import annotations
 
-import os
+import math
 import random
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from edgefl.files import sha256_hex
 from edgefl.protocol import (
     AggregatorStatus,
     Announcement,
+    Assignment,
     BlobChunk,
     BlobRef,
     BlobRequest,
@@ -42,6 +43,7 @@ from edgefl_device.journal import Journal, Kept
 
 OFFER_AGAIN_S = 3.0  # first repetition of an offer without an answer; doubles up to a minute
 OFFER_AGAIN_MOST_S = 60.0
+ASSIGNMENT_AGAIN_S = 3.0  # without an assignment for so long, say again that we are up; doubles up to a minute
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,11 @@ class Prepare:
 
 @dataclass(frozen=True)
 class Job:
-    """The work of one ask."""
+    """The work of one ask. `settings` are those of the device's class."""
 
     announcement: Announcement
     tensors: Tensors
+    settings: Mapping[str, float]
 
     @property
     def key(self) -> tuple[int, str]:
@@ -137,6 +140,8 @@ class Session:
         self._epoch = 0
         self._connections, self._earlier = _read_life(directory / "connections")
         self._reconnected = False
+        self._assignment: Assignment | None = None
+        self._ask_assignment_s, self._ask_assignment_delay_s = math.inf, ASSIGNMENT_AGAIN_S
         self._announcement: Announcement | None = None
         self._failed: tuple[int, str] | None = None
         self._broken = ""
@@ -174,6 +179,7 @@ class Session:
     def connected(self, now_s: float, *, again: bool) -> list[Action]:
         """The connection stands (again): say that we are here, repeat what may have been lost."""
         self._reconnected = again
+        self._ask_assignment_s = now_s + self._ask_assignment_delay_s
         actions: list[Action] = [self._presence("up")]
         if self._offering is not None:
             self._offering.again_s = now_s
@@ -195,6 +201,8 @@ class Session:
                     return self._other(message, retained)
                 case AggregatorStatus():
                     return self._aggregator(message, now_s)
+                case Assignment():
+                    return self._assigned(message, now_s)
                 case Announcement():
                     return self._announced(message, body, now_s)
                 case BlobChunk():
@@ -243,7 +251,11 @@ class Session:
         return [self._fail(reason)] if asked else []
 
     def tick(self, now_s: float) -> list[Action]:
-        """Repeat requests and offers that were not answered."""
+        """Repeat what was not answered: our presence, requests, offers."""
+        if self._assignment is None and now_s >= self._ask_assignment_s:
+            self._ask_assignment_delay_s = min(2 * self._ask_assignment_delay_s, OFFER_AGAIN_MOST_S)
+            self._ask_assignment_s = now_s + self._ask_assignment_delay_s
+            return [self._presence("up"), *self.tick(now_s)]
         actions: list[Action] = [self._up(BlobRequest(sha256, missing)) for sha256, missing in self._fetches.due(now_s)]
         offering = self._offering
         if offering is not None and not offering.accepted and now_s >= offering.again_s:
@@ -256,6 +268,8 @@ class Session:
     def wake_s(self, now_s: float) -> float:
         """When `tick` next has something to do; at most a second away."""
         times = [now_s + 1.0, *self._fetches.times()]
+        if self._assignment is None:
+            times.append(self._ask_assignment_s)
         if self._offering is not None and not self._offering.accepted:
             times.append(self._offering.again_s)
         return min(times)
@@ -269,9 +283,18 @@ class Session:
         if status.status == "finished":
             self._offering = None
             return [Cancel(), Done()]
-        if status.status == "down":
+        return actions
+
+    def _assigned(self, assignment: Assignment, now_s: float) -> list[Action]:
+        if assignment.epoch < self._epoch:
+            return []
+        actions = self._heard(assignment.epoch, now_s)
+        self._assignment = assignment
+        if assignment.bundle is None:
+            self._log(f"waiting: {assignment.reason}")
             return actions
-        return actions + self._want_bundle(status.bundle, now_s)
+        actions += self._want_bundle(assignment.bundle, now_s)
+        return actions + self._go_on(now_s)
 
     def _heard(self, epoch: int, now_s: float) -> list[Action]:
         """Note the aggregator's epoch, in whichever message it comes first; repeat what a restart made it forget."""
@@ -290,7 +313,6 @@ class Session:
             return []  # of an instance that was replaced, or overtaken on its way
         actions = self._heard(announcement.epoch, now_s)
         self._announcement = announcement
-        actions += self._want_bundle(announcement.bundle, now_s)
         if (
             before is not None
             and before.tensors != announcement.tensors
@@ -351,7 +373,8 @@ class Session:
             return self._fetch(announcement.tensors, now_s)
         tensors = protocol.bytes_to_tensors(self._tensors[1], "the announced tensors")
         self._tensors = None  # the job has them: a board should not hold them twice
-        self.working = Job(announcement, tensors)
+        assert self._assignment is not None
+        self.working = Job(announcement, tensors, self._assignment.settings)
         return [Perform(self.working)]
 
     # --- blobs ------------------------------------------------------------------------------------------------
@@ -459,7 +482,7 @@ class Session:
             session=self._connections,
             status=status,  # type: ignore[arg-type]
             instance=self.instance,
-            cores=os.cpu_count() or 0,
+            engine=self._engine,
             **self._capabilities,  # type: ignore[arg-type]
         )
         return Outgoing(protocol.device_topic(self.run, self.device), protocol.encode(presence), retain=True)
