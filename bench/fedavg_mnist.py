@@ -4,8 +4,7 @@
     python bench/fedavg_mnist.py --net cnn --data mnist/ --split shards
 
 100 devices, 600 examples each, C = 0.1, B = 10, plain SGD (arXiv:1602.05629, tables 1 and 2). Everything but the
-network is the real thing: exporter, programs, tasks, coordinator, fusion. The devices share one runtime, because
-FedAvg leaves nothing on a device that the next round needs.
+network is the real thing: exporter, programs, tasks, coordinator, fusion.
 """
 
 from __future__ import annotations
@@ -19,18 +18,15 @@ from pathlib import Path
 
 import click
 import numpy as np
+from fleet import Device, Fleet
 from harness import Row, Target, data_option, finish, options
 
 from edgefl import bundle as bundles
 from edgefl.bundle import Bundle
-from edgefl.coordinator import Action, Announce, Coordinator, RoundDone, RoundSettings
-from edgefl.method import Reply, Task
+from edgefl.coordinator import RoundSettings
 from edgefl.methods.fedavg import FedAvg
 from edgefl.partition import PARTITIONS
-from edgefl.tensors import Tensors
-from edgefl_device.data import Dataset, Splits, fit_to_contract, read_splits
-from edgefl_device.interpreter import perform
-from edgefl_device.runtime import Runtime
+from edgefl_device.data import Dataset, Splits, read_splits
 
 
 @dataclass(frozen=True)
@@ -52,37 +48,14 @@ CELLS = {
 }
 SPLITS = {"iid": {}, "shards": {"shards_per_device": 2}}
 BATCH_SIZE, FRACTION = 10, 0.1
+BUNDLE = "mnist"
 
 
-class Fleet:
-    """Emulated devices in this process: they answer what a coordinator announces."""
-
-    def __init__(self, bundle: Bundle, splits: Splits, devices: int, split: str, *, seed: int, threads: int) -> None:
-        assert splits.test is not None
-        self.runtime = Runtime(bundle, threads=threads)
-        contract = bundle.manifest.data
-        self.test = fit_to_contract(splits.test, contract, "test data")
-        train = fit_to_contract(splits.train, contract, "training data")
-        parts = PARTITIONS[split](train.labels, devices, rng=np.random.default_rng(seed), **SPLITS[split])
-        self.data: dict[str, Dataset] = {f"device-{i:03}": train.take(part) for i, part in enumerate(parts)}
-
-    def carry_out(self, announce: Announce, coordinator: Coordinator) -> list[Action]:
-        """Every asked device does its tasks and replies; what the coordinator wants next."""
-        actions: list[Action] = []
-        for device in announce.devices:
-            feeds = {"train": self.data[device]}
-            outcome = perform(self.runtime, announce.ask.tasks, announce.ask.tensors, feeds, device=device)
-            reply = Reply(device, announce.round, outcome.examples, outcome.tensors, outcome.metrics)
-            verdict, wanted = coordinator.replied(reply, announce.nonce, time.monotonic())
-            assert verdict.status == "accepted", verdict
-            actions += wanted
-        return actions
-
-    def accuracy(self, tensors: Tensors) -> tuple[float, float]:
-        """Test accuracy and loss of the averaged model."""
-        task = Task(program="evaluate", feed="test", load=("*",), batch_size=500)
-        metrics = perform(self.runtime, [task], tensors, {"test": self.test}, device="aggregator").metrics
-        return metrics["evaluate.correct"] / metrics["evaluate.examples"], metrics["evaluate.loss"]
+def fleet_of(bundle: Bundle, splits: Splits, devices: int, split: str, *, seed: int, threads: int) -> Fleet:
+    """The training data dealt out to devices that all have one bundle."""
+    parts = PARTITIONS[split](splits.train.labels, devices, rng=np.random.default_rng(seed), **SPLITS[split])
+    fleet = [Device(f"device-{i:03}", BUNDLE, {"train": splits.train.take(part)}) for i, part in enumerate(parts)]
+    return Fleet({BUNDLE: bundle}, fleet, threads=threads)
 
 
 def rounds_to(target: float, accuracies: Sequence[float]) -> float | None:
@@ -100,35 +73,21 @@ def rounds_to(target: float, accuracies: Sequence[float]) -> float | None:
     return i + float((target - best[i - 1]) / (best[i] - best[i - 1]))
 
 
-def run(fleet: Fleet, method: FedAvg, fraction: float, target: float, seed: int) -> list[Row]:
+def run(fleet: Fleet, test: Dataset, method: FedAvg, fraction: float, target: float, seed: int) -> list[Row]:
     """Rounds until the target or the method's end: one row each, with seconds since the start."""
-    coordinator = Coordinator(
-        method,
-        method.start(),
-        RoundSettings(fraction=fraction, min_devices=len(fleet.data), quorum=1.0, deadline_s=float("inf")),
-        seed=seed,
-    )
     rows: list[Row] = []
     started = time.monotonic()
-    pending: list[Action] = []
-    for device in fleet.data:
-        pending += coordinator.joined(device, started)
-    while pending:
-        action = pending.pop(0)
-        if isinstance(action, Announce):
-            pending += fleet.carry_out(action, coordinator)
-        elif isinstance(action, RoundDone):
-            seconds = time.monotonic() - started
-            accuracy, loss = fleet.accuracy(action.state.tensors)
-            rows.append({"round": action.round + 1, "accuracy": accuracy, "loss": loss, "seconds": seconds})
-            trained = action.fused.metrics["train.loss"]
-            print(
-                f"round {action.round + 1}: accuracy {accuracy:.4f}, loss {loss:.4f}, "
-                f"training loss {trained:.4f}, {seconds:.0f} s",
-                file=sys.stderr,
-            )
-            if accuracy < target:
-                pending += coordinator.begin(time.monotonic())
+    for done in fleet.rounds(method, RoundSettings(fraction=fraction), seed=seed):
+        seconds = time.monotonic() - started
+        accuracy, loss = fleet.evaluate(BUNDLE, done.state.tensors, test)
+        rows.append({"round": done.round + 1, "accuracy": accuracy, "loss": loss, "seconds": seconds})
+        print(
+            f"round {done.round + 1}: accuracy {accuracy:.4f}, loss {loss:.4f}, "
+            f"training loss {done.fused.metrics['train.loss']:.4f}, {seconds:.0f} s",
+            file=sys.stderr,
+        )
+        if accuracy >= target:
+            break
     return rows
 
 
@@ -155,11 +114,12 @@ def main(
     cell = CELLS[net]
     devices, epochs, fraction = (4, 1, 0.5) if quick else (100, cell.epochs, FRACTION)
     splits = read_splits(data)
-    if quick and splits.test is not None:
+    assert splits.test is not None
+    if quick:
         splits = Splits(splits.train.take(np.arange(400)), splits.test.take(np.arange(500)))
     with tempfile.TemporaryDirectory() as folder:
         bundle = _export(cell.model, Path(folder) / f"{net}.bundle")
-        fleet = Fleet(bundle, splits, devices, split, seed=seed, threads=threads)
+        fleet = fleet_of(bundle, splits, devices, split, seed=seed, threads=threads)
         weights = bundle.weights()
         method = FedAvg(
             initial={tensor.name: weights[tensor.name] for tensor in bundle.manifest.shared()},
@@ -169,7 +129,7 @@ def main(
             learning_rate=lr or cell.learning_rate[split],
             seed=seed,
         )
-        rows = run(fleet, method, fraction, cell.target, seed)
+        rows = run(fleet, splits.test, method, fraction, cell.target, seed)
     reached = rounds_to(cell.target, [row["accuracy"] for row in rows])
     title = f"FedAvg, {net}, {split}, learning rate {method.learning_rate:g}"
     finish(title, rows, [Target(f"rounds to {cell.target:.0%}", reached, cell.most_rounds[split])], form)

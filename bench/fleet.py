@@ -1,0 +1,107 @@
+"""Emulated devices in this process, for benchmarks: everything but the network is the real thing.
+
+fleet = Fleet({"cnn1": bundle}, [Device("device-0", "cnn1", {"train": train, "test": test})])
+for done in fleet.rounds(method, RoundSettings(fraction=0.1), seed=0):
+    print(done.round, done.fused.metrics)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+from edgefl.bundle import Bundle
+from edgefl.coordinator import Action, Announce, Coordinator, RoundDone, RoundSettings
+from edgefl.method import Method, Reply, Task
+from edgefl.tensors import Tensors
+from edgefl_device.data import Dataset, fit_to_contract
+from edgefl_device.interpreter import Outcome, perform
+from edgefl_device.runtime import Runtime
+
+
+@dataclass
+class Device:
+    """One emulated device.
+
+    bundle      which of the fleet's bundles it has
+    feeds       its own data: "train", and "test" where it has that
+    settings    its own settings, in place of a task's where the program has them: max_steps = 4
+    private     its local state tensors after the last ask; {} before the first, when they are the bundle's
+    """
+
+    name: str
+    bundle: str
+    feeds: Mapping[str, Dataset]
+    settings: Mapping[str, float] = field(default_factory=dict)
+    private: Tensors = field(default_factory=dict)
+
+
+class Fleet:
+    """Devices that share one runtime per bundle, each with its private state. `bundles`: name -> bundle."""
+
+    def __init__(self, bundles: Mapping[str, Bundle], devices: Sequence[Device], *, threads: int = 1) -> None:
+        self.runtimes = {name: Runtime(bundle, threads=threads) for name, bundle in bundles.items()}
+        self.devices = {device.name: device for device in devices}
+        for device in devices:
+            contract = bundles[device.bundle].manifest.data
+            device.feeds = {
+                feed: fit_to_contract(data, contract, f"{device.name}'s {feed} data")
+                for feed, data in device.feeds.items()
+            }
+
+    def perform(self, device: Device, tasks: Sequence[Task], tensors: Tensors) -> Outcome:
+        """One device carries out tasks, from its private state to its private state."""
+        runtime = self.runtimes[device.bundle]
+        local = [tensor.name for tensor in runtime.manifest.state if tensor.fuse == "local"]
+        runtime.reset(name for name in local if name not in device.private)
+        runtime.load(device.private)
+        own = [_with_settings(task, device.settings, runtime) for task in tasks]
+        outcome = perform(runtime, own, tensors, device.feeds, device=device.name)
+        device.private = runtime.state(local)
+        return outcome
+
+    def carry_out(self, announce: Announce, coordinator: Coordinator) -> list[Action]:
+        """Every asked device does its tasks and replies; what the coordinator wants next."""
+        actions: list[Action] = []
+        for name in announce.devices:
+            outcome = self.perform(self.devices[name], announce.ask.tasks, announce.ask.tensors)
+            reply = Reply(name, announce.round, outcome.examples, outcome.tensors, outcome.metrics)
+            verdict, wanted = coordinator.replied(reply, announce.nonce, time.monotonic())
+            assert verdict.status == "accepted", verdict
+            actions += wanted
+        return actions
+
+    def rounds(self, method: Method, settings: RoundSettings, *, seed: int) -> Iterator[RoundDone]:
+        """Each round when it is fused, until the method's end or until nobody asks for the next.
+
+        `seed`: of who is asked. A round waits for all its replies.
+        """
+        settings = msgspec.structs.replace(settings, min_devices=len(self.devices), quorum=1.0, deadline_s=float("inf"))
+        coordinator = Coordinator(method, method.start(), settings, seed=seed)
+        pending: list[Action] = []
+        for name in self.devices:
+            pending += coordinator.joined(name, time.monotonic())
+        while pending:
+            action = pending.pop(0)
+            if isinstance(action, Announce):
+                pending += self.carry_out(action, coordinator)
+            elif isinstance(action, RoundDone):
+                yield action
+                pending += coordinator.begin(time.monotonic())
+
+    def evaluate(self, bundle: str, tensors: Tensors, test: Dataset) -> tuple[float, float]:
+        """Accuracy and loss on data of the aggregator, of the shared tensors alone."""
+        runtime = self.runtimes[bundle]
+        task = Task(program="evaluate", feed="test", load=("*",), batch_size=500)
+        feeds = {"test": fit_to_contract(test, runtime.manifest.data, "test data")}
+        metrics = perform(runtime, [task], tensors, feeds, device="aggregator").metrics
+        return metrics["evaluate.correct"] / metrics["evaluate.examples"], metrics["evaluate.loss"]
+
+
+def _with_settings(task: Task, settings: Mapping[str, float], runtime: Runtime) -> Task:
+    known = {i.name for i in runtime.manifest.program(task.program).inputs if i.source == "setting"}
+    own = {name: value for name, value in settings.items() if name in known}
+    return msgspec.structs.replace(task, settings=task.settings | own) if own else task
