@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
 
-from edgefl.bundle import PORTABLE, Normalisation
+from edgefl.bundle import PORTABLE, Bundle, Normalisation
 from edgefl.cli.bundle import summary, total_bytes
 from edgefl.cli.output import format_option, print_json, working
 from edgefl.errors import ConfigError, InputError
@@ -18,6 +19,7 @@ from edgefl.training_artifacts import ENGINE
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SECTION = "[tool.edgefl.export]"
+SOURCES = {"loss"}  # parameters that may name FILE:OBJECT
 
 
 class _Configured(click.Command):
@@ -26,7 +28,7 @@ class _Configured(click.Command):
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
         found = _nearest_pyproject(Path.cwd())
         if found is not None:
-            given = {} if {"-h", "--help"} & set(args) else _section(found, self)
+            given = {} if {"-h", "--help"} & set(args) else _parameters(_section(found), self, f"{found}, {SECTION}")
             context.default_map = {**given, **(context.default_map or {})}
         return super().parse_args(context, args)
 
@@ -85,7 +87,7 @@ class _Configured(click.Command):
     help="An interpreter whose environment has onnxruntime-training: makes and proves the files for it.",
 )
 @format_option
-def export(model: str, out: Path | None, shape: str | None, form: str, **options: Any) -> None:
+def export(model: str, out: Path | None, form: str, **options: Any) -> None:
     """Compile a PyTorch model to a bundle of training programs, and prove them.
 
     MODEL is FILE:OBJECT, a function or class giving an nn.Module (then give --input), or a function giving
@@ -97,11 +99,55 @@ def export(model: str, out: Path | None, shape: str | None, form: str, **options
       edgefl export zoo:resnet8 --optimizer adamw --clip-norm 1
       edgefl export zoo:vit --lora 8 --train 'head.*'
     """
+    name = bundle_name(model)
+    with working(f"exporting {model}") as tell:
+        bundle = _export(model, options, out or Path(f"{name}.bundle"), name, tell)
+    if form == "json":
+        print_json(summary(bundle))
+    else:
+        click.echo(f"wrote {bundle.path} ({size(total_bytes(bundle))}), proven against PyTorch")
+
+
+def export_from(
+    model: str,
+    options: Mapping[str, Any],
+    out: Path,
+    name: str,
+    tell: Callable[[str], None],
+    *,
+    where: str = "options",
+    folder: Path = Path(),
+) -> Bundle:
+    """Export `model` as the command does, with the keys and values that [tool.edgefl.export] takes.
+
+    `where` names the place of the options in errors; Python files that they name are relative to `folder`. Raises
+    ConfigError for an unknown option or a value that it cannot have, and what the exporter raises.
+    """
+    parameters = _parameters(options, export, where)
+    parameters |= {key: _beside(folder, parameters[key]) for key in SOURCES & parameters.keys()}
+    context = click.Context(export, default_map=parameters)
+    try:
+        with context:
+            click.Command.parse_args(export, context, [model])
+    except click.UsageError as error:
+        raise ConfigError(f"{where}: {error.format_message()}") from error
+    return _export(model, context.params, out, name, tell)
+
+
+def _beside(folder: Path, source: str) -> str:
+    """FILE:OBJECT with FILE in `folder`; other names as they are."""
+    file, _, name = source.rpartition(":")
+    return f"{folder / file}:{name}" if file not in ("", "zoo") else source
+
+
+def _export(model: str, options: Mapping[str, Any], out: Path, name: str, tell: Callable[[str], None]) -> Bundle:
+    """`options`: the command's parameters by name, each with its value or default."""
     from edgefl_exporter import export as export_model
     from edgefl_exporter.load_model import load_loss, load_model
     from edgefl_exporter.losses import CrossEntropy
 
-    module, example, labels, own_loss = load_model(model, parse_shape(shape) if shape else None, seed=options["seed"])
+    shape = parse_shape(options["shape"]) if options["shape"] else None
+    module, example, labels, own_loss = load_model(model, shape, seed=options["seed"])
     loss = load_loss(options["loss"] or own_loss, labels)
     if options["label_smoothing"]:
         if loss.name != "cross_entropy":
@@ -109,34 +155,28 @@ def export(model: str, out: Path | None, shape: str | None, form: str, **options
                 f"--label-smoothing is of cross_entropy; the loss is {loss.name}", hint="leave --label-smoothing out"
             )
         loss = CrossEntropy(label_smoothing=options["label_smoothing"])
-    name = bundle_name(model)
-    with working(f"exporting {model}") as tell:
-        bundle = export_model(
-            module,
-            example,
-            out=out or Path(f"{name}.bundle"),
-            name=name,
-            method=options["method"],
-            loss=loss,
-            optimizer=_optimizer(options),
-            groups=[_group(text) for text in options["groups"]],
-            clip_norm=options["clip_norm"],
-            proximal=options["proximal"],
-            micro_batches=options["micro_batches"],
-            train=parts(options["train"]),
-            lora=options["lora"] or 0,
-            batch=_batch(options["batch"]),
-            programs=parts(options["programs"]),
-            normalisation=Normalisation(_numbers(options["mean"], "--mean"), _numbers(options["std"], "--std")),
-            seed=options["seed"],
-            target=options["target"],
-            training_python=options["training_python"],
-            progress=tell,
-        )
-    if form == "json":
-        print_json(summary(bundle))
-    else:
-        click.echo(f"wrote {bundle.path} ({size(total_bytes(bundle))}), proven against PyTorch")
+    return export_model(
+        module,
+        example,
+        out=out,
+        name=name,
+        method=options["method"],
+        loss=loss,
+        optimizer=_optimizer(options),
+        groups=[_group(text) for text in options["groups"]],
+        clip_norm=options["clip_norm"],
+        proximal=options["proximal"],
+        micro_batches=options["micro_batches"],
+        train=parts(options["train"]),
+        lora=options["lora"] or 0,
+        batch=_batch(options["batch"]),
+        programs=parts(options["programs"]),
+        normalisation=Normalisation(_numbers(options["mean"], "--mean"), _numbers(options["std"], "--std")),
+        seed=options["seed"],
+        target=options["target"],
+        training_python=options["training_python"],
+        progress=tell,
+    )
 
 
 def bundle_name(model: str) -> str:
@@ -156,7 +196,7 @@ def parse_shape(text: str) -> tuple[int, ...]:
     return shape
 
 
-def _optimizer(options: dict[str, Any]) -> Any:
+def _optimizer(options: Mapping[str, Any]) -> Any:
     from edgefl_exporter.optimizers import SGD, Adam
 
     kind = options["optimizer"]
@@ -211,33 +251,36 @@ def _nearest_pyproject(folder: Path) -> Path | None:
     return next((p for f in (folder, *folder.parents) if (p := f / "pyproject.toml").is_file()), None)
 
 
-def _section(path: Path, command: click.Command) -> dict[str, Any]:
-    """The section's options by the command's parameter names. Raises ConfigError for an unknown one.
-
-    Paths in it are relative to where the command runs, as on the command line.
-    """
+def _section(path: Path) -> dict[str, Any]:
+    """What stands in the section. Raises ConfigError."""
     try:
         raw = msgspec.toml.decode(path.read_bytes())
     except msgspec.DecodeError as error:
         raise ConfigError(f"{path}: not TOML: {error}") from error
-    section: Any = raw
+    section: dict[str, Any] = raw
     for level in ("tool", "edgefl", "export"):
         section = section.get(level, {})
         if not isinstance(section, dict):
             raise ConfigError(f"{path}: {level!r} is {section!r}; expected the section {SECTION}")
+    if section:
+        click.echo(f"options of {path} {SECTION}: {', '.join(section)}", err=True)
+    return section
+
+
+def _parameters(options: Mapping[str, Any], command: click.Command, where: str) -> dict[str, Any]:
+    """Options of a TOML file by the command's parameter names. Raises ConfigError for an unknown one.
+
+    Paths in them are relative to where the command runs, as on the command line.
+    """
     known = {o.removeprefix("--"): p.name for p in command.params if isinstance(p, click.Option) for o in p.opts}
     found: dict[str, Any] = {}
-    for key, value in section.items():
+    for key, value in options.items():
         name = known.get(key.replace("_", "-"))
         if name is None:
             near = difflib.get_close_matches(key.replace("_", "-"), known, n=1, cutoff=0.5)
-            raise ConfigError(
-                f"{path}: unknown key {key!r} in {SECTION}", hint=f"did you mean {near[0]!r}?" if near else None
-            )
+            raise ConfigError(f"{where}: unknown key {key!r}", hint=f"did you mean {near[0]!r}?" if near else None)
         if name == "groups":
             found[name] = [value] if isinstance(value, str) else value
         else:
             found[name] = ",".join(map(str, value)) if isinstance(value, list) else value
-    if found:
-        click.echo(f"options of {path} {SECTION}: {', '.join(section)}", err=True)
     return found

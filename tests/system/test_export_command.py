@@ -10,6 +10,8 @@ from click.testing import CliRunner, Result
 
 from edgefl.bundle import read
 from edgefl.cli import main
+from edgefl.cli.export import export_from
+from edgefl.errors import ConfigError
 
 MODEL = """
 import torch
@@ -91,7 +93,7 @@ def test_each_mistake_has_its_line_and_leaves_nothing(folder: Path, arguments: l
     [
         (
             "[tool.edgefl.export]\noptimiser = 1\n",
-            "unknown key 'optimiser' in [tool.edgefl.export]\nhint: did you mean 'optimizer'?",
+            "[tool.edgefl.export]: unknown key 'optimiser'\nhint: did you mean 'optimizer'?",
         ),
         ('[tool]\nedgefl = "x"\n', "'edgefl' is 'x'; expected the section [tool.edgefl.export]"),
         ('[tool.edgefl.export]\ngroup = ":clip_norm=1"\n', "a group has no pattern for its parameters"),
@@ -103,3 +105,32 @@ def test_mistakes_in_pyproject(folder: Path, text: str, message: str) -> None:
     result = run("nets.py:model")
     assert result.exit_code == 3 and message in result.stderr
     assert run("--help").exit_code == 0
+
+
+def test_options_of_a_run_file_are_those_of_the_command(folder: Path) -> None:
+    (folder / "inside").mkdir()
+    (folder / "nets.py").rename(folder / "inside/nets.py")
+    (folder / "pyproject.toml").write_text("[tool.edgefl.export]\nclip-norm = 1\n")  # not for a run file
+    options = {"loss": "nets.py:pinball", "learning-rate": 0.5, "programs": ["train", "evaluate"], "mean": 2}
+    told: list[str] = []
+    bundle = export_from(
+        "inside/nets.py:forecaster", options, folder / "x.bundle", "x", told.append, folder=folder / "inside"
+    )
+    assert bundle.manifest.name == "x" and list(bundle.manifest.programs) == ["train", "evaluate"]
+    assert bundle.manifest.program("train").settings() == {"learning_rate": 0.5}
+    assert bundle.manifest.data.normalisation.mean == (2.0,)
+    assert told[0] == "train: lowering"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"optimiser": "adam"}, "run.toml, [[bundle]] 2: unknown key 'optimiser'"),
+        ({"optimizer": "adan"}, "run.toml, [[bundle]] 2: Invalid value for '--optimizer': 'adan' is not one of"),
+        ({"lora": "x"}, "run.toml, [[bundle]] 2: Invalid value for '--lora': 'x' is not a valid integer range"),
+    ],
+)
+def test_mistakes_in_options_of_a_run_file(folder: Path, options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        export_from("nets.py:model", options, folder / "x", "x", print, where="run.toml, [[bundle]] 2")
+    assert message in caught.value.message
