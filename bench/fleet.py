@@ -18,7 +18,7 @@ from edgefl.coordinator import Action, Announce, Coordinator, RoundDone, RoundSe
 from edgefl.method import Method, Reply, Task
 from edgefl.tensors import Tensors
 from edgefl_device.data import Dataset, fit_to_contract
-from edgefl_device.interpreter import Outcome, perform
+from edgefl_device.interpreter import Outcome, answer, perform
 from edgefl_device.runtime import Runtime
 
 
@@ -29,7 +29,7 @@ class Device:
     bundle      which of the fleet's bundles it has
     feeds       its own data: "train", and "test" where it has that
     settings    its own settings, in place of a task's where the program has them: max_steps = 4
-    private     its local state tensors after the last ask; {} before the first, when they are the bundle's
+    private     its own state after the last ask; {} before the first, when it is the bundle's
     """
 
     name: str
@@ -55,12 +55,8 @@ class Fleet:
     def perform(self, device: Device, tasks: Sequence[Task], tensors: Tensors) -> Outcome:
         """One device carries out tasks, from its private state to its private state."""
         runtime = self.runtimes[device.bundle]
-        local = [tensor.name for tensor in runtime.manifest.state if tensor.fuse == "local"]
-        runtime.reset(name for name in local if name not in device.private)
-        runtime.load(device.private)
         own = [_with_settings(task, device.settings, runtime) for task in tasks]
-        outcome = perform(runtime, own, tensors, device.feeds, device=device.name)
-        device.private = runtime.state(local)
+        outcome, device.private = answer(runtime, own, tensors, device.feeds, device.private, device=device.name)
         return outcome
 
     def carry_out(self, announce: Announce, coordinator: Coordinator) -> list[Action]:

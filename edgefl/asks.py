@@ -28,7 +28,9 @@ def check_ask(ask: Ask, manifest: Manifest) -> None:
                 raise ConfigError(
                     f"program {task.program!r} of bundle {manifest.name!r} reads {name!r}, which only program "
                     f"{', '.join(sorted(writers))} sets, and the method does not ask for it",
-                    hint="set `proximal` in [method], or export without --proximal" if "anchor" in writers else None,
+                    hint='set name = "fedprox" in [method], or export without --proximal'
+                    if "anchor" in writers
+                    else None,
                 )
         known = {i.name for i in manifest.program(task.program).inputs if i.source == "setting"}
         for name in task.settings:

@@ -5,5 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from edgefl.methods.fedavg import FedAvg
+from edgefl.methods.fedmrl import FedMRL
+from edgefl.methods.fedprox import FedProx
+from edgefl.methods.lg_fedavg import LgFedAvg
 
-METHODS: dict[str, type[Any]] = {"fedavg": FedAvg}
+METHODS: dict[str, type[Any]] = {
+    "fedavg": FedAvg,
+    "fedprox": FedProx,
+    "fedmrl": FedMRL,
+    "lg_fedavg": LgFedAvg,
+}

@@ -6,26 +6,25 @@ A new method adds one line to `CASES`, and a formula of its own.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
+from emulated import Devices, fuse
 
 from edgefl import protocol
-from edgefl.asks import check_ask, check_reply, reply_names
+from edgefl.asks import check_ask
 from edgefl.bundle import Bundle, select
-from edgefl.errors import BundleError, ConfigError
-from edgefl.fusion import fusion_named, weight_named
+from edgefl.errors import ConfigError
 from edgefl.method import Ask, Fused, Method, Reply, State
 from edgefl.methods import METHODS
 from edgefl.methods.fedavg import FedAvg
 from edgefl.store import Store
 from edgefl_device.dataset import Dataset
-from edgefl_device.interpreter import perform
-from edgefl_device.runtime import Runtime
 
 ROUNDS = 3
 
@@ -42,51 +41,64 @@ def make_data() -> dict[str, Dataset]:
 
 DATA = make_data()
 
-# name -> (method, settings): at least one entry per method; more where settings change what travels.
-CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "fedavg": ("fedavg", {"batch_size": 2, "epochs": 2}),
-    "fedavg, deltas": ("fedavg", {"batch_size": 2, "send_as": "delta", "decay": 0.5}),
-    "fedavg, float16, evaluated": ("fedavg", {"encoding": "float16", "evaluate": True, "weight": "equal"}),
+
+@dataclass(frozen=True)
+class Case:
+    """A method with settings, and the bundle of its fleet: a name in `make_bundle`."""
+
+    method: str
+    bundle: str
+    settings: dict[str, Any]
+
+
+# At least one entry per method; more where settings change what travels.
+CASES = {
+    "fedavg": Case("fedavg", "regression", {"batch_size": 2, "epochs": 2}),
+    "fedavg, deltas": Case("fedavg", "regression", {"batch_size": 2, "send_as": "delta", "decay": 0.5}),
+    "fedavg, float16, evaluated": Case(
+        "fedavg", "regression", {"encoding": "float16", "evaluate": True, "weight": "equal"}
+    ),
+    "fedavg of the body": Case("fedavg", "layers", {"batch_size": 2, "share": ["body.*"], "evaluate": True}),
+    "fedprox": Case("fedprox", "anchored", {"batch_size": 2, "epochs": 2, "proximal": 0.5}),
+    "fedmrl": Case("fedmrl", "layers", {"batch_size": 2, "share": ["body.*"]}),
+    "lg_fedavg": Case("lg_fedavg", "layers", {"batch_size": 2, "share": ["head.*"], "send_as": "delta"}),
 }
 
 
 @pytest.fixture(params=CASES)
-def method(request: pytest.FixtureRequest, regression: Bundle) -> Method:
-    name, settings = CASES[request.param]
-    initial = {t.name: regression.weights()[t.name] for t in regression.manifest.shared()}
-    made: Method = METHODS[name](initial=initial, rounds=ROUNDS, learning_rate=0.1, **settings)
-    return made
+def case(request: pytest.FixtureRequest) -> Case:
+    return CASES[request.param]
+
+
+@pytest.fixture
+def bundle(case: Case, make_bundle: Callable[[str], Bundle]) -> Bundle:
+    return make_bundle(case.bundle)
+
+
+@pytest.fixture
+def method(case: Case, bundle: Bundle) -> Method:
+    return make(case.method, bundle, **case.settings)
+
+
+def make(name: str, bundle: Bundle, **settings: Any) -> Any:
+    """A method for a bundle, as a run file makes it."""
+    return msgspec.convert(
+        {"initial": bundle.shared_weights(), "rounds": ROUNDS, "learning_rate": 0.1} | settings, METHODS[name]
+    )
 
 
 def test_every_method_has_a_case() -> None:
-    assert {name for name, _ in CASES.values()} == set(METHODS)
-
-
-def train(bundle: Bundle, ask: Ask, number: int, devices: Iterable[str] = DATA) -> list[Reply]:
-    """Replies as the real interpreter makes them and the wire carries them. Nothing on a device is kept."""
-    replies = []
-    for name in devices:
-        feeds = {"train": DATA[name], "test": DATA[name]}
-        announced = protocol.bytes_to_tensors(protocol.tensors_to_bytes(ask.tensors), "it")
-        outcome = perform(Runtime(bundle), ask.tasks, announced, feeds, device=name)
-        sent = check_reply(outcome.tensors, reply_names(ask, bundle.manifest), name)
-        replies.append(Reply(name, number, outcome.examples, sent, outcome.metrics))
-    return replies
-
-
-def fuse(ask: Ask, replies: Iterable[Reply]) -> Fused:
-    fusion = fusion_named(ask.fusion)
-    for reply in replies:
-        fusion.add(reply, weight_named(ask.weight)(reply))
-    return fusion.finish()
+    assert {case.method for case in CASES.values()} == set(METHODS)
 
 
 def carry_on(method: Method, bundle: Bundle, state: State, rounds: int = ROUNDS) -> State:
-    for _ in range(rounds):
-        ask = method.ask(state)
-        assert ask is not None
-        state = method.advance(state, fuse(ask, train(bundle, ask, state.round)))
-    return state
+    """The state some rounds later, of devices that have done nothing before."""
+    return Devices(bundle, DATA).carry_on(method, state, rounds)
+
+
+def train(bundle: Bundle, ask: Ask, number: int, devices: Iterable[str] = DATA) -> list[Reply]:
+    """Replies of devices that have done nothing before."""
+    return Devices(bundle, DATA).replies(ask, number, devices)
 
 
 def frozen(tensors: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -113,9 +125,9 @@ def as_bytes(ask: Ask) -> bytes:
 # --- laws ---------------------------------------------------------------------------------------------------------
 
 
-def test_asking_twice_gives_equal_asks(method: Method, regression: Bundle) -> None:
+def test_asking_twice_gives_equal_asks(method: Method, bundle: Bundle) -> None:
     for rounds in range(ROUNDS):
-        state = carry_on(method, regression, method.start(), rounds)
+        state = carry_on(method, bundle, method.start(), rounds)
         first, second = method.ask(state), method.ask(state)
         assert first is not None and second is not None
         assert as_bytes(first) == as_bytes(second)
@@ -125,17 +137,17 @@ def test_starting_twice_gives_equal_states(method: Method) -> None:
     assert_equal(method.start(), method.start())
 
 
-def test_the_run_ends_after_its_rounds(method: Method, regression: Bundle) -> None:
-    state = carry_on(method, regression, method.start())
+def test_the_run_ends_after_its_rounds(method: Method, bundle: Bundle) -> None:
+    state = carry_on(method, bundle, method.start())
     assert state.round == ROUNDS
     assert method.ask(state) is None
 
 
-def test_advancing_counts_one_round_and_leaves_its_arguments_alone(method: Method, regression: Bundle) -> None:
+def test_advancing_counts_one_round_and_leaves_its_arguments_alone(method: Method, bundle: Bundle) -> None:
     state = method.start()
     ask = method.ask(state)
     assert ask is not None
-    fused = fuse(ask, train(regression, ask, 0))
+    fused = fuse(ask, train(bundle, ask, 0))
     frozen(state.tensors), frozen(fused.tensors)
     before = [value.tobytes() for value in (*state.tensors.values(), *fused.tensors.values())]
     after = method.advance(state, fused)
@@ -145,8 +157,8 @@ def test_advancing_counts_one_round_and_leaves_its_arguments_alone(method: Metho
     assert any(after.tensors[name].tobytes() != value.tobytes() for name, value in state.tensors.items())
 
 
-def test_names_dtypes_and_shapes_never_change(method: Method, regression: Bundle) -> None:
-    start, end = method.start(), carry_on(method, regression, method.start())
+def test_names_dtypes_and_shapes_never_change(method: Method, bundle: Bundle) -> None:
+    start, end = method.start(), carry_on(method, bundle, method.start())
     assert {n: (v.dtype, v.shape) for n, v in start.tensors.items()} == {
         n: (v.dtype, v.shape) for n, v in end.tensors.items()
     }
@@ -154,10 +166,11 @@ def test_names_dtypes_and_shapes_never_change(method: Method, regression: Bundle
 
 @pytest.mark.parametrize("saved_after", range(ROUNDS))
 def test_save_load_go_on_equals_an_unbroken_run(
-    method: Method, regression: Bundle, tmp_path: Path, saved_after: int
+    method: Method, bundle: Bundle, tmp_path: Path, saved_after: int
 ) -> None:
-    unbroken = carry_on(method, regression, method.start())
-    state = carry_on(method, regression, method.start(), saved_after)
+    unbroken = carry_on(method, bundle, method.start())
+    devices = Devices(bundle, DATA)
+    state = devices.carry_on(method, method.start(), saved_after)
     store = Store.create(tmp_path / "run", "")
     store.save_round(state, {"round": state.round})
     store.close()
@@ -166,14 +179,14 @@ def test_save_load_go_on_equals_an_unbroken_run(
     resumed.close()
     assert loaded is not None
     assert_equal(loaded, state)
-    assert_equal(carry_on(method, regression, loaded, ROUNDS - saved_after), unbroken)
+    assert_equal(devices.carry_on(method, loaded, ROUNDS - saved_after), unbroken)
 
 
-def test_the_order_of_replies_changes_nothing_beyond_rounding(method: Method, regression: Bundle) -> None:
+def test_the_order_of_replies_changes_nothing_beyond_rounding(method: Method, bundle: Bundle) -> None:
     state = method.start()
     ask = method.ask(state)
     assert ask is not None
-    replies = train(regression, ask, 0)
+    replies = train(bundle, ask, 0)
     expected = method.advance(state, fuse(ask, replies))
     for seed in range(5):
         random.Random(seed).shuffle(replies)
@@ -182,21 +195,20 @@ def test_the_order_of_replies_changes_nothing_beyond_rounding(method: Method, re
             np.testing.assert_array_max_ulp(got.tensors[name], value, 1)
 
 
-def test_only_declared_names_are_sent(method: Method, regression: Bundle) -> None:
+def test_only_declared_names_are_sent(method: Method, bundle: Bundle) -> None:
     """What devices send is what the tasks' `send` says, and nothing of it is local to a device."""
     ask = method.ask(method.start())
     assert ask is not None
-    local = {t.name for t in regression.manifest.state} - {t.name for t in regression.manifest.shared()}
-    assert local == {"moment", "count"}
+    local = {t.name for t in bundle.manifest.state} - {t.name for t in bundle.manifest.shared()}
     declared = [pattern for task in ask.tasks for pattern in task.send]
-    for reply in train(regression, ask, 0):
+    for reply in train(bundle, ask, 0):
         assert reply.tensors
         assert set(select(reply.tensors, declared)) == set(reply.tensors)
         assert not local & set(reply.tensors)
 
 
-def test_every_name_exists_in_the_manifest(method: Method, regression: Bundle) -> None:
-    manifest = regression.manifest
+def test_every_name_exists_in_the_manifest(method: Method, bundle: Bundle) -> None:
+    manifest = bundle.manifest
     state = {t.name for t in manifest.state}
     ask = method.ask(method.start())
     assert ask is not None
@@ -288,17 +300,6 @@ def test_settings_of_the_bundle_unless_the_run_says_another(regression: Bundle) 
         check_ask(ask, regression.manifest)
 
 
-def test_fedprox_anchors_before_it_trains_and_a_bundle_without_an_anchor_is_refused(regression: Bundle) -> None:
-    method = FedAvg({"w": np.zeros(2, np.float32)}, proximal=0.1, learning_rate=0.1)
-    ask = method.ask(method.start())
-    assert ask is not None
-    anchor, train = ask.tasks
-    assert (anchor.program, anchor.load, anchor.steps) == ("anchor", ("*",), 1)
-    assert train.program == "train" and train.settings["proximal"] == 0.1
-    with pytest.raises(BundleError, match="has no program 'anchor'"):
-        check_ask(ask, regression.manifest)
-
-
 def test_an_ask_that_no_device_could_carry_out_is_refused_before_the_run(regression: Bundle) -> None:
     manifest = regression.manifest
     train = manifest.program("train")
@@ -313,7 +314,7 @@ def test_an_ask_that_no_device_could_carry_out_is_refused_before_the_run(regress
     setter = msgspec.structs.replace(train, writes={"moment": "moment_next"}, reads=())
     with pytest.raises(ConfigError, match="reads 'moment', which only program anchor sets") as refused:
         check_ask(ask, msgspec.structs.replace(manifest, programs={"train": anchored, "anchor": setter}))
-    assert refused.value.hint is not None and "proximal" in refused.value.hint
+    assert refused.value.hint is not None and "fedprox" in refused.value.hint
 
 
 def test_a_state_keeps_its_dtype_whatever_travelled() -> None:
@@ -325,6 +326,7 @@ def test_a_state_keeps_its_dtype_whatever_travelled() -> None:
 
 
 def test_a_name_with_brackets_is_sent() -> None:
-    ask = FedAvg({"blocks[0].w": np.ones(1, np.float32)}).ask(State(0, {}))
+    method = FedAvg({"blocks[0].w": np.ones(1, np.float32)})
+    ask = method.ask(method.start())
     assert ask is not None
     assert select(["blocks[0].w"], ask.tasks[0].send) == ["blocks[0].w"]

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from emulated import Devices
 from memory import AGGREGATOR, RUN, Broker, Killed, Node, World, with_tensors
 from toy import write_regression
 
@@ -23,6 +24,7 @@ from edgefl import protocol
 from edgefl.bundle import Bundle
 from edgefl.coordinator import RoundSettings
 from edgefl.methods.fedavg import FedAvg
+from edgefl.methods.lg_fedavg import LgFedAvg
 from edgefl.protocol import AggregatorStatus, BlobChunk, Offer, Presence, Receipt, TaskFailed, UploadChunk
 from edgefl_device.dataset import Dataset
 from edgefl_device.interpreter import Outcome
@@ -81,7 +83,7 @@ def make_world(tmp_path: Path) -> Iterator[MakeWorld]:
     made: list[World] = []
 
     def make(bundle: Bundle, **options: Any) -> World:
-        data = make_data(bundle.manifest.tensor("w").shape[0])
+        data = make_data(bundle.manifest.data.features[0])
         made.append(World(tmp_path, bundle, options.pop("method", None) or fedavg(bundle), data, **options))
         return made[-1]
 
@@ -277,6 +279,34 @@ def test_a_device_killed_before_its_receipt_trains_once_and_is_counted_once(
     assert_exact(world)
     assert trained_once_a_round(world)
     assert device.session.private["count"] == ROUNDS  # private state, one more by each step of training
+
+
+def test_what_is_not_shared_survives_kills_and_is_never_on_the_wire(
+    make_world: MakeWorld, make_bundle: Callable[[str], Bundle]
+) -> None:
+    """LG-FedAvg: each body lives on its device alone, and ends as in a run where nothing happened."""
+    bundle = make_bundle("layers")
+    method = LgFedAvg(bundle.shared_weights(), share=("head.*",), rounds=ROUNDS, batch_size=0, learning_rate=RATE)
+    clean = Devices(bundle, make_data(2))
+    clean.carry_on(method, method.start(), ROUNDS)
+
+    world = make_world(bundle, method=method)
+    bodies: set[bytes] = set()
+    for round in range(1, ROUNDS + 1):
+        world.run(lambda: all(len(node.jobs) == round for node in world.nodes.values()))  # noqa: B023
+        bodies |= {node.session.private["body.weight"].tobytes() for node in world.nodes.values()}
+        for node in world.nodes.values():
+            node.start()
+        if round == 2:
+            world.restart_aggregator()
+    world.run()
+    assert len(bodies) == ROUNDS * len(SIZES)
+    assert trained_once_a_round(world)
+    for name, node in world.nodes.items():
+        for tensor, value in clean.kept[name].items():
+            np.testing.assert_array_equal(node.session.private[tensor], value)
+    said = b"".join(message.payload for message in world.broker.published)
+    assert not any(body in said for body in bodies)
 
 
 @pytest.mark.parametrize("replies", [0, 1, 2])

@@ -20,7 +20,7 @@ from edgefl.protocol import Message, Outgoing
 from edgefl.store import Store
 from edgefl_device.contract import fit_to_contract
 from edgefl_device.dataset import Dataset
-from edgefl_device.interpreter import Outcome, perform
+from edgefl_device.interpreter import Outcome, answer
 from edgefl_device.runtime import Runtime
 from edgefl_device.session import Cancel, Conflict, Done, Job, Perform, Prepare, Session, Subscribe, Unsubscribe
 
@@ -141,12 +141,15 @@ class Node:
             job, self._job = self._job, None
             assert self.runtime is not None
             self.jobs.append(job.key)
-            local = [t.name for t in self.runtime.manifest.state if t.fuse == "local"]
-            self.runtime.reset(local)
-            self.runtime.load(self.session.private)
             feeds = {"train": self._fitted, "test": self._fitted}
-            outcome = perform(self.runtime, job.announcement.tasks, job.tensors, feeds, device=self.name)
-            private = self.runtime.state(local)
+            outcome, private = answer(
+                self.runtime,
+                job.announcement.tasks,
+                job.tensors,
+                feeds,
+                self.session.private,
+                device=self.name,
+            )
             self.carry_out(self.session.performed(job, self.tamper(outcome), private, self.world.now_s))
         self.carry_out(self.session.tick(self.world.now_s))
 

@@ -1,4 +1,4 @@
-"""Carries out tasks on a runtime. Everything a method wants from a device passes through `perform`.
+"""Carries out tasks on a runtime. Everything a method wants from a device passes through `answer` and `perform`.
 
 What each field of a task means is in `edgefl/method.py`. Nothing here knows a method, a network or a clock.
 """
@@ -19,7 +19,7 @@ from edgefl_device.contract import batches
 from edgefl_device.dataset import AnyArray, Dataset
 from edgefl_device.engine import Engine
 from edgefl_device.order import order_of, seed_of
-from edgefl_device.plan import Plan, plan
+from edgefl_device.plan import Plan, own_state, plan
 
 Progress = Callable[[str, int, int], None]  # program, batches done, batches of this task
 
@@ -35,6 +35,29 @@ class Outcome:
     tensors: Mapping[str, Array]
     metrics: Mapping[str, float]
     examples: int
+
+
+def answer(
+    runtime: Engine,
+    tasks: Sequence[Task],
+    announced: Tensors,
+    feeds: Mapping[str, Dataset],
+    private: Tensors,
+    *,
+    device: str,
+    own: Mapping[str, float] = MappingProxyType({}),
+    stopped: Callable[[], bool] = lambda: False,
+    progress: Progress | None = None,
+) -> tuple[Outcome, Tensors]:
+    """`perform` on the state that this device has kept: `private` is what the ask before gave, empty at first.
+
+    With the outcome comes what to keep now. Whatever else the runtime held on entry plays no part.
+    """
+    # A tensor that only a later task loads is nobody's until then: the bundle's.
+    runtime.reset(name for name in own_state(runtime.manifest, tasks[:1], announced) if name not in private)
+    runtime.load(private)
+    outcome = perform(runtime, tasks, announced, feeds, device=device, own=own, stopped=stopped, progress=progress)
+    return outcome, runtime.state(own_state(runtime.manifest, tasks, announced))
 
 
 def perform(

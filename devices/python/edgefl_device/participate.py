@@ -24,7 +24,7 @@ from edgefl.tensors import Tensors
 from edgefl_device.contract import fit_to_contract
 from edgefl_device.dataset import Splits
 from edgefl_device.engine import Engine, name_of, start
-from edgefl_device.interpreter import Outcome, Stopped, perform
+from edgefl_device.interpreter import Outcome, Stopped, answer
 from edgefl_device.plan import check_own_settings
 from edgefl_device.session import (
     Action,
@@ -269,21 +269,19 @@ class _Participant:
     def _perform(self, job: Job, stop: threading.Event) -> _Performed:
         runtime, data = self._runtime, self._data
         assert runtime is not None and data is not None
-        # What an earlier job left in the runtime counts only if its reply did.
-        local = [t.name for t in runtime.bundle.manifest.state if t.fuse == "local"]
-        runtime.reset(local)
-        runtime.load(self._session.private)
         feeds = {"train": data.train} | ({"test": data.test} if data.test is not None else {})
-        outcome = perform(
+        # What an earlier job left in the runtime counts only if its reply did.
+        outcome, private = answer(
             runtime,
             job.announcement.tasks,
             job.tensors,
             feeds,
+            self._session.private,
             device=self._options.name,
             own={**job.settings, **self._options.settings},
             stopped=stop.is_set,
         )
-        return _Performed(job, outcome, runtime.state(local))
+        return _Performed(job, outcome, private)
 
     def _leave(self) -> None:
         if not self._replaced:

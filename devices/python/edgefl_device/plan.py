@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -96,6 +96,15 @@ def plan(
     )
     _check_micro_batches(one)
     return one
+
+
+def own_state(manifest: Manifest, tasks: Sequence[Task], announced: Tensors) -> list[str]:
+    """The state tensors that are the device's own in these tasks: those that none of them loads.
+
+    A device keeps its own state from ask to ask. What an ask loads is the aggregator's, which announces it again.
+    """
+    loaded = {name for task in tasks for name in select(announced, task.load)}
+    return [tensor.name for tensor in manifest.state if tensor.public_name not in loaded]
 
 
 def _check_micro_batches(one: Plan) -> None:

@@ -1,0 +1,30 @@
+"""Bundles for the laws of methods: the one made by hand, and small networks as the exporter makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from edgefl.bundle import Bundle
+
+
+@pytest.fixture(scope="session")
+def make_bundle(regression: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Bundle]:
+    """A bundle by its name in `exported`, or "regression". Each is made once, when it is first wanted."""
+    made = {"regression": regression}
+
+    def make(name: str) -> Bundle:
+        if name not in made:
+            made[name] = exported(name, tmp_path_factory.mktemp("bundles") / f"{name}.bundle")
+        return made[name]
+
+    return make
+
+
+def exported(name: str, out: Path) -> Bundle:
+    """ "layers": a body and a head. "anchored": the same with FedProx's term."""
+    from layers import export_layers  # torch takes seconds to import; most tests here need none
+
+    return export_layers(out, proximal=0.0 if name == "anchored" else None)
