@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -12,7 +12,6 @@ from edgefl.errors import ConfigError, RemoteProtocolError
 from edgefl.method import Ask, Task
 from edgefl.protocol import MAX_BLOB_BYTES
 from edgefl.tensors import Array
-
 
 Expected = Mapping[str, tuple[str, tuple[int | str, ...]]]  # name -> (dtype on the wire, shape); a string is any length
 
@@ -40,6 +39,33 @@ def check_ask(ask: Ask, manifest: Manifest) -> None:
                     f"setting; it has {', '.join(sorted(known)) or 'none'}",
                     hint="export the bundle with that option",
                 )
+
+
+def check_sends(ask: Ask, manifests: Sequence[Manifest]) -> None:
+    """Raise ConfigError for a pattern of `send` that nothing matches in any bundle, or a bundle that sends nothing."""
+    replies = [reply_names(ask, manifest) for manifest in manifests]
+    for task in ask.tasks:
+        for pattern in task.send:
+            if not any(select(names, [pattern]) for names in replies):
+                raise ConfigError(
+                    f"the method wants {pattern!r} of program {task.program!r}, which no bundle of the run can send",
+                    hint="state that is local never leaves a device; `edgefl inspect` shows what is shared",
+                )
+    for names, manifest in zip(replies, manifests, strict=True):
+        if not names and any(task.send for task in ask.tasks):
+            raise ConfigError(f"bundle {manifest.name!r} shares nothing of what the method wants")
+
+
+def personal(ask: Ask, manifest: Manifest, program: str, fused: Iterable[str]) -> list[str]:
+    """State that `program` reads, that devices change, and that is in no reply: each device's own, and only there.
+
+    Without it nobody but the device can run the program. `fused`: the fusion groups that the aggregator has.
+    """
+    public, changed = set(fused), {name for task in ask.tasks for name in manifest.program(task.program).writes}
+    tensors = [manifest.tensor(name) for name in manifest.program(program).reads if name in changed]
+    return [
+        t.name for t in tensors if np.dtype(t.dtype).kind == "f" and (t.fuse == "local" or t.public_name not in public)
+    ]
 
 
 def _check_batch_size(task: Task, manifest: Manifest) -> None:

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
-from edgefl.bundle import Bundle, StateTensor
+from edgefl.bundle import Bundle, Manifest, StateTensor
 from edgefl.errors import ConfigError
 from edgefl.protocol import Presence
+from edgefl.tensors import Array
 
 NUMBERS = ("memory_mb", "cores", "train_examples", "test_examples")
 WORDS = ("engine", "runtime")
@@ -103,15 +104,25 @@ def check_classes(classes: Iterable[DeviceClass]) -> None:
             other, want = first.setdefault(group, (one, tensor))
             if (tensor.dtype, tensor.shape) != (want.dtype, want.shape):
                 raise ConfigError(
-                    f"device class {one.name!r}: shared tensor {group!r} is {tensor.dtype} {list(tensor.shape)}; expected "
-                    f"{want.dtype} {list(want.shape)}, as in device class {other.name!r}",
+                    f"device class {one.name!r}: shared tensor {group!r} is {tensor.dtype} {list(tensor.shape)}; "
+                    f"expected {want.dtype} {list(want.shape)}, as in device class {other.name!r}",
                     hint="export both with the same shared part, or keep the tensor private",
                 )
 
 
-def initial(classes: Iterable[DeviceClass]) -> dict[str, Any]:
+def in_state(manifest: Manifest, tensors: Mapping[str, Array]) -> dict[str, Array]:
+    """What a method has fused, by the names of a bundle's state: fusion groups that the bundle has not left out."""
+    return {t.name: tensors[group] for group, t in manifest.fusion_map().items() if group in tensors}
+
+
+def whole_state(bundle: Bundle, tensors: Mapping[str, Array]) -> dict[str, Array]:
+    """A bundle's initial state with what a method has fused in its place."""
+    return bundle.weights() | in_state(bundle.manifest, tensors)
+
+
+def initial(classes: Iterable[DeviceClass]) -> dict[str, Array]:
     """What a method starts from: each fusion group's initial value, of the first class that has it."""
-    found: dict[str, Any] = {}
+    found: dict[str, Array] = {}
     for one in classes:
         found = one.bundle.shared_weights() | found
     return found

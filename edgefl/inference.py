@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from edgefl.bundle import Bundle
 from edgefl.errors import InputError
 from edgefl.files import write_atomic
@@ -11,7 +13,10 @@ from edgefl.tensors import Array
 
 
 def write_model(bundle: Bundle, state: dict[str, Array], path: Path) -> None:
-    """Write `path`: features in, logits out, no other input. Raises InputError without the onnx package."""
+    """Write `path`: features in, logits out, no other input; settings have their defaults.
+
+    Raises InputError without the onnx package.
+    """
     try:
         import onnx
         from onnx import numpy_helper
@@ -21,9 +26,11 @@ def write_model(bundle: Bundle, state: dict[str, Array], path: Path) -> None:
         ) from error
     program = bundle.manifest.program("predict")
     model = onnx.load_from_string(bundle.bytes_of(program.file))
-    inputs = [i for i in model.graph.input if i.name not in program.reads]
+    settings = {i.name: np.array(i.default, i.dtype) for i in program.inputs if i.source == "setting"}
+    constants = {name: state[name] for name in program.reads} | settings
+    inputs = [i for i in model.graph.input if i.name not in constants]
     del model.graph.input[:]
     model.graph.input.extend(inputs)
-    model.graph.initializer.extend(numpy_helper.from_array(state[name], name) for name in program.reads)
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
     onnx.checker.check_model(model)
     write_atomic(path, model.SerializeToString())

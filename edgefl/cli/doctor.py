@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgefl.bundle import MANIFEST, Bundle, read
-from edgefl.cli.export import bundle_name, parse_shape, parts
+from edgefl.cli.export import parse_shape, parts
 from edgefl.cli.output import format_option, print_json, print_table, working
+from edgefl.config import bundle_name
 from edgefl.doctor.devices import DEVICES
 from edgefl.errors import EdgeflError, InputError, LoweringError, ParityError
 from edgefl.report import size

@@ -13,6 +13,7 @@ import msgspec
 from edgefl.bundle import PORTABLE, Bundle, Normalisation
 from edgefl.cli.bundle import summary, total_bytes
 from edgefl.cli.output import format_option, print_json, working
+from edgefl.config import bundle_name
 from edgefl.errors import ConfigError, InputError
 from edgefl.report import size
 from edgefl.training_artifacts import ENGINE
@@ -177,12 +178,6 @@ def _export(model: str, options: Mapping[str, Any], out: Path, name: str, tell: 
         training_python=options["training_python"],
         progress=tell,
     )
-
-
-def bundle_name(model: str) -> str:
-    """What a bundle is called: OBJECT, or the file's name where OBJECT says nothing ("model")."""
-    file, _, name = model.rpartition(":")
-    return Path(file).stem if name == "model" else name
 
 
 def parse_shape(text: str) -> tuple[int, ...]:

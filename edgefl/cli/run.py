@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 
-from edgefl.asks import check_ask
-from edgefl.bundle import Bundle, read
-from edgefl.cli.export import bundle_name
+from edgefl.classes import DeviceClass, whole_state
 from edgefl.cli.live import LiveTable
 from edgefl.cli.output import format_option, print_json, tell
+from edgefl.cli.prepare import classes_of, evaluator_of, method_of, personal_of, write_models
 from edgefl.config import (
     BrokerEngine,
     BrokerSection,
     EvaluateSection,
     FleetSection,
+    ProfileSection,
     RunFile,
-    make_method,
     read_run_file,
     resumed,
     to_toml,
@@ -37,7 +36,7 @@ from edgefl.errors import ConfigError
 from edgefl.files import locked, write_atomic
 from edgefl.mqtt import Address, Tls
 from edgefl.report import facts, size, write_report
-from edgefl.serve import Server, whole_state
+from edgefl.serve import Server
 from edgefl.store import Store
 from edgefl.tensors import save_tensors
 
@@ -195,22 +194,19 @@ def _aggregate(
 ) -> _Result:
     """Carry a run to its end, with a fleet of our own or whoever comes."""
     address = Address.parse(url)
-    bundle = _bundle_of(config, place)
-    method = make_method(config, {t.name: bundle.weights()[t.name] for t in bundle.manifest.shared()}, where="run file")
-    first = method.ask(method.start())
-    if first is not None:
-        check_ask(first, bundle.manifest)
-    evaluate = _evaluator(config, bundle)
+    classes = classes_of(config, place)
+    method = method_of(config, classes)
+    evaluate = evaluator_of(config, classes, method)
     begun = (place / "run.json").exists()
     store = Store.open(place) if begun else Store.create(place, to_toml(config))
     run_id = place.name
     with contextlib.ExitStack() as stack:
         stack.callback(store.close)
-        title = f"run {run_id}: {bundle.manifest.name}, {config.method.get('name', 'fedavg')}"
+        title = f"run {run_id}: {', '.join(one.name for one in classes)}, {config.method.get('name', 'fedavg')}"
         table = stack.enter_context(LiveTable(title, store.records()))
         server = Server(
             run_id,
-            bundle,
+            classes,
             method,
             store,
             address,
@@ -224,8 +220,9 @@ def _aggregate(
         devices = None
         if fleet is not None and config.fleet is not None:
             files = {k: v for k in ("ca", "cert", "key") if (v := getattr(config.broker, k)) is not None}
+            words = _profile_options(list(fleet), config.fleet.profile)
             devices = stack.enter_context(
-                Fleet(url, run_id, fleet, place / "devices", threads=config.fleet.threads, tls=files)
+                Fleet(url, run_id, fleet, place / "devices", options=words, threads=config.fleet.threads, tls=files)
             )
 
         def check_all() -> None:
@@ -235,59 +232,33 @@ def _aggregate(
 
         finished = server.serve(check_all)
         if finished:
-            _write_results(store, bundle, server, config)
+            _write_results(store, classes, server, config)
             if devices is not None:
                 devices.wait(10.0)
     return _Result(store, finished, again)
 
 
-def _bundle_of(config: RunFile, place: Path) -> Bundle:
-    """The run's bundle, in the run directory: exported there, or copied, so that a resume needs nothing else."""
-    inside = place / "bundle"
-    if inside.exists():
-        return read(inside)
-    if config.bundle is not None:
-        bundle = read(config.bundle)
-        shutil.copytree(bundle.path, inside)
-        return read(inside)
-    from edgefl_exporter import export
-    from edgefl_exporter.load_model import load_model
-
-    assert config.model is not None
-    loaded = load_model(config.model, seed=config.seed)
-    return export(
-        loaded.module,
-        loaded.example,
-        out=inside,
-        name=bundle_name(config.model),
-        loss=loaded.loss,
-        seed=config.seed,
-        progress=tell,
-    )
-
-
-def _evaluator(config: RunFile, bundle: Bundle) -> Any:
-    if config.evaluate is None:
-        return None
-    from edgefl_device.evaluate import evaluator
-    from edgefl_device.sources import read_splits
-
-    splits = read_splits(config.evaluate.data)
-    held_out = splits.test if splits.test is not None else splits.train
-    return evaluator(bundle, held_out, batch_size=config.evaluate.batch_size)
+def _profile_options(names: list[str], profiles: Sequence[ProfileSection]) -> dict[str, list[str]]:
+    """The words by which each emulated device states and sets what its profile says; devices take profiles by turns."""
+    found: dict[str, list[str]] = {}
+    for name, profile in zip(names, itertools.cycle(profiles), strict=False):
+        stated = (("--memory-mb", profile.memory_mb), ("--cores", profile.cores))
+        found[name] = [word for option, value in stated if value is not None for word in (option, str(value))]
+        found[name] += [word for key, value in profile.settings.items() for word in ("--set", f"{key}={value!r}")]
+    return found
 
 
 def _tls(broker: BrokerSection) -> Tls:
     return Tls(*(Path(p) if p else None for p in (broker.ca, broker.cert, broker.key)))
 
 
-def _write_results(store: Store, bundle: Bundle, server: Server, config: RunFile) -> None:
-    """What a finished run leaves: weights, an inference model, a report."""
-    from edgefl.inference import write_model
-
-    state = whole_state(bundle.weights(), server.coordinator.state)
+def _write_results(store: Store, classes: Sequence[DeviceClass], server: Server, config: RunFile) -> None:
+    """What a finished run leaves: weights, inference models, a report."""
+    tensors = server.coordinator.state.tensors
+    whole = len(classes) == 1 and not personal_of(server.coordinator.method, classes[0], "predict")
+    state = whole_state(classes[0].bundle, tensors) if whole else tensors
     write_atomic(store.path / "weights.safetensors", save_tensors(state))
-    write_model(bundle, state, store.path / "model.onnx")
+    write_models(server.coordinator.method, classes, tensors, store.path)
     write_report(store.path / "report.html", store.path.name, store.records(), to_toml(config))
 
 
@@ -312,7 +283,8 @@ def _finish(result: _Result, form: str) -> None:
     elif result.finished:
         click.echo(", ".join(f"{name} {value}" for name, value in facts(records)))
         click.echo(f"report:    {shown / 'report.html'}")
-        click.echo(f"model:     {shown / 'model.onnx'} ({size((place / 'model.onnx').stat().st_size)})")
+        for path in (*place.glob("model.onnx"), *sorted(place.glob("models/*.onnx"))):
+            click.echo(f"model:     {shown / path.relative_to(place)} ({size(path.stat().st_size)})")
         click.echo(f"weights:   {shown / 'weights.safetensors'}")
     if not result.finished:
         tell(f"stopped after {last.get('round', 0)} rounds, everything is saved in {shown}")

@@ -114,6 +114,9 @@ class FedAvg(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def advance(self, state: State, fused: Fused) -> State:
         tensors = {}
         for name, value in state.tensors.items():
+            if name not in fused.tensors:  # of an architecture that no device of this round has
+                tensors[name] = value
+                continue
             new = fused.tensors[name] if self.send_as == "value" else value + fused.tensors[name]
             tensors[name] = new.astype(value.dtype)
         return State(round=state.round + 1, tensors=tensors, numbers=state.numbers)

@@ -229,7 +229,7 @@ def test_an_ask_fits_the_wire(method: Method) -> None:
     ask = method.ask(method.start())
     assert ask is not None
     ref = protocol.BlobRef("a" * 64, 1)
-    sent = protocol.Announcement(1, 0, 0, "0" * 16, 1.0, ["pi-1"], list(ask.tasks), ref, ref)
+    sent = protocol.Announcement(1, 0, 0, "0" * 16, 1.0, ["pi-1"], list(ask.tasks), ref)
     assert protocol.decode(protocol.encode(sent))[0] == sent
 
 

@@ -180,7 +180,6 @@ def test_a_full_round_of_ten_thousand_devices_fits() -> None:
         devices=[f"{i:036}" for i in range(10_000)],
         tasks=[Task("train")] * 100,
         tensors=protocol.BlobRef(A, 1),
-        bundle=protocol.BlobRef(A, 1),
     )
     assert decode(encode(message, bytes(protocol.INLINE_BYTES)))[0] == message
 

@@ -28,6 +28,7 @@ from edgefl.methods.lg_fedavg import LgFedAvg
 from edgefl.protocol import AggregatorStatus, BlobChunk, Offer, Presence, Receipt, TaskFailed, UploadChunk
 from edgefl_device.dataset import Dataset
 from edgefl_device.interpreter import Outcome
+from edgefl_device.journal import Journal
 from edgefl_device.order import order_of
 
 ROUNDS = 3
@@ -98,7 +99,7 @@ def assert_exact(world: World) -> None:
     assert all(devices == tuple(sorted(SIZES)) for _, devices in world.rounds)
     state = world.coordinator.state
     assert state.round == ROUNDS
-    w = gradient_descent(make_data(world.bundle.manifest.tensor("w").shape[0]))
+    w = gradient_descent(make_data(world.classes[0].bundle.manifest.tensor("w").shape[0]))
     assert np.abs(w).max() > 0.1
     np.testing.assert_array_equal(state.tensors["w"], w)
     assert world.coordinator.finished
@@ -303,8 +304,10 @@ def test_what_is_not_shared_survives_kills_and_is_never_on_the_wire(
     assert len(bodies) == ROUNDS * len(SIZES)
     assert trained_once_a_round(world)
     for name, node in world.nodes.items():
+        kept = Journal(node.directory, RUN).read()
+        assert kept is not None
         for tensor, value in clean.kept[name].items():
-            np.testing.assert_array_equal(node.session.private[tensor], value)
+            np.testing.assert_array_equal(kept.private[tensor], value)
     said = b"".join(message.payload for message in world.broker.published)
     assert not any(body in said for body in bodies)
 
@@ -490,7 +493,7 @@ def test_noise_is_noted_and_changes_nothing(make_world: MakeWorld, regression: B
         (up, b"hello aggregator"),
         (up, b"efl\x02" + bytes(20)),
         (up, protocol.encode(somebody)),  # names another device than its topic
-        (up, protocol.encode(AggregatorStatus(99, "finished", protocol.BlobRef("a" * 64, 1)))),
+        (up, protocol.encode(AggregatorStatus(99, "finished"))),
         (up, protocol.encode(UploadChunk("a" * 64, 0), b"x")),
         ("edgefl/9/toy/up/0/pi-1", protocol.encode(somebody)),
     ]:
@@ -525,16 +528,20 @@ def test_an_announcement_that_was_overtaken_is_ignored(make_world: MakeWorld, re
 
 def test_requests_that_come_together_are_answered_by_one_publication(make_world: MakeWorld, wide: Bundle) -> None:
     world = make_world(wide)
+    world.run(lambda: world.coordinator.present == set(SIZES))
+    world.restart_aggregator()
+    assert not world.coordinator.present
+    now_s = world.now_s
     program = wide.manifest.program("train").file
     request = protocol.encode(protocol.BlobRequest(program.sha256, []))
     for name in SIZES:
-        sent = world.aggregator.receive(protocol.up_topic(RUN, name), request, 1.0)
+        sent = world.aggregator.receive(protocol.up_topic(RUN, name), request, now_s)
         assert not [message for message in sent if "/blob/" in message.topic]
     # Who speaks is there, even if its presence was lost on the way.
     assert world.coordinator.present == set(SIZES)
-    assert world.aggregator.tick(1.001) == []
-    assert world.aggregator.wake_s(1.001) == 1.005
-    (answer,) = world.aggregator.tick(1.006)
+    assert world.aggregator.tick(now_s + 0.001) == []
+    assert world.aggregator.wake_s(now_s + 0.001) == now_s + 0.005
+    (answer,) = world.aggregator.tick(now_s + 0.006)
     message, body = protocol.decode(answer.payload)
     assert answer.topic == protocol.blob_topic(RUN, program.sha256)
     assert message == BlobChunk(program.sha256, program.size_bytes, protocol.CHUNK_BYTES, 0)

@@ -7,13 +7,15 @@ delivers, by a seed. A device trains at once, on the thread of the test.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from edgefl import protocol
 from edgefl.aggregator import Aggregator, Traffic
 from edgefl.bundle import PORTABLE, Bundle
+from edgefl.classes import DeviceClass
 from edgefl.coordinator import Coordinator, Note, RoundDone, RoundSettings
 from edgefl.method import Method
 from edgefl.protocol import Message, Outgoing
@@ -95,12 +97,22 @@ def _matches(pattern: str, topic: str) -> bool:
 class Node:
     """One device: what `edgefl_device.participate` does, without threads."""
 
-    def __init__(self, world: World, name: str, data: Dataset, *, client: str = "", directory: str = "") -> None:
+    def __init__(
+        self,
+        world: World,
+        name: str,
+        data: Dataset,
+        *,
+        client: str = "",
+        directory: str = "",
+        capabilities: Mapping[str, int] | None = None,
+    ) -> None:
         self.world, self.name, self._data = world, name, data
         self.client = client or name  # differs from the name where two devices use one
         self.directory = world.directory / (directory or name)
         self.lives = 0
         self.engine = PORTABLE
+        self.capabilities = dict(capabilities or {})
         self.jobs: list[tuple[int, str]] = []  # (round, nonce) of every training, over all lives
         self.log: list[str] = []
         self.done = self.conflict = False
@@ -113,7 +125,13 @@ class Node:
         self.lives += 1
         instance = f"{self.client}, life {self.lives}"
         self.session = Session(
-            RUN, self.name, self.directory, engine=self.engine, instance=instance, log=self.log.append
+            RUN,
+            self.name,
+            self.directory,
+            engine=self.engine,
+            capabilities=self.capabilities,
+            instance=instance,
+            log=self.log.append,
         )
         self.runtime: Runtime | None = None
         self._job: Job | None = None
@@ -149,6 +167,7 @@ class Node:
                 feeds,
                 self.session.private,
                 device=self.name,
+                own=job.settings,
             )
             self.carry_out(self.session.performed(job, self.tamper(outcome), private, self.world.now_s))
         self.carry_out(self.session.tick(self.world.now_s))
@@ -191,16 +210,19 @@ class World:
     def __init__(
         self,
         directory: Path,
-        bundle: Bundle,
+        bundle: Bundle | Sequence[DeviceClass],
         method: Method,
         data: Mapping[str, Dataset],
         *,
         broker: Broker | None = None,
         settings: RoundSettings | None = None,
+        capabilities: Mapping[str, Mapping[str, int]] = MappingProxyType({}),
     ) -> None:
-        """Every device is needed in every round, unless `settings` says otherwise."""
+        """A bundle for all, or device classes. Every device is needed in every round, unless `settings` says otherwise;
+        `capabilities`: what a device states, beside what all do."""
         random.seed(broker.seed if broker else 0)  # of the sessions' jitter
-        self.directory, self.bundle, self.method = directory, bundle, method
+        self.directory, self.method = directory, method
+        self.classes = [DeviceClass("all", bundle)] if isinstance(bundle, Bundle) else list(bundle)
         self.broker = broker or Broker()
         self.settings = settings or RoundSettings(min_devices=len(data), quorum=1.0, deadline_s=60.0)
         self.now_s = 0.0
@@ -209,7 +231,9 @@ class World:
         self.kill: Callable[[str], None] = lambda moment: None
         self.store = Store.create(directory / "run", "")
         self._start_aggregator()
-        self.nodes = {name: Node(self, name, examples) for name, examples in data.items()}
+        self.nodes = {
+            name: Node(self, name, examples, capabilities=capabilities.get(name)) for name, examples in data.items()
+        }
 
     # --- the aggregator ---------------------------------------------------------------------------------------
 
@@ -224,9 +248,11 @@ class World:
         )
         self.aggregator = Aggregator(
             RUN,
-            self.bundle,
+            self.classes,
             self.coordinator,
             epoch=self.store.epoch,
+            assigned=self.store.classes(),
+            on_assign=self.store.save_class,
             on_announce=self.store.save_open_round,
             on_round=self._round_done,
             on_note=self.notes.append,

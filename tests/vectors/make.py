@@ -6,7 +6,7 @@
              JSON may order and space a header differently; then the bytes differ, and only the meaning must agree.
     invalid  frame (hex) that must be refused; `error` is part of what edgefl says about it
 
-A change of these bytes is a change of the protocol: raise VERSION in edgefl/protocol.py.
+A change of these bytes is a change of the protocol: from the first release on, raise VERSION in edgefl/protocol.py.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from edgefl.method import Task
 from edgefl.protocol import (
     AggregatorStatus,
     Announcement,
+    Assignment,
     BlobChunk,
     BlobRef,
     BlobRequest,
@@ -45,11 +46,13 @@ BUNDLE = BlobRef(B, 4321)
 W = protocol.tensors_to_bytes({"w": np.array([1, -2], np.float32)})
 
 VALID: dict[str, tuple[Message, bytes]] = {
-    "presence": (Presence("pi-1", 3, "up", "c0ffee", 4, 8192, "onnxruntime 1.31.1", 600, 100), b""),
+    "presence": (Presence("pi-1", 3, "up", "c0ffee", 4, 8192, "onnxruntime 1.31.1", "portable", 600, 100), b""),
     "presence, least": (Presence("a", 0, "down"), b""),
     "presence, longest name": (Presence("x" * 36, 2**53, "sleeping"), b""),
-    "aggregator up": (AggregatorStatus(1, "up", BUNDLE), b""),
-    "aggregator finished": (AggregatorStatus(7, "finished", BUNDLE), b""),
+    "aggregator up": (AggregatorStatus(1, "up"), b""),
+    "aggregator finished": (AggregatorStatus(7, "finished"), b""),
+    "assignment": (Assignment(2, BUNDLE, {"max_steps": 4.0}), b""),
+    "assignment, no bundle": (Assignment(2, None, reason="no [[bundle]] of the run file is for memory_mb 64"), b""),
     "announcement, tensors inside": (
         Announcement(
             epoch=2,
@@ -75,12 +78,11 @@ VALID: dict[str, tuple[Message, bytes]] = {
                 ),
             ],
             tensors=BlobRef(A, len(W)),
-            bundle=BUNDLE,
         ),
         W,
     ),
     "announcement, tensors elsewhere": (
-        Announcement(1, 0, 0, NONCE, 0.5, [], [], BlobRef(A, 2**31), BUNDLE),
+        Announcement(1, 0, 0, NONCE, 0.5, [], [], BlobRef(A, 2**31)),
         b"",
     ),
     "blob request, everything": (BlobRequest(A, []), b""),

@@ -16,7 +16,7 @@ from edgefl_device.runtime import Runtime
 def evaluator(
     bundle: Bundle, data: Dataset, *, batch_size: int, threads: int = 1
 ) -> Callable[[dict[str, Array]], dict[str, float]]:
-    """A function: whole state -> metrics of the bundle's `evaluate` program over `data`.
+    """A function: some state tensors, the others being the bundle's -> metrics of its `evaluate` program over `data`.
 
     Raises DataError when the data does not fit the bundle.
     """

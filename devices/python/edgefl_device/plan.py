@@ -210,9 +210,12 @@ def _sends(where: str, task: Task, program: Program, manifest: Manifest) -> tupl
 
 
 def _matches(where: str, what: str, globs: tuple[str, ...], names: list[str]) -> tuple[str, ...]:
+    """The names that any glob matches. One that matches nothing may be of another bundle of the run; all may not, nor
+    a plain name to reset."""
     for glob in globs:
-        optional = what == "reset" and any(c in glob for c in "*?[")  # "optimizer.*" where there is no momentum
-        if not optional and not select(names, [glob]):
+        plain = what == "reset" and not any(c in glob for c in "*?[")  # "optimizer.*" where there is no momentum
+        alone = what != "reset" and not select(names, globs)
+        if (plain or alone) and not select(names, [glob]):
             raise InputError(f"{where}: {what} {glob!r} matches no tensor")
     return tuple(select(names, globs))
 
