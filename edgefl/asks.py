@@ -12,6 +12,7 @@ from edgefl.errors import ConfigError, RemoteProtocolError
 from edgefl.method import Ask, Task
 from edgefl.protocol import MAX_BLOB_BYTES
 from edgefl.tensors import Array
+from edgefl.weights import RULES, Rule
 
 Expected = Mapping[str, tuple[str, tuple[int | str, ...]]]  # name -> (dtype on the wire, shape); a string is any length
 
@@ -19,6 +20,8 @@ Expected = Mapping[str, tuple[str, tuple[int | str, ...]]]  # name -> (dtype on 
 def check_ask(ask: Ask, manifest: Manifest) -> None:
     """Raise BundleError for a program that the bundle has not, ConfigError for a task that no device could do right."""
     asked = {task.program for task in ask.tasks}
+    if ask.weight in RULES:
+        _check_rule(RULES[ask.weight], asked, manifest)
     for task in ask.tasks:
         _check_batch_size(task, manifest)
         for name in manifest.program(task.program).reads:
@@ -66,6 +69,25 @@ def personal(ask: Ask, manifest: Manifest, program: str, fused: Iterable[str]) -
     return [
         t.name for t in tensors if np.dtype(t.dtype).kind == "f" and (t.fuse == "local" or t.public_name not in public)
     ]
+
+
+def _check_rule(rule: Rule, asked: set[str], manifest: Manifest) -> None:
+    """Raise ConfigError where a bundle cannot give what a weight rule needs."""
+    for metric in rule.metrics:
+        program, _, output = metric.partition(".")
+        outputs = manifest.program(program).outputs if program in asked else ()
+        if not any(o.name == output and o.is_metric for o in outputs):
+            raise ConfigError(
+                f"weight rule {rule.name!r} needs {output!r} of program {program!r}, which bundle {manifest.name!r} "
+                "does not measure",
+                hint='export an equilibrium model, or set weight = "examples" in [method]',
+            )
+    for program in rule.programs:
+        if program not in manifest.programs:
+            raise ConfigError(
+                f"weight rule {rule.name!r} needs program {program!r}, which bundle {manifest.name!r} has not",
+                hint="export it with --programs train,gradient,evaluate,predict",
+            )
 
 
 def _check_batch_size(task: Task, manifest: Manifest) -> None:

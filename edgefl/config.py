@@ -15,10 +15,11 @@ from msgspec import Meta
 from edgefl.classes import parse_condition
 from edgefl.coordinator import RoundSettings
 from edgefl.errors import ConfigError
-from edgefl.fusion import fusion_named, weight_named
+from edgefl.fusion import fusion_named
 from edgefl.method import Method
 from edgefl.methods import METHODS
 from edgefl.protocol import NAME
+from edgefl.weights import LEARNED, own_rule, rule_named
 
 Share = Annotated[float, Meta(gt=0, le=1)]
 BrokerEngine = Literal["auto", "mosquitto", "iotcore"]
@@ -44,12 +45,15 @@ class BrokerSection(_Section, frozen=True):
 class EvaluateSection(_Section, frozen=True):
     """`[evaluate]`: held-out data on the aggregator; the run ends early at `target_accuracy` (0 to 1).
 
-    Where a data set has a test part, that part is used.
+    Where a data set has a test part, that part is used. `held_out` of its examples are set aside and never evaluated
+    on: learned weights are sought on them, in `held_out_steps` steps a round.
     """
 
     data: str
     target_accuracy: Share | None = None
     batch_size: Annotated[int, Meta(ge=1)] = 256
+    held_out: Annotated[int, Meta(ge=0)] = 0
+    held_out_steps: Annotated[int, Meta(ge=1)] = 20
 
 
 class BundleSection(_Section, frozen=True):
@@ -143,8 +147,12 @@ def read_run_file(path: Path) -> RunFile:
     broker = msgspec.structs.replace(
         run.broker, **{k: _beside(base, v) for k in ("ca", "cert", "key") if (v := getattr(run.broker, k)) is not None}
     )
+    method = dict(run.method)
+    if own_rule(str(method.get("weight"))):
+        method["weight"] = _beside(base, method["weight"])
     return msgspec.structs.replace(
         run,
+        method=method,
         bundle=_bundles_beside(base, run.bundle),
         model=_model_beside(base, run.model),
         broker=broker,
@@ -169,6 +177,11 @@ def parse_run_file(text: str, *, where: str) -> RunFile:
         raise ConfigError(f"{where}: give either `bundle` or `model`", hint='for example: bundle = "digits.bundle"')
     _check_bundles(run.bundles, where)
     make_method(run, {}, where=where)
+    if run.method.get("weight") == LEARNED and (run.evaluate is None or run.evaluate.held_out == 0):
+        raise ConfigError(
+            f"{where}: weight {LEARNED!r} needs held-out examples on the aggregator",
+            hint="set held_out = 500 in [evaluate]",
+        )
     return run
 
 
@@ -187,8 +200,12 @@ def make_method(run: RunFile, initial: Mapping[str, Any], *, where: str) -> Meth
         method = msgspec.convert({"seed": run.seed, **settings, "initial": dict(initial)}, kind)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{where}: [method]: {_readable(error)}") from error
-    fusion_named(getattr(method, "fusion", "mean"))
-    weight_named(getattr(method, "weight", "examples"))
+    fusion, weight = getattr(method, "fusion", "mean"), getattr(method, "weight", "examples")
+    fusion_named(fusion)
+    if own_rule(weight) is None:
+        rule_named(weight)
+    if weight == LEARNED and fusion != "mean":
+        raise ConfigError(f"{where}: weight {LEARNED!r} is of a mean, not of fusion {fusion!r}")
     result: Method = method
     return result
 

@@ -27,8 +27,10 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
-from edgefl.fusion import Fusion, fusion_named, weight_named
+from edgefl.errors import RemoteProtocolError
+from edgefl.fusion import Fusing, Fusion, fusing
 from edgefl.method import Ask, Fused, Method, Reply, State
+from edgefl.weights import Rule
 
 
 class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -117,6 +119,7 @@ class _Round:
     ask: Ask
     nonce: str
     fusion: Fusion
+    rule: Rule
     opened_s: float
     quorum: int = 1
     attempt: int = 0
@@ -139,8 +142,10 @@ class Coordinator:
         seed: int = 0,
         secret: str = "",
         resumed: OpenRound | None = None,
+        fusing: Fusing = fusing,
     ) -> None:
-        """`seed` decides who is asked; `secret` (kept in the run directory) makes nonces that nobody can guess."""
+        """`seed` decides who is asked; `secret` (kept in the run directory) makes nonces that nobody can guess;
+        `fusing` may know weight rules and fusions that have no name in edgefl."""
         self.method = method
         self.state = state
         self.settings = settings
@@ -151,6 +156,7 @@ class Coordinator:
         self._seed = seed
         self._secret = secret
         self._resumed = resumed
+        self._fusing = fusing
         self._round: _Round | None = None
 
     # --- events -----------------------------------------------------------------------------------------------
@@ -193,9 +199,10 @@ class Coordinator:
         if verdict.status != "accepted":
             return verdict, [Note(verdict.status, reply.round, reply.device, verdict.reason)]
         assert self._round is not None
-        weight = weight_named(self._round.ask.weight)(reply)
-        if not math.isfinite(weight) or weight <= 0:
-            verdict = Verdict("refused", f"weight rule {self._round.ask.weight!r} gives {weight}; expected above 0")
+        try:
+            weight = self._round.rule.weigh(reply)
+        except RemoteProtocolError as error:
+            verdict = Verdict("refused", error.message)
             return verdict, self.failed(reply.device, reply.round, verdict.reason, now_s)
         self._round.fusion.add(reply, weight)
         self._round.replied.add(reply.device)
@@ -260,7 +267,8 @@ class Coordinator:
         self._resumed = None
         if resumed is None and len(self.present) < self.settings.min_devices:
             return []
-        self._round = _Round(ask, self._nonce(), fusion_named(ask.fusion), opened_s=now_s)
+        fusion, rule = self._fusing(ask)
+        self._round = _Round(ask, self._nonce(), fusion, rule, opened_s=now_s)
         if resumed is not None:
             self._round.attempt = resumed.attempt
         devices = resumed.devices if resumed else self._sample(self.present, self._wanted())

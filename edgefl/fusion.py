@@ -1,7 +1,7 @@
 """Fusion: many replies become one set of tensors, without holding them.
 
 A fusion is `add(reply, weight)`, `merge(other)`, `finish()`. Accumulators of several workers merge.
-How much a reply counts is a weight rule: a plain function of what the reply says about itself.
+How much a reply counts is a weight rule (edgefl/weights.py).
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgefl.errors import ConfigError
-from edgefl.method import Fused, Reply
+from edgefl.method import Ask, Fused, Reply
+from edgefl.weights import Rule, rule_named
 
 COUNTS = ("examples", "correct")  # metrics of a program that are counts, not means
 
@@ -22,7 +23,10 @@ COUNTS = ("examples", "correct")  # metrics of a program that are counts, not me
 class Fusion(Protocol):
     """One round's accumulator."""
 
-    devices: tuple[str, ...]
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Whose replies are counted."""
+        ...
 
     def add(self, reply: Reply, weight: float) -> None:
         """Count one reply. `weight` is finite and above 0."""
@@ -42,29 +46,32 @@ class WeightedMean:
 
     One float64 accumulator a tensor, whatever the number of replies. Products of a float32 value and an
     example count are exact in float64, so the order of arrival changes at most the last bit of a float32.
-    The denominator sums over the devices that answered, never over all that were asked.
+    The denominator of each tensor sums over the devices that sent it, never over all that were asked: devices with
+    bundles of different architecture fuse what they have in common.
     """
 
     def __init__(self) -> None:
         self.devices: tuple[str, ...] = ()
         self._sums: dict[str, npt.NDArray[np.float64]] = {}
+        self._weights: dict[str, float] = {}
         self._dtypes: dict[str, np.dtype[np.generic]] = {}
-        self._weight = 0.0
+        self._by_device: dict[str, float] = {}
         self._examples = 0
         self._metrics = _Metrics()
 
     def add(self, reply: Reply, weight: float) -> None:
         assert math.isfinite(weight) and weight > 0, weight
-        assert not self.devices or reply.tensors.keys() == self._sums.keys(), reply.tensors.keys()
         for name, value in reply.tensors.items():
             term = np.multiply(value, weight, dtype=np.float64)
             if name in self._sums:
                 self._sums[name] += term
+                self._weights[name] += weight
             else:
                 self._sums[name] = term
+                self._weights[name] = weight
                 self._dtypes[name] = np.dtype(value.dtype)
         self.devices += (reply.device,)
-        self._weight += weight
+        self._by_device[reply.device] = weight
         self._examples += reply.examples
         self._metrics.add(reply.metrics)
 
@@ -73,16 +80,19 @@ class WeightedMean:
         assert not set(self.devices) & set(other.devices)
         for name, term in other._sums.items():
             self._sums[name] = self._sums[name] + term if name in self._sums else term.copy()
+            self._weights[name] = self._weights.get(name, 0.0) + other._weights[name]
         self._dtypes |= other._dtypes
         self.devices += other.devices
-        self._weight += other._weight
+        self._by_device |= other._by_device
         self._examples += other._examples
         self._metrics.merge(other._metrics)
 
     def finish(self) -> Fused:
         assert self.devices, "finish() before any reply"
-        tensors = {name: (total / self._weight).astype(self._dtypes[name]) for name, total in self._sums.items()}
-        return Fused(tensors, self._metrics.finish(), tuple(sorted(self.devices)), self._examples)
+        tensors = {name: (total / self._weights[name]).astype(self._dtypes[name]) for name, total in self._sums.items()}
+        devices = tuple(sorted(self.devices))
+        weights = shares({device: self._by_device[device] for device in devices})
+        return Fused(tensors, self._metrics.finish(), devices, self._examples, weights)
 
 
 class _Metrics:
@@ -112,18 +122,20 @@ class _Metrics:
         }
 
 
-def by_examples(reply: Reply) -> float:
-    """FedAvg's weight: the device's number of training examples, n_k."""
-    return float(reply.examples)
-
-
-def equal(reply: Reply) -> float:
-    """Every device counts the same."""
-    return 1.0
+def shares(weights: Mapping[str, float]) -> dict[str, float]:
+    """Weights above 0 as parts of 1."""
+    total = math.fsum(weights.values())
+    return {name: weight / total for name, weight in weights.items()}
 
 
 FUSIONS: dict[str, Callable[[], Fusion]] = {"mean": WeightedMean}
-WEIGHTS: dict[str, Callable[[Reply], float]] = {"examples": by_examples, "equal": equal}
+
+Fusing = Callable[[Ask], tuple[Fusion, Rule]]  # how the replies to an ask become one, and how much each of them counts
+
+
+def fusing(ask: Ask) -> tuple[Fusion, Rule]:
+    """A new accumulator and the weight rule that an ask names. Raises ConfigError with the known names."""
+    return fusion_named(ask.fusion), rule_named(ask.weight)
 
 
 def fusion_named(name: str) -> Fusion:
@@ -131,10 +143,3 @@ def fusion_named(name: str) -> Fusion:
     if name not in FUSIONS:
         raise ConfigError(f"no fusion is called {name!r}", hint=f"known: {', '.join(FUSIONS)}")
     return FUSIONS[name]()
-
-
-def weight_named(name: str) -> Callable[[Reply], float]:
-    """A weight rule. Raises ConfigError with the known names."""
-    if name not in WEIGHTS:
-        raise ConfigError(f"no weight rule is called {name!r}", hint=f"known: {', '.join(WEIGHTS)}")
-    return WEIGHTS[name]

@@ -58,7 +58,7 @@ class Ask(msgspec.Struct, frozen=True):
 
     tensors     announced to every asked device: name -> array
     fusion      how replies become one, a name in `edgefl.fusion.FUSIONS`
-    weight      how much a reply counts, a name in `edgefl.fusion.WEIGHTS`
+    weight      how much a reply counts, a name in `edgefl.weights.RULES` or a rule of one's own
     """
 
     tasks: tuple[Task, ...]
@@ -83,12 +83,16 @@ class Reply(msgspec.Struct, frozen=True):
 
 
 class Fused(msgspec.Struct, frozen=True):
-    """Many replies as one: tensors fused by the ask's fusion, metrics as means weighted by examples."""
+    """Many replies as one: tensors fused by the ask's fusion, metrics as means weighted by examples.
+
+    weights     how much each device counted; they sum to 1
+    """
 
     tensors: Mapping[str, Array]
     metrics: Mapping[str, float]
     devices: tuple[str, ...]
     examples: int
+    weights: Mapping[str, float] = {}
 
 
 class State(msgspec.Struct, frozen=True):

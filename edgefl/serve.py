@@ -17,6 +17,7 @@ from edgefl.aggregator import Aggregator, Traffic
 from edgefl.classes import DeviceClass
 from edgefl.coordinator import Coordinator, Note, RoundDone, RoundSettings
 from edgefl.errors import EdgeflError
+from edgefl.fusion import Fusing, fusing
 from edgefl.method import Method
 from edgefl.mqtt import Address, Broken, Connected, Connection, Disconnected, Received, Tls
 from edgefl.store import Record, Store
@@ -55,6 +56,7 @@ class Server:
         settings: RoundSettings,
         seed: int,
         evaluate: Evaluate | None = None,
+        fusing: Fusing = fusing,
         target_accuracy: float | None = None,
         tls: Tls | None = None,
         watcher: Watcher = Watcher(),
@@ -73,6 +75,7 @@ class Server:
             seed=seed,
             secret=store.secret,
             resumed=store.open_round(),
+            fusing=fusing,
         )
         if records and self._reached(records[-1]):
             self.coordinator.finish()
@@ -161,6 +164,7 @@ class Server:
             "seconds": round(done.seconds, 4),
             "elapsed_s": round(self._seconds_before + time.monotonic() - self._started_s, 4),
             "devices": list(done.fused.devices),
+            "weights": {device: round(weight, 6) for device, weight in done.fused.weights.items()},
             **_rates(done.fused.metrics),
         }
         if self._evaluate is not None:

@@ -5,6 +5,7 @@
         run.json              how often the aggregator started (its epoch), the secret of its nonces
         bundles/CLASS/        the bundle that devices of a class download
         devices.jsonl         which class each device has
+        weights.py            where the run has a weight rule of its own, its file
         state.safetensors     the method's state after the last durable round, with that round's record
         open.json             the round that is announced, if one is
         metrics.jsonl         one record per durable round

@@ -6,6 +6,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from edgefl import classes as device_classes
 from edgefl.asks import check_ask, check_sends, personal
@@ -13,11 +14,15 @@ from edgefl.bundle import Bundle, read
 from edgefl.classes import DeviceClass, check_classes, in_state, initial, parse_condition, whole_state
 from edgefl.cli.export import export_from
 from edgefl.cli.output import tell
-from edgefl.config import BundleSection, RunFile, make_method
+from edgefl.config import BundleSection, EvaluateSection, RunFile, make_method
 from edgefl.errors import ConfigError
+from edgefl.files import write_atomic
+from edgefl.fusion import Fusing, fusing, fusion_named
+from edgefl.learned import learning
 from edgefl.method import Ask, Method
 from edgefl.serve import Evaluate
 from edgefl.tensors import Array
+from edgefl.weights import LEARNED, load_rule, own_rule
 
 
 def classes_of(config: RunFile, place: Path) -> list[DeviceClass]:
@@ -76,7 +81,6 @@ def evaluator_of(config: RunFile, classes: Sequence[DeviceClass], method: Method
     if config.evaluate is None:
         return None
     from edgefl_device.evaluate import evaluator
-    from edgefl_device.sources import read_splits
 
     for one in classes:
         if own := personal_of(method, one, "evaluate"):
@@ -84,16 +88,51 @@ def evaluator_of(config: RunFile, classes: Sequence[DeviceClass], method: Method
                 f"[evaluate]: only a device has its whole model: it keeps {own[0]!r} for itself",
                 hint="set evaluate = true in [method] instead: devices report on their own test data",
             )
-    splits = read_splits(config.evaluate.data)
-    held_out = splits.test if splits.test is not None else splits.train
+    test, _ = _evaluation_data(config.evaluate, config.seed)
     size = config.evaluate.batch_size
-    evaluators = [(one.bundle.manifest, evaluator(one.bundle, held_out, batch_size=size)) for one in classes]
+    evaluators = [(one.bundle.manifest, evaluator(one.bundle, test, batch_size=size)) for one in classes]
 
     def evaluate(tensors: Mapping[str, Array]) -> dict[str, float]:
         found = [measure(in_state(manifest, tensors)) for manifest, measure in evaluators]
         return {name: sum(metrics[name] for metrics in found) / len(found) for name in found[0]}
 
     return evaluate
+
+
+def fusing_of(config: RunFile, classes: Sequence[DeviceClass], place: Path) -> Fusing:
+    """How replies are weighted and fused; a rule of somebody's own is kept in the run directory for a resume."""
+    weight = str(config.method.get("weight", ""))
+    if (own := own_rule(weight)) is not None:
+        file, function = Path(own[0]), own[1]
+        inside = place / "weights.py"
+        if not inside.exists():
+            if not file.is_file():
+                raise ConfigError(f"weight rule {weight!r}: no file {file}", hint="its path is seen from the run file")
+            write_atomic(inside, file.read_bytes())
+        rule = load_rule(inside, function, f"{file.name}:{function}")
+        return lambda ask: (fusion_named(ask.fusion), rule)
+    if weight == LEARNED and config.evaluate is not None:
+        from edgefl_device.evaluate import HeldOut
+
+        if len(classes) > 1:
+            raise ConfigError(
+                f"weight = {LEARNED!r} needs one bundle for all devices; this run has {len(classes)}",
+                hint='set weight = "examples" in [method]',
+            )
+        _, held_out = _evaluation_data(config.evaluate, config.seed)
+        examples = HeldOut(classes[0].bundle, held_out, batch_size=config.evaluate.batch_size)
+        return learning(examples, steps=config.evaluate.held_out_steps)
+    return fusing
+
+
+def _evaluation_data(section: EvaluateSection, seed: int) -> tuple[Any, Any]:
+    """The data set's test part where it has one: what is evaluated on, and what is held out for learned weights."""
+    from edgefl_device.evaluate import set_aside
+    from edgefl_device.sources import read_splits
+
+    splits = read_splits(section.data)
+    held_out, rest = set_aside(splits.train if splits.test is None else splits.test, section.held_out, seed=seed)
+    return rest, held_out
 
 
 def write_models(method: Method, classes: Sequence[DeviceClass], tensors: Mapping[str, Array], place: Path) -> None:

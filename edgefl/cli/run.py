@@ -18,7 +18,7 @@ import click
 from edgefl.classes import DeviceClass, whole_state
 from edgefl.cli.live import LiveTable
 from edgefl.cli.output import format_option, print_json, tell
-from edgefl.cli.prepare import classes_of, evaluator_of, method_of, personal_of, write_models
+from edgefl.cli.prepare import classes_of, evaluator_of, fusing_of, method_of, personal_of, write_models
 from edgefl.config import (
     BrokerEngine,
     BrokerSection,
@@ -197,6 +197,7 @@ def _aggregate(
     classes = classes_of(config, place)
     method = method_of(config, classes)
     evaluate = evaluator_of(config, classes, method)
+    fuse = fusing_of(config, classes, place)
     begun = (place / "run.json").exists()
     store = Store.open(place) if begun else Store.create(place, to_toml(config))
     run_id = place.name
@@ -213,6 +214,7 @@ def _aggregate(
             settings=config.round,
             seed=config.seed,
             evaluate=evaluate,
+            fusing=fuse,
             target_accuracy=config.evaluate.target_accuracy if config.evaluate else None,
             tls=_tls(config.broker),
             watcher=table.watcher(),

@@ -40,7 +40,7 @@ class FedAvg(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     encoding        of floats on the wire
     evaluate        also evaluate on each device's own test data, before it trains: the announced tensors, with what
                     the device has kept in place of the others
-    weight          weight rule (edgefl.fusion.WEIGHTS)
+    weight          weight rule (edgefl/weights.py)
     fusion          how replies become one (edgefl.fusion.FUSIONS)
     seed            of the devices' shuffles
     """

@@ -181,6 +181,21 @@ def test_unknown_fusions_and_weights_are_refused_before_the_run(setting: str) ->
     assert str(refused.value.hint).startswith("known: ")
 
 
+def test_a_weight_rule_of_ones_own_is_found_beside_the_run_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text('name = "a"\nbundle = "b"\n[method]\nweight = "rules/weights.py:mine"\n')
+    assert read_run_file(path).method["weight"] == f"{tmp_path.resolve()}/rules/weights.py:mine"
+
+
+def test_learned_weights_need_held_out_examples() -> None:
+    text = 'name = "a"\nbundle = "b"\n[method]\nweight = "learned"\n'
+    for section in ("", '[evaluate]\ndata = "digits"\n'):
+        error = refusal(text + section)
+        assert error.message == "run.toml: weight 'learned' needs held-out examples on the aggregator"
+        assert error.hint == "set held_out = 500 in [evaluate]"
+    assert parse(text + '[evaluate]\ndata = "digits"\nheld_out = 500\n').method["weight"] == "learned"
+
+
 def test_exactly_one_of_bundle_and_model() -> None:
     for text in ('name = "a"\n', 'name = "a"\nbundle = "b"\nmodel = "m.py:model"\n'):
         assert "either `bundle` or `model`" in refusal(text).message

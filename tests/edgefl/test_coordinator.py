@@ -22,8 +22,9 @@ from edgefl.coordinator import (
     RoundSettings,
     Verdict,
 )
-from edgefl.fusion import WEIGHTS
+from edgefl.fusion import Fusing, WeightedMean, fusing
 from edgefl.method import Ask, Fused, Reply, State, Task
+from edgefl.weights import Rule
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,16 @@ class Count:
 
 
 def make(
-    *present: str, method: Count = Count(), seed: int = 0, resumed: OpenRound | None = None, **settings: Any
+    *present: str,
+    method: Count = Count(),
+    seed: int = 0,
+    resumed: OpenRound | None = None,
+    fusing: Fusing = fusing,
+    **settings: Any,
 ) -> Coordinator:
     """A coordinator that has begun at 0 s and been told of some devices. Deadline 100 s, quorum one half."""
     chosen = RoundSettings(**({"deadline_s": 100.0} | settings))
-    coordinator = Coordinator(method, method.start(), chosen, seed=seed, secret="s", resumed=resumed)
+    coordinator = Coordinator(method, method.start(), chosen, seed=seed, secret="s", resumed=resumed, fusing=fusing)
     coordinator.begin(0.0)
     for name in present:
         coordinator.joined(name, 0.0)
@@ -340,11 +346,9 @@ def test_a_failure_of_another_round_or_of_somebody_not_asked_is_ignored() -> Non
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])
-def test_a_weight_that_is_no_weight_is_refused_and_the_device_not_waited_for(
-    monkeypatch: pytest.MonkeyPatch, weight: float
-) -> None:
-    monkeypatch.setitem(WEIGHTS, "odd", lambda reply: weight if reply.device == "a" else 1.0)
-    coordinator = make(method=Count(weight="odd"), min_devices=2)
+def test_a_weight_that_is_no_weight_is_refused_and_the_device_not_waited_for(weight: float) -> None:
+    rule = Rule("odd", lambda reply: weight if reply.device == "a" else 1.0)
+    coordinator = make(min_devices=2, fusing=lambda ask: (WeightedMean(), rule))
     coordinator.joined("a", 0.0)
     coordinator.joined("b", 0.0)
     verdict, actions = send(coordinator, "a")
@@ -353,6 +357,18 @@ def test_a_weight_that_is_no_weight_is_refused_and_the_device_not_waited_for(
     assert actions == [Note("failed", 0, "a", verdict.reason)]
     (done,) = of(send(coordinator, "b")[1], RoundDone)
     assert done.fused.devices == ("b",)
+
+
+def test_a_rule_given_from_outside_weighs_the_replies() -> None:
+    """(3 * 2 + 1 * 6) / 4 = 3"""
+    rule = Rule("own", lambda reply: 3.0 if reply.device == "a" else 1.0)
+    coordinator = make(min_devices=2, fusing=lambda ask: (WeightedMean(), rule))
+    coordinator.joined("a", 0.0)
+    coordinator.joined("b", 0.0)
+    send(coordinator, "a", value=2.0)
+    (done,) = of(send(coordinator, "b", value=6.0)[1], RoundDone)
+    assert done.fused.tensors["x"] == [3]
+    assert done.fused.weights == {"a": 0.75, "b": 0.25}
 
 
 def test_no_examples_weigh_nothing() -> None:

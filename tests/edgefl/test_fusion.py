@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgefl.errors import ConfigError
-from edgefl.fusion import FUSIONS, WEIGHTS, WeightedMean, fusion_named, weight_named
-from edgefl.method import Fused, Reply
+from edgefl.fusion import FUSIONS, WeightedMean, fusing, fusion_named
+from edgefl.method import Ask, Fused, Reply
+from edgefl.weights import rule_named
 
 
 def reply(name: str, examples: int, *w: float, **metrics: float) -> Reply:
@@ -23,7 +24,7 @@ def reply(name: str, examples: int, *w: float, **metrics: float) -> Reply:
 def fuse(*replies: Reply, weight: str = "examples") -> Fused:
     fusion = WeightedMean()
     for one in replies:
-        fusion.add(one, weight_named(weight)(one))
+        fusion.add(one, rule_named(weight).weigh(one))
     return fusion.finish()
 
 
@@ -214,17 +215,60 @@ def test_a_mean_over_no_examples_is_left_out() -> None:
     assert fuse(reply("a", 1, 0, evaluate_loss=1.0, evaluate_examples=0.0)).metrics == {"evaluate.examples": 0.0}
 
 
+# --- weights by device --------------------------------------------------------------------------------------------
+
+
+def test_the_weight_of_each_device_is_its_part_of_one() -> None:
+    fused = fuse(reply("b", 3, 7), reply("a", 1, 3))
+    assert fused.weights == {"a": 0.25, "b": 0.75}
+    assert list(fused.weights) == ["a", "b"]
+
+
+@given(replies)
+def test_weights_sum_to_one_and_merge_as_they_add(drawn: list[tuple[int, list[float]]]) -> None:
+    first, second = WeightedMean(), WeightedMean()
+    for i, one in enumerate(as_replies(drawn)):
+        (first, second)[i % 2].add(one, one.examples)
+    first.merge(second)
+    merged = first.finish()
+    assert sum(merged.weights.values()) == pytest.approx(1, abs=1e-12)
+    assert merged.weights == fuse(*as_replies(drawn)).weights
+
+
+# --- devices that hold different tensors --------------------------------------------------------------------------
+
+
+def part(name: str, examples: int, **tensors: float) -> Reply:
+    return Reply(name, 0, examples, {n: np.array([w], np.float32) for n, w in tensors.items()}, {})
+
+
+def test_each_tensor_is_the_mean_over_the_devices_that_sent_it() -> None:
+    """head: (1*3 + 3*7) / 4 = 6; tail of b and c: (3*2 + 1*6) / 4 = 3; only: a's alone."""
+    fused = fuse(part("a", 1, head=3, only=5), part("b", 3, head=7, tail=2), part("c", 1, tail=6))
+    assert {name: value.item() for name, value in fused.tensors.items()} == {"head": 6, "only": 5, "tail": 3}
+    assert fused.weights == {"a": 0.2, "b": 0.6, "c": 0.2}
+
+
+def test_accumulators_of_different_bundles_merge() -> None:
+    first, second = WeightedMean(), WeightedMean()
+    first.add(part("a", 1, head=3, only=5), 1)
+    second.add(part("b", 3, head=7, tail=2), 3)
+    first.merge(second)
+    tensors = first.finish().tensors
+    assert {name: value.item() for name, value in tensors.items()} == {"head": 6, "only": 5, "tail": 2}
+
+
 # --- names --------------------------------------------------------------------------------------------------------
 
 
 def test_names_and_unknown_names() -> None:
     assert isinstance(fusion_named("mean"), WeightedMean)
     assert fusion_named("mean") is not fusion_named("mean")
-    one = reply("a", 5, 0)
-    assert (weight_named("examples")(one), weight_named("equal")(one)) == (5.0, 1.0)
     with pytest.raises(ConfigError, match="no fusion is called 'avg'") as refused:
         fusion_named("avg")
     assert refused.value.hint == f"known: {', '.join(FUSIONS)}"
-    with pytest.raises(ConfigError, match="no weight rule is called 'size'") as refused:
-        weight_named("size")
-    assert refused.value.hint == f"known: {', '.join(WEIGHTS)}"
+
+
+def test_an_ask_names_its_fusion_and_its_rule() -> None:
+    fusion, rule = fusing(Ask((), {}, weight="equal"))
+    assert isinstance(fusion, WeightedMean) and rule.name == "equal"

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from edgefl import protocol
 from edgefl.asks import check_reply, reply_names
 from edgefl.bundle import Bundle
-from edgefl.fusion import fusion_named, weight_named
+from edgefl.fusion import fusing
 from edgefl.method import Ask, Fused, Method, Reply, State
 from edgefl.tensors import Tensors
 from edgefl_device.contract import fit_to_contract
@@ -48,7 +48,7 @@ class Devices:
 
 
 def fuse(ask: Ask, replies: Iterable[Reply]) -> Fused:
-    fusion = fusion_named(ask.fusion)
+    fusion, rule = fusing(ask)
     for reply in replies:
-        fusion.add(reply, weight_named(ask.weight)(reply))
+        fusion.add(reply, rule.weigh(reply))
     return fusion.finish()

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+
 from edgefl.bundle import Bundle
+from edgefl.errors import BundleError, DataError
 from edgefl.method import Task
-from edgefl.tensors import Array
+from edgefl.tensors import Array, Tensors
 from edgefl_device.contract import fit_to_contract
 from edgefl_device.dataset import Dataset
 from edgefl_device.interpreter import perform
 from edgefl_device.runtime import Runtime
+
+GRADIENT = "gradient."  # what the outputs that hold a gradient begin with
 
 
 def evaluator(
@@ -29,3 +34,58 @@ def evaluator(
         return dict(perform(runtime, [task], {}, {"test": test}, device="aggregator").metrics)
 
     return evaluate
+
+
+def set_aside(data: Dataset, count: int, *, seed: int) -> tuple[Dataset, Dataset]:
+    """`count` examples drawn by `seed`, and the others. Raises DataError when there would be no others."""
+    if count >= len(data):
+        raise DataError(
+            f"{count} held-out examples of {len(data)} in the evaluation data leave none to evaluate on",
+            hint="set a smaller held_out in [evaluate]",
+        )
+    order = np.random.default_rng(seed).permutation(len(data))
+    return data.take(order[:count]), data.take(np.sort(order[count:]))
+
+
+class HeldOut:
+    """A bundle's loss and its gradient over held-out examples, as functions of shared tensors by fusion group.
+
+    Both raise EdgeflError where a result is not finite. Tensors that the bundle does not share are passed over.
+    Raises DataError when the data does not fit the bundle, BundleError when part of what trains stays on the devices:
+    nobody else can judge such a model.
+    """
+
+    def __init__(self, bundle: Bundle, data: Dataset, *, batch_size: int, threads: int = 1) -> None:
+        self._feeds = {"test": fit_to_contract(data, bundle.manifest.data, "held-out data")}
+        self._runtime = Runtime(bundle, threads=threads)
+        self._map = bundle.manifest.fusion_map()
+        gradient, train = bundle.manifest.program("gradient"), bundle.manifest.program("train")
+        for tensor in bundle.manifest.state:
+            if tensor.role == "parameter" and tensor.fuse == "local" and tensor.name in train.writes:
+                raise BundleError(
+                    f"the aggregator cannot judge bundle {bundle.manifest.name!r}: {tensor.name!r} trains and stays on "
+                    "the devices",
+                    hint='set weight = "examples" in [method]',
+                )
+        self._evaluate = Task(program="evaluate", feed="test", batch_size=batch_size)
+        self._differentiate = Task(
+            program="gradient",
+            feed="test",
+            batch_size=min(batch_size, gradient.fixed_batch or batch_size),
+            send=tuple(o.name for o in gradient.outputs if o.name.startswith(GRADIENT)),
+        )
+
+    def loss(self, tensors: Tensors) -> float:
+        """The mean loss over the held-out examples."""
+        self._load(tensors)
+        return perform(self._runtime, [self._evaluate], {}, self._feeds, device="aggregator").metrics["evaluate.loss"]
+
+    def gradient(self, tensors: Tensors) -> dict[str, Array]:
+        """The gradient of the mean loss by each shared tensor that trains."""
+        self._load(tensors)
+        outcome = perform(self._runtime, [self._differentiate], {}, self._feeds, device="aggregator")
+        found = {group: GRADIENT + tensor.name for group, tensor in self._map.items()}
+        return {group: outcome.tensors[name] for group, name in found.items() if name in outcome.tensors}
+
+    def _load(self, tensors: Tensors) -> None:
+        self._runtime.load({self._map[group].name: value for group, value in tensors.items() if group in self._map})
