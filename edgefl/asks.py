@@ -14,6 +14,13 @@ from edgefl.protocol import MAX_BLOB_BYTES
 from edgefl.tensors import Array
 from edgefl.weights import RULES, Rule
 
+# A program that sets what another reads -> who asks for it.
+_SETTERS = {
+    "anchor": 'set name = "fedprox" in [method], or export without --proximal',
+    "control": 'set name = "scaffold" in [method], or export without --method scaffold',
+}
+
+
 Expected = Mapping[str, tuple[str, tuple[int | str, ...]]]  # name -> (dtype on the wire, shape); a string is any length
 
 
@@ -30,9 +37,7 @@ def check_ask(ask: Ask, manifest: Manifest) -> None:
                 raise ConfigError(
                     f"program {task.program!r} of bundle {manifest.name!r} reads {name!r}, which only program "
                     f"{', '.join(sorted(writers))} sets, and the method does not ask for it",
-                    hint='set name = "fedprox" in [method], or export without --proximal'
-                    if "anchor" in writers
-                    else None,
+                    hint=_SETTERS.get(min(writers)),
                 )
         known = {i.name for i in manifest.program(task.program).inputs if i.source == "setting"}
         for name in task.settings:

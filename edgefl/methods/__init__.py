@@ -6,12 +6,17 @@ from typing import Any
 
 from edgefl.methods.fedavg import FedAvg
 from edgefl.methods.fedmrl import FedMRL
+from edgefl.methods.fedopt import FedAdam, FedYogi
 from edgefl.methods.fedprox import FedProx
 from edgefl.methods.lg_fedavg import LgFedAvg
+from edgefl.methods.scaffold import Scaffold
 
 METHODS: dict[str, type[Any]] = {
     "fedavg": FedAvg,
     "fedprox": FedProx,
+    "fedadam": FedAdam,
+    "fedyogi": FedYogi,
+    "scaffold": Scaffold,
     "fedmrl": FedMRL,
     "lg_fedavg": LgFedAvg,
 }

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
+import numpy as np
 from msgspec import Meta
 
 from edgefl.bundle import select
@@ -82,6 +83,11 @@ class FedAvg(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """The names of the tensors that travel."""
         return select(self.initial, self.share)
 
+    @property
+    def sent(self) -> list[str]:
+        """Those that devices train and send back."""
+        return self.shared
+
     def ask(self, state: State) -> Ask | None:
         if state.round >= self.rounds:
             return None
@@ -106,22 +112,24 @@ class FedAvg(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             batch_size=self.batch_size,
             seed=self.seed + state.round,
             settings=settings,
-            send=tuple(sorted(self.shared)),
+            send=tuple(sorted(self.sent)),
             send_as=self.send_as,
             encoding=self.encoding,
         )
 
     def advance(self, state: State, fused: Fused) -> State:
-        tensors = {}
-        for name, value in state.tensors.items():
+        tensors = dict(state.tensors)
+        for name in self.sent:
             if name not in fused.tensors:  # of an architecture that no device of this round has
-                tensors[name] = value
                 continue
+            value = state.tensors[name]
             new = fused.tensors[name] if self.send_as == "value" else value + fused.tensors[name]
             tensors[name] = new.astype(value.dtype)
         return State(round=state.round + 1, tensors=tensors, numbers=state.numbers)
 
     def change(self, state: State, fused: Fused, name: str) -> Array:
-        """By how much the mean of the devices differs from what they were given."""
+        """By how much the mean of the devices differs from what they were given; 0 where no device of the round has it."""
+        if name not in fused.tensors:
+            return np.zeros_like(state.tensors[name])
         got = fused.tensors[name]
         return got if self.send_as == "delta" else got - state.tensors[name]

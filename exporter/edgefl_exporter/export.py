@@ -39,6 +39,7 @@ from edgefl_exporter.model import DTYPES, Parts, take_apart
 from edgefl_exporter.optimizers import SGD, Optimizer
 from edgefl_exporter.parity import prove
 from edgefl_exporter.programs.program import Definition
+from edgefl_exporter.programs.scaffold import control
 from edgefl_exporter.programs.supervised import Supervised
 from edgefl_exporter.randomness import with_randomness
 from edgefl_exporter.samples import samples_of
@@ -63,6 +64,7 @@ def export(
     clip_norm: float | None = None,
     proximal: float | None = None,
     micro_batches: int = 1,
+    controls: bool = False,
     train: Sequence[str] = (),
     lora: int = 0,
     private: Sequence[str] = (),
@@ -81,11 +83,12 @@ def export(
     was. Equal models, options, seeds and versions give equal bytes.
 
     loss             a name of `edgefl_exporter.losses.LOSSES`, or a Loss
-    optimizer, groups, clip_norm, proximal, micro_batches   see `edgefl_exporter.update.Update`
+    optimizer, groups, clip_norm, proximal, micro_batches, controls   see `edgefl_exporter.update.Update`
     train, lora      what trains, see `edgefl_exporter.model.take_apart`; what does not never leaves a device
     private          patterns of state that never leaves a device although it trains
     batch            a fixed batch size for the programs that train; by default it is dynamic
-    programs         of: train, gradient, evaluate, predict. With `proximal` there is also `anchor`
+    programs         of: train, gradient, evaluate, predict. With `proximal` there is also `anchor`, with `controls`
+                     `control`
     target           "onnxruntime-training" adds files for devices with that runtime, made and proven by
                      `training_python`, the interpreter of another environment
 
@@ -95,7 +98,7 @@ def export(
     tell = progress or (lambda line: None)
     python = onnxruntime_training.check(training_python, programs) if target == ENGINE else None
     _check_normalisation(normalisation, example_input)
-    update = Update(optimizer, tuple(groups), clip_norm, proximal, micro_batches)
+    update = Update(optimizer, tuple(groups), clip_norm, proximal, micro_batches, controls)
     with torch.random.fork_rng(devices=[]), _layers_as_written():
         torch.manual_seed(seed)
         parts = take_apart(with_randomness(model, example_input), train=train, lora=lora)
@@ -253,7 +256,11 @@ def _define(task: Supervised, programs: Sequence[str]) -> list[Definition]:
                 hint="choose what trains with --train",
             )
     definitions = [makers[program]() for program in programs]
-    return [*definitions, task.anchor()] if task.update.proximal is not None else definitions
+    if task.update.proximal is not None:
+        definitions.append(task.anchor())
+    if task.update.controls:
+        definitions.append(control(task))
+    return definitions
 
 
 def _lower(definition: Definition, state: dict[str, Tensor], task: Supervised) -> bytes:
@@ -292,6 +299,7 @@ def _state(task: Supervised, state: dict[str, Tensor], private: Sequence[str]) -
         if not select(state, [pattern]):
             raise InputError(f"private {pattern!r} matches no tensor", hint=f"there is: {', '.join(list(state)[:8])}")
     shared -= set(select(state, private))
+    shared |= {*task.update.announced(task.used)}
     tensors = []
     for name, value in state.items():
         role: Literal["parameter", "buffer", "optimizer"] = (

@@ -1,4 +1,5 @@
-"""From gradients to the next state: accumulation, the proximal term, clipping, parameter groups, then the optimizer."""
+"""From gradients to the next state: accumulation, SCAFFOLD's correction, the proximal term, clipping, parameter groups,
+then the optimizer."""
 
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ Tensors = Mapping[str, Tensor]
 
 LEARNING_RATE, CLIP_NORM, PROXIMAL, MICRO_BATCHES = "learning_rate", "clip_norm", "proximal", "micro_batches"
 EXAMPLES, COUNT = f"{STATE}examples", f"{STATE}micro_batch"
+CONTROL_STEPS = f"{STATE}control_steps"
 CLIP_EPSILON = 1e-6  # torch.nn.utils.clip_grad_norm_'s
 
 
@@ -57,6 +59,9 @@ class Update:
                     default of the setting `clip_norm`. None: not clipped
     proximal        mu of FedProx's term (mu / 2) |w - anchor|^2 (Li et al. 2020, arXiv:1812.06127, eq. 2), the default
                     of the setting `proximal`; the program `anchor` makes the parameters of now the anchor. None: none
+    controls        SCAFFOLD's correction (Karimireddy et al. 2020, arXiv:1910.06378, Algorithm 1): each step adds
+                    c - c_i to the gradients, before anything else is done to them, and their sum is kept. c is
+                    `control.NAME`, announced; the program `control` makes c_i, `own_control.NAME`, their mean
     micro_batches   over how many batches gradients are added up before a step, each example counting the same; the
                     default of the setting `micro_batches`
     """
@@ -66,6 +71,7 @@ class Update:
     clip_norm: float | None = None
     proximal: float | None = None
     micro_batches: int = 1
+    controls: bool = False
 
     def __post_init__(self) -> None:
         """Raises InputError for a value that trains nothing or the wrong way."""
@@ -93,6 +99,10 @@ class Update:
         found = self.optimizer.state(parameters)
         if self.proximal is not None:
             found |= {anchor(name): w.clone() for name, w in parameters.items()}
+        if self.controls:
+            for make in (control, own_control, control_sum):
+                found |= {make(name): torch.zeros_like(w) for name, w in parameters.items()}
+            found[CONTROL_STEPS] = torch.tensor(0)
         if self.micro_batches > 1:
             found |= {EXAMPLES: torch.tensor(0.0), COUNT: torch.tensor(0)}
             found |= {_sum(name): torch.zeros_like(w) for name, w in parameters.items()}
@@ -100,7 +110,12 @@ class Update:
 
     def written(self, parameters: Tensors) -> tuple[str, ...]:
         """The names of the state that a step changes."""
-        return tuple(name for name in self.state(parameters) if not name.startswith(ANCHOR))
+        given = (ANCHOR, CONTROL, OWN_CONTROL)
+        return tuple(name for name in self.state(parameters) if not name.startswith(given))
+
+    def announced(self, parameters: Tensors) -> tuple[str, ...]:
+        """The names of the state that an aggregator sets."""
+        return tuple(control(name) for name in parameters) if self.controls else ()
 
     def step(
         self, parameters: Tensors, gradients: Tensors, values: Tensors, examples: Tensor
@@ -122,6 +137,11 @@ class Update:
     def _apply(
         self, parameters: Tensors, gradients: Tensors, values: Tensors
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        counted: dict[str, Tensor] = {}
+        if self.controls:
+            counted = {control_sum(name): values[control_sum(name)] + g for name, g in gradients.items()}
+            counted[CONTROL_STEPS] = values[CONTROL_STEPS] + 1
+            gradients = {n: g - values[own_control(n)] + values[control(n)] for n, g in gradients.items()}
         if self.proximal is not None:
             gradients = {n: g + values[PROXIMAL] * (parameters[n] - values[anchor(n)]) for n, g in gradients.items()}
         gradients = dict(gradients)
@@ -135,7 +155,8 @@ class Update:
         for group, names in self._grouped(parameters):
             rates |= dict.fromkeys(names, rate if group.learning_rate == 1 else rate * group.learning_rate)
             decays |= dict.fromkeys(names, self._decay(group))
-        return self.optimizer.step(parameters, gradients, values, rates, decays)
+        weights, state = self.optimizer.step(parameters, gradients, values, rates, decays)
+        return weights, state | counted
 
     def torch(self, weights: Tensors, values: Tensors, examples: int) -> dict[str, Tensor]:
         """The same by PyTorch's own means: `weights` are leaves whose .grad is set, and are changed in place.
@@ -150,13 +171,19 @@ class Update:
                 w.grad = values[_sum(name)] + w.grad * examples
             if count < float(values[MICRO_BATCHES]):
                 after = {_sum(name): w.grad for name, w in weights.items() if w.grad is not None}
-                kept = {n: values[n] for n in self.optimizer.state(weights)}
+                kept = {n: values[n] for n in self.written(weights)}
                 return kept | after | {EXAMPLES: torch.tensor(total), COUNT: torch.tensor(count)}
             for name, w in weights.items():
                 assert w.grad is not None
                 w.grad = w.grad / total
                 after[_sum(name)] = torch.zeros_like(w)
             after |= {EXAMPLES: torch.tensor(0.0), COUNT: torch.tensor(0)}
+        if self.controls:
+            after[CONTROL_STEPS] = values[CONTROL_STEPS] + 1
+            for name, w in weights.items():
+                assert w.grad is not None
+                after[control_sum(name)] = values[control_sum(name)] + w.grad
+                w.grad = w.grad + (values[control(name)] - values[own_control(name)])
         if self.proximal is not None:
             mu = float(values[PROXIMAL])
             squares = [(w - values[anchor(name)]).square().sum() for name, w in weights.items()]
@@ -210,12 +237,27 @@ class Update:
         return self.optimizer.weight_decay if group.weight_decay is None else group.weight_decay
 
 
-ANCHOR = "anchor."
+ANCHOR, CONTROL, OWN_CONTROL = "anchor.", "control.", "own_control."
 
 
 def anchor(parameter: str) -> str:
     """The state tensor that the proximal term pulls a parameter to."""
     return f"{ANCHOR}{parameter}"
+
+
+def control(parameter: str) -> str:
+    """SCAFFOLD's c of a parameter: everybody's mean gradient."""
+    return f"{CONTROL}{parameter}"
+
+
+def own_control(parameter: str) -> str:
+    """SCAFFOLD's c_i of a parameter: this device's mean gradient when it was last asked."""
+    return f"{OWN_CONTROL}{parameter}"
+
+
+def control_sum(parameter: str) -> str:
+    """The sum of a parameter's gradients since the optimizer was reset."""
+    return f"{STATE}control_sum.{parameter}"
 
 
 def _sum(parameter: str) -> str:

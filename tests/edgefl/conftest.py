@@ -24,7 +24,7 @@ def make_bundle(regression: Bundle, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def exported(name: str, out: Path) -> Bundle:
-    """ "layers": a body and a head. "anchored": the same with FedProx's term."""
+    """ "layers": a body and a head. The same with FedProx's term, "anchored", or SCAFFOLD's, "controlled"."""
     from layers import export_layers  # torch takes seconds to import; most tests here need none
 
-    return export_layers(out, proximal=0.0 if name == "anchored" else None)
+    return export_layers(out, proximal=0.0 if name == "anchored" else None, controls=name == "controlled")

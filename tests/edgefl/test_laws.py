@@ -60,6 +60,9 @@ CASES = {
     ),
     "fedavg of the body": Case("fedavg", "layers", {"batch_size": 2, "share": ["body.*"], "evaluate": True}),
     "fedprox": Case("fedprox", "anchored", {"batch_size": 2, "epochs": 2, "proximal": 0.5}),
+    "fedadam": Case("fedadam", "regression", {"batch_size": 2}),
+    "fedyogi": Case("fedyogi", "regression", {"batch_size": 2, "send_as": "value", "beta_1": 0.0}),
+    "scaffold": Case("scaffold", "controlled", {"batch_size": 2, "epochs": 2, "devices": 4}),
     "fedmrl": Case("fedmrl", "layers", {"batch_size": 2, "share": ["body.*"]}),
     "lg_fedavg": Case("lg_fedavg", "layers", {"batch_size": 2, "share": ["head.*"], "send_as": "delta"}),
 }

@@ -13,7 +13,7 @@ from emulated import Devices, fuse
 from edgefl.asks import check_ask
 from edgefl.bundle import Bundle
 from edgefl.errors import BundleError, ConfigError
-from edgefl.method import State
+from edgefl.method import Fused, State
 from edgefl.methods import METHODS
 from edgefl_device.dataset import Dataset
 
@@ -163,3 +163,164 @@ def test_fedprox_anchors_before_it_trains_and_a_bundle_without_an_anchor_is_refu
         check_ask(ask, make_bundle("anchored").manifest)
     with pytest.raises(BundleError, match="has no program 'anchor'"):
         check_ask(ask, make_bundle("layers").manifest)
+
+
+# --- FedAdam and FedYogi ------------------------------------------------------------------------------------------
+
+ADAPTIVE = {"server_learning_rate": 0.5, "beta_1": 0.8, "beta_2": 0.9, "tau": 0.01}
+
+
+def adaptive(name: str, changes: list[float]) -> float:
+    """x after these mean changes, from 1: Algorithm 2 of Reddi et al. 2021, line by line for one number."""
+    x, m, v = 1.0, 0.0, 0.01**2
+    for d in changes:
+        m = 0.8 * m + (1 - 0.8) * d
+        adam, yogi = 0.9 * v + (1 - 0.9) * d**2, v - (1 - 0.9) * d**2 * np.sign(v - d**2)
+        v = adam if name == "fedadam" else yogi
+        x = x + 0.5 * m / (v**0.5 + 0.01)
+    return x
+
+
+@pytest.mark.parametrize("name", ["fedadam", "fedyogi"])
+@pytest.mark.parametrize("send_as", ["delta", "value"])
+def test_the_adaptive_steps_are_the_papers(name: str, send_as: str) -> None:
+    """Large and small changes in turn: Yogi's second moment rises and falls."""
+    told = [[0.3, 0.001, -0.02, 0.5], [-0.1, 0.0, 0.0, 0.004]]
+    settings = {"initial": {"w": np.ones(2, np.float32)}, "send_as": send_as, "rounds": 4, **ADAPTIVE}
+    method = msgspec.convert(settings, METHODS[name])
+    state = method.start()
+    for d in np.array(told, np.float32).T:
+        sent = d if send_as == "delta" else state.tensors["w"] + d
+        state = method.advance(state, Fused({"w": sent}, {}, ("pi-1",), 1))
+    np.testing.assert_allclose(state.tensors["w"], [adaptive(name, d) for d in told], rtol=1e-5)
+    assert list(method.ask(State(0, state.tensors)).tensors) == ["w"]  # the moments stay on the aggregator
+
+
+@pytest.mark.parametrize("name", ["fedadam", "fedyogi"])
+def test_the_first_adaptive_step_of_a_fleet(make_bundle: MakeBundle, name: str) -> None:
+    """x + eta (1 - beta_1) d / (sqrt(v) + tau) with d from FedAvg; v_0 from v_{-1} = tau^2, above or below d^2."""
+    bundle = make_bundle("layers")
+    start = make("fedavg", bundle).start()
+    averaged = Devices(bundle, DATA).carry_on(make("fedavg", bundle), start, 1)
+    method = make(name, bundle, **ADAPTIVE)
+    got = Devices(bundle, DATA).carry_on(method, method.start(), 1)
+    for tensor, x in start.tensors.items():
+        d = averaged.tensors[tensor].astype(np.float64) - x
+        v = 0.9 * 0.01**2 + 0.1 * d**2 if name == "fedadam" else 0.01**2 + 0.1 * d**2 * np.sign(d**2 - 0.01**2)
+        np.testing.assert_allclose(got.tensors[tensor], x + 0.5 * 0.2 * d / (np.sqrt(v) + 0.01), rtol=1e-4, atol=1e-6)
+
+
+def test_adam_without_memory_and_with_a_large_tau_is_fedavg(make_bundle: MakeBundle) -> None:
+    """eta d / (|d| + tau) is d where eta = tau is far above |d|."""
+    bundle = make_bundle("layers")
+    method = make("fedadam", bundle, beta_1=0, beta_2=0, tau=1e5, server_learning_rate=1e5)
+    got, want = finished(method, Devices(bundle, DATA)), finished(make("fedavg", bundle), Devices(bundle, DATA))
+    for name, value in want.tensors.items():
+        np.testing.assert_allclose(got.tensors[name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_statistics_are_averaged_and_have_no_moments() -> None:
+    initial = {"norm.running_var": np.ones(1, np.float32), "norm.weight": np.ones(1, np.float32)}
+    method = msgspec.convert({"initial": initial}, METHODS["fedadam"])
+    assert not any("running_var" in name for name in method.start().tensors if name not in initial)
+    change = {name: np.full(1, -0.25, np.float32) for name in initial}
+    state = method.advance(method.start(), Fused(change, {}, ("pi-1",), 1))
+    assert state.tensors["norm.running_var"] == 0.75
+    assert state.tensors["norm.weight"] != 0.75
+
+
+# --- SCAFFOLD -----------------------------------------------------------------------------------------------------
+
+
+def algorithm_1(rounds: list[list[str]], steps: int, local_rate: float, global_rate: float) -> dict[str, Any]:
+    """SCAFFOLD as Karimireddy et al. 2020 write it, option II, in float64 with autograd; each step on all examples."""
+    import torch
+    from layers import make_layers
+
+    module = make_layers().double()
+    x = {name: w.detach().clone() for name, w in module.named_parameters()}
+    c = {name: torch.zeros_like(w) for name, w in x.items()}
+    c_i = {device: {name: torch.zeros_like(w) for name, w in x.items()} for device in DATA}
+    for asked in rounds:
+        moved, changed = [], []
+        for device in asked:
+            features, labels = (torch.from_numpy(a).double() for a in (DATA[device].features, DATA[device].labels))
+            y = {name: w.clone().requires_grad_() for name, w in x.items()}
+            for _ in range(steps):
+                predicted = torch.func.functional_call(module, y, (features,))
+                g = dict(zip(y, torch.autograd.grad(((predicted - labels) ** 2).mean(), list(y.values())), strict=True))
+                y = {
+                    n: (w - local_rate * (g[n] - c_i[device][n] + c[n])).detach().requires_grad_() for n, w in y.items()
+                }
+            new = {n: c_i[device][n] - c[n] + (x[n] - y[n].detach()) / (steps * local_rate) for n in x}
+            moved.append({n: y[n].detach() - x[n] for n in x})
+            changed.append({n: new[n] - c_i[device][n] for n in x})
+            c_i[device] = new
+        x = {n: x[n] + global_rate * sum(m[n] for m in moved) / len(asked) for n in x}
+        c = {n: c[n] + len(asked) / len(DATA) * sum(d[n] for d in changed) / len(asked) for n in x}
+    return {**x, **{f"control.{n}": value for n, value in c.items()}}
+
+
+@pytest.mark.parametrize("global_rate", [1.0, 0.5])
+def test_scaffold_is_algorithm_1(make_bundle: MakeBundle, global_rate: float) -> None:
+    """Some of the devices in each round; four steps of them each."""
+    bundle = make_bundle("controlled")
+    asked = [["pi-1", "pi-3"], ["pi-2", "pi-3"], ["pi-1", "pi-2", "pi-3"], ["pi-1"]]
+    settings = {"devices": 3, "epochs": 4, "batch_size": 0, "server_learning_rate": global_rate, "rounds": 4}
+    method = make("scaffold", bundle, **settings)
+    devices, state = Devices(bundle, DATA), method.start()
+    for names in asked:
+        state = devices.carry_on(method, state, 1, names)
+    want = algorithm_1(asked, 4, 0.1, global_rate)
+    assert state.tensors.keys() == want.keys()
+    for name, value in want.items():
+        np.testing.assert_allclose(state.tensors[name], value.numpy(), rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_with_everybody_in_every_round_c_is_the_mean_of_all_c_i(make_bundle: MakeBundle) -> None:
+    bundle = make_bundle("controlled")
+    method = make("scaffold", bundle, devices=3, epochs=2)
+    devices, state = Devices(bundle, DATA), method.start()
+    for _ in range(ROUNDS):
+        state = devices.carry_on(method, state, 1)
+        for name in (*BODY, *HEAD):
+            own = [kept[f"own_control.{name}"] for kept in devices.kept.values()]
+            assert np.abs(own).max() > 0.01
+            np.testing.assert_allclose(state.tensors[f"control.{name}"], np.mean(own, axis=0), rtol=1e-4, atol=1e-6)
+
+
+def test_the_first_round_of_scaffold_is_fedavgs(make_bundle: MakeBundle) -> None:
+    bundle, plain = make_bundle("controlled"), make_bundle("layers")
+    scaffold = make("scaffold", bundle, devices=3, epochs=2)
+    fedavg = make("fedavg", plain, epochs=2, weight="equal", send_as="delta")
+    got = Devices(bundle, DATA).carry_on(scaffold, scaffold.start(), 2)
+    want = Devices(plain, DATA).carry_on(fedavg, fedavg.start(), 2)
+    first = Devices(bundle, DATA).carry_on(scaffold, scaffold.start(), 1)
+    for name, value in Devices(plain, DATA).carry_on(fedavg, fedavg.start(), 1).tensors.items():
+        np.testing.assert_allclose(first.tensors[name], value, rtol=1e-5, atol=1e-6)
+    assert not np.allclose(got.tensors["head.bias"], want.tensors["head.bias"], rtol=1e-3)
+
+
+def test_scaffold_of_one_device_is_sgd(make_bundle: MakeBundle) -> None:
+    alone = {"pi-3": DATA["pi-3"]}
+    scaffold = make("scaffold", make_bundle("controlled"), devices=1, epochs=2)
+    got = finished(scaffold, Devices(make_bundle("controlled"), alone))
+    want = finished(make("fedavg", make_bundle("layers"), epochs=2), Devices(make_bundle("layers"), alone))
+    for name, value in want.tensors.items():
+        np.testing.assert_allclose(got.tensors[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_scaffold_says_what_it_needs(make_bundle: MakeBundle) -> None:
+    bundle = make_bundle("controlled")
+    with pytest.raises(msgspec.ValidationError, match="missing required field `devices`"):
+        make("scaffold", bundle)
+    with pytest.raises(msgspec.ValidationError, match="share: scaffold corrects every parameter"):
+        make("scaffold", bundle, devices=3, share=["head.*"])
+    with pytest.raises(ConfigError, match="the bundle has no control variates"):
+        make("scaffold", make_bundle("layers"), devices=3).start()
+    with pytest.raises(ConfigError, match="devices is 2, but 3 answered"):
+        finished(make("scaffold", bundle, devices=2), Devices(bundle, DATA))
+    fedavg = make("fedavg", bundle)
+    with pytest.raises(ConfigError, match="which only program control sets") as refused:
+        check_ask(fedavg.ask(fedavg.start()), bundle.manifest)
+    assert refused.value.hint is not None and "scaffold" in refused.value.hint
