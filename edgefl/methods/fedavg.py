@@ -128,7 +128,7 @@ class FedAvg(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return State(round=state.round + 1, tensors=tensors, numbers=state.numbers)
 
     def change(self, state: State, fused: Fused, name: str) -> Array:
-        """By how much the mean of the devices differs from what they were given; 0 where no device of the round has it."""
+        """By how much the mean of the devices differs from what they were given; 0 where none of them has it."""
         if name not in fused.tensors:
             return np.zeros_like(state.tensors[name])
         got = fused.tensors[name]
