@@ -30,6 +30,7 @@ class Device:
     feeds       its own data: "train", and "test" where it has that
     settings    its own settings, in place of a task's where the program has them: max_steps = 4
     private     its own state after the last ask; {} before the first, when it is the bundle's
+    metrics     what it measured in the last ask
     """
 
     name: str
@@ -37,6 +38,7 @@ class Device:
     feeds: Mapping[str, Dataset]
     settings: Mapping[str, float] = field(default_factory=dict)
     private: Tensors = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 class Fleet:
@@ -55,8 +57,10 @@ class Fleet:
     def perform(self, device: Device, tasks: Sequence[Task], tensors: Tensors) -> Outcome:
         """One device carries out tasks, from its private state to its private state."""
         runtime = self.runtimes[device.bundle]
-        own = [_with_settings(task, device.settings, runtime) for task in tasks]
-        outcome, device.private = answer(runtime, own, tensors, device.feeds, device.private, device=device.name)
+        outcome, device.private = answer(
+            runtime, tasks, tensors, device.feeds, device.private, device=device.name, own=device.settings
+        )
+        device.metrics = outcome.metrics
         return outcome
 
     def carry_out(self, announce: Announce, coordinator: Coordinator) -> list[Action]:
@@ -95,9 +99,3 @@ class Fleet:
         feeds = {"test": fit_to_contract(test, runtime.manifest.data, "test data")}
         metrics = perform(runtime, [task], tensors, feeds, device="aggregator").metrics
         return metrics["evaluate.correct"] / metrics["evaluate.examples"], metrics["evaluate.loss"]
-
-
-def _with_settings(task: Task, settings: Mapping[str, float], runtime: Runtime) -> Task:
-    known = {i.name for i in runtime.manifest.program(task.program).inputs if i.source == "setting"}
-    own = {name: value for name, value in settings.items() if name in known}
-    return msgspec.structs.replace(task, settings=task.settings | own) if own else task

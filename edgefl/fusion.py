@@ -17,7 +17,7 @@ from edgefl.errors import ConfigError
 from edgefl.method import Ask, Fused, Reply
 from edgefl.weights import Rule, rule_named
 
-COUNTS = ("examples", "correct")  # metrics of a program that are counts, not means
+COUNTS = ("examples", "correct", "inner_correct")  # metrics of a program that are counts, not means
 
 
 class Fusion(Protocol):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
@@ -18,9 +19,14 @@ from edgefl.errors import ConfigError, InputError
 from edgefl.report import size
 from edgefl.training_artifacts import ENGINE
 
+if TYPE_CHECKING:  # torch takes seconds to import; --help need not wait
+    from edgefl_exporter import SGD
+    from edgefl_exporter.optimizers import Optimizer
+
+METHOD = "fedmrl"
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SECTION = "[tool.edgefl.export]"
-SOURCES = {"loss"}  # parameters that may name FILE:OBJECT
+SOURCES = {"loss", "small", "local"}  # parameters that may name FILE:OBJECT
 
 
 class _Configured(click.Command):
@@ -35,8 +41,11 @@ class _Configured(click.Command):
 
 
 @click.command(cls=_Configured, short_help="Compile a PyTorch model to a proven bundle.")
-@click.argument("model")
-@click.option("--method", type=click.Choice(["fedavg"]), default="fedavg", show_default=True)
+@click.argument("model", required=False)
+@click.option("--method", type=click.Choice(["fedavg", "fedmrl"]), default="fedavg", show_default=True)
+@click.option("--small", help="Of fedmrl: the model that all devices share, FILE:OBJECT or zoo:NAME.")
+@click.option("--local", help="Of fedmrl: the device's own model; the same as MODEL.")
+@click.option("--d1", type=click.IntRange(1), help="Of fedmrl: make the small model with so many features.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="The bundle to write; default: NAME.bundle.")
 @click.option("--input", "shape", help="Shape of one example, e.g. 1x8x8, where MODEL gives only a module.")
 @click.option("--loss", help="cross_entropy, mse ... or FILE:FUNCTION; default: the zoo model's own, or cross_entropy.")
@@ -45,12 +54,16 @@ class _Configured(click.Command):
 @click.option(
     "--learning-rate",
     type=click.FloatRange(0, min_open=True),
-    help="Default 0.1 for sgd, 0.001 for adam; a run can set another.",
+    help="Default 0.1 for sgd (0.01 of fedmrl), 0.001 for adam; a run can set another.",
 )
-@click.option("--momentum", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Of sgd.")
+@click.option("--momentum", type=click.FloatRange(0, 1), help="Of sgd; default 0 (0.9 of fedmrl).")
 @click.option("--nesterov/--no-nesterov", help="Of sgd with momentum.")
-@click.option("--weight-decay", type=click.FloatRange(0), default=0.0, show_default=True)
-@click.option("--clip-norm", type=click.FloatRange(0, min_open=True), help="Clip all gradients together to this norm.")
+@click.option("--weight-decay", type=click.FloatRange(0), help="Default 0 (0.001 of fedmrl with sgd).")
+@click.option(
+    "--clip-norm",
+    type=click.FloatRange(0, min_open=True),
+    help="Clip all gradients together to this norm; of fedmrl those of each of its three modules, default 50.",
+)
 @click.option("--proximal", type=click.FloatRange(0), help="FedProx's mu: pull the weights to where a round began.")
 @click.option(
     "--group",
@@ -88,7 +101,7 @@ class _Configured(click.Command):
     help="An interpreter whose environment has onnxruntime-training: makes and proves the files for it.",
 )
 @format_option
-def export(model: str, out: Path | None, form: str, **options: Any) -> None:
+def export(model: str | None, out: Path | None, form: str, **options: Any) -> None:
     """Compile a PyTorch model to a bundle of training programs, and prove them.
 
     MODEL is FILE:OBJECT, a function or class giving an nn.Module (then give --input), or a function giving
@@ -99,8 +112,10 @@ def export(model: str, out: Path | None, form: str, **options: Any) -> None:
       edgefl export examples/digits.py:model -o digits.bundle
       edgefl export zoo:resnet8 --optimizer adamw --clip-norm 1
       edgefl export zoo:vit --lora 8 --train 'head.*'
+      edgefl export --method fedmrl --small zoo:cnn5 --d1 100 --local zoo:cnn1
     """
-    name = bundle_name(model)
+    model = _model(model, options)
+    name = bundle_name(model) if options["method"] == "fedavg" else f"{options['method']}-{bundle_name(model)}"
     with working(f"exporting {model}") as tell:
         bundle = _export(model, options, out or Path(f"{name}.bundle"), name, tell)
     if form == "json":
@@ -130,9 +145,9 @@ def export_from(
     try:
         with context:
             click.Command.parse_args(export, context, [model])
+            return _export(_model(model, context.params), context.params, out, name, tell)
     except click.UsageError as error:
         raise ConfigError(f"{where}: {error.format_message()}") from error
-    return _export(model, context.params, out, name, tell)
 
 
 def _beside(folder: Path, source: str) -> str:
@@ -141,11 +156,27 @@ def _beside(folder: Path, source: str) -> str:
     return f"{folder / file}:{name}" if file not in ("", "zoo") else source
 
 
+def _model(model: str | None, options: Mapping[str, Any]) -> str:
+    """What is exported, of the argument and the options. Raises UsageError where they do not go together."""
+    if options["method"] == METHOD:
+        if (model is None) == (options["local"] is None):
+            raise click.UsageError("--method fedmrl needs the device's own model, once: as MODEL or as --local")
+        if options["small"] is None:
+            raise click.UsageError("--method fedmrl needs --small, the model that all devices share")
+    elif given := [name for name in ("small", "local", "d1") if options[name] is not None]:
+        raise click.UsageError(f"--{given[0]} is of --method fedmrl")
+    elif model is None:
+        raise click.UsageError("Missing argument 'MODEL'.")
+    return model or str(options["local"])
+
+
 def _export(model: str, options: Mapping[str, Any], out: Path, name: str, tell: Callable[[str], None]) -> Bundle:
     """`options`: the command's parameters by name, each with its value or default."""
+    from edgefl_exporter import SGD, export_matryoshka, load_model
     from edgefl_exporter import export as export_model
-    from edgefl_exporter.load_model import load_loss, load_model
+    from edgefl_exporter.load_model import load_loss
     from edgefl_exporter.losses import CrossEntropy
+    from edgefl_exporter.programs.matryoshka import CLIP_NORM, OPTIMIZER
 
     shape = parse_shape(options["shape"]) if options["shape"] else None
     module, example, labels, own_loss = load_model(model, shape, seed=options["seed"])
@@ -156,28 +187,42 @@ def _export(model: str, options: Mapping[str, Any], out: Path, name: str, tell: 
                 f"--label-smoothing is of cross_entropy; the loss is {loss.name}", hint="leave --label-smoothing out"
             )
         loss = CrossEntropy(label_smoothing=options["label_smoothing"])
-    return export_model(
-        module,
-        example,
-        out=out,
-        name=name,
-        method=options["method"],
-        loss=loss,
-        optimizer=_optimizer(options),
-        groups=[_group(text) for text in options["groups"]],
-        clip_norm=options["clip_norm"],
-        proximal=options["proximal"],
-        micro_batches=options["micro_batches"],
-        train=parts(options["train"]),
-        lora=options["lora"] or 0,
-        batch=_batch(options["batch"]),
-        programs=parts(options["programs"]),
-        normalisation=Normalisation(_numbers(options["mean"], "--mean"), _numbers(options["std"], "--std")),
-        seed=options["seed"],
-        target=options["target"],
-        training_python=options["training_python"],
-        progress=tell,
-    )
+    common: dict[str, Any] = {
+        "out": out,
+        "name": name,
+        "loss": loss,
+        "groups": [_group(text) for text in options["groups"]],
+        "proximal": options["proximal"],
+        "micro_batches": options["micro_batches"],
+        "train": parts(options["train"]),
+        "lora": options["lora"] or 0,
+        "batch": _batch(options["batch"]),
+        "programs": parts(options["programs"]),
+        "normalisation": Normalisation(_numbers(options["mean"], "--mean"), _numbers(options["std"], "--std")),
+        "seed": options["seed"],
+        "target": options["target"],
+        "training_python": options["training_python"],
+        "progress": tell,
+    }
+    if options["method"] == METHOD:
+        small = load_model(options["small"], shape, seed=options["seed"], features=options["d1"])
+        if (small.example.shape, small.example.dtype) != (example.shape, example.dtype):
+            raise InputError(
+                f"{options['small']} takes examples {list(small.example.shape[1:])} of {small.example.dtype}, {model} "
+                f"{list(example.shape[1:])} of {example.dtype}",
+                hint="both models see the same data",
+            )
+        return export_matryoshka(
+            small.module,
+            module,
+            example,
+            optimizer=_optimizer(options, OPTIMIZER),
+            clip_norm=options["clip_norm"] or CLIP_NORM,
+            d1=options["d1"],
+            **common,
+        )
+    optimizer = _optimizer(options, SGD())
+    return export_model(module, example, optimizer=optimizer, clip_norm=options["clip_norm"], **common)
 
 
 def parse_shape(text: str) -> tuple[int, ...]:
@@ -191,18 +236,19 @@ def parse_shape(text: str) -> tuple[int, ...]:
     return shape
 
 
-def _optimizer(options: Mapping[str, Any]) -> Any:
+def _optimizer(options: Mapping[str, Any], default: SGD) -> Optimizer:
+    """The optimizer that the options name; `default` is sgd with what they do not say."""
     from edgefl_exporter.optimizers import SGD, Adam
 
     kind = options["optimizer"]
+    given = {key: options[key] for key in ("learning_rate", "momentum", "weight_decay") if options[key] is not None}
     if kind == "sgd":
-        rate = options["learning_rate"] or SGD().learning_rate
-        return SGD(rate, options["momentum"], options["weight_decay"], options["nesterov"])
+        return SGD(**asdict(default) | given | {"nesterov": options["nesterov"]})
     for name in ("momentum", "nesterov"):
         if options[name]:
             raise InputError(f"--{name} is of sgd; {kind} has its own moments", hint=f"leave --{name} out")
-    rate = options["learning_rate"] or Adam().learning_rate
-    return Adam(rate, options["weight_decay"], decoupled=kind == "adamw")
+    given.pop("momentum", None)
+    return Adam(**given, decoupled=kind == "adamw")
 
 
 def _group(text: str) -> Any:

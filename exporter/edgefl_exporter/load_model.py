@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +28,11 @@ class Loaded(NamedTuple):
     loss: str = "cross_entropy"
 
 
-def load_model(source: str, input_shape: Sequence[int] | None = None, *, seed: int = 0) -> Loaded:
-    """The module and an example of its input. `seed` makes the initial weights.
+def load_model(
+    source: str, input_shape: Sequence[int] | None = None, *, seed: int = 0, features: int | None = None
+) -> Loaded:
+    """The module and an example of its input. `seed` makes the initial weights. With `features`, how many a model has
+    before its last layer: OBJECT is a function or a model of the zoo that takes it.
 
     OBJECT is a module, a function or class that gives one (then `input_shape`, without the batch dimension, is
     needed), or a function that gives (module, example_input) or (module, example_input, example_labels). Raises
@@ -36,7 +40,7 @@ def load_model(source: str, input_shape: Sequence[int] | None = None, *, seed: i
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        made = _make(source)
+        made = _make(source, {} if features is None else {"features": features})
     if isinstance(made, nn.Module):
         if input_shape is None:
             raise InputError(
@@ -89,7 +93,7 @@ def _is_loaded(made: object) -> TypeGuard[tuple[nn.Module, Tensor]]:
     )
 
 
-def _make(source: str) -> object:
+def _make(source: str, arguments: dict[str, Any]) -> object:
     """What the named object gives."""
     file, _, name = source.rpartition(":")
     if not file or not name:
@@ -97,17 +101,30 @@ def _make(source: str) -> object:
     if file == "zoo":
         if name not in ZOO:
             raise InputError(f"no model {name!r} in the zoo", hint=_nearest(name, ZOO))
-        module, example = ZOO[name].make()
+        _check_arguments(source, ZOO[name].make, arguments)
+        module, example = ZOO[name].make(**arguments)
         return Loaded(module, example, loss=ZOO[name].loss)
     found = _named(file, name)
+    _check_arguments(source, found, arguments)
     if isinstance(found, nn.Module) or not callable(found):
         return found
     try:
-        return found()
+        return found(**arguments)
     except Exception as error:
         raise InputError(
             f"{source}() failed: {_line(error)}", hint="the function or class is called without arguments"
         ) from error
+
+
+def _check_arguments(source: str, make: object, arguments: dict[str, Any]) -> None:
+    """Raises InputError unless `make` takes them by name."""
+    takes = inspect.signature(make).parameters if callable(make) else {}
+    for name, value in arguments.items():
+        if name not in takes:
+            raise InputError(
+                f"{source} cannot be made with {value} {name}: it does not take {name!r}",
+                hint=f"write a function with the parameter {name}: how many the model has before its last layer",
+            )
 
 
 def _named(file: str, name: str) -> object:

@@ -24,6 +24,9 @@ def model():
 def forecaster():
     return (*model(), torch.randn(8, 2))
 
+def small(features=2):
+    return nn.Sequential(nn.Linear(4, features), nn.ReLU(), nn.Linear(features, 2)), torch.zeros(1, 4)
+
 def pinball(output, labels):
     error = labels - output
     return torch.maximum(0.9 * error, -0.1 * error).mean(1)
@@ -88,6 +91,50 @@ def test_each_mistake_has_its_line_and_leaves_nothing(folder: Path, arguments: l
     assert sorted(p.name for p in folder.iterdir() if p.name != "__pycache__") == ["nets.py", "pyproject.toml"]
 
 
+def test_fedmrl_has_the_defaults_of_its_paper(folder: Path) -> None:
+    given = ["--method", "fedmrl", "--small", "nets.py:small", "--d1", "3", "--local", "nets.py:model"]
+    result = run(*given, "--programs", "train")
+    assert result.exit_code == 0, result.output
+    manifest = read(folder / "fedmrl-nets.bundle").manifest
+    assert manifest.program("train").settings() == pytest.approx(
+        {"learning_rate": 0.01, "inner_weight": 1.0, "outer_weight": 1.0}
+    )
+    assert {t.name: t.shape for t in manifest.shared()}["small.extractor.0.weight"] == (3, 4)
+    assert "optimizer.momentum.projector.weight" in {t.name for t in manifest.state}
+    assert run("nets.py:model", *given[:-2], "--momentum", "0", "--programs", "train").exit_code == 0
+    assert "optimizer" not in {t.role for t in read(folder / "fedmrl-nets.bundle").manifest.state}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ([], 2, "Missing argument 'MODEL'"),
+        (["nets.py:model", "--small", "nets.py:small"], 2, "--small is of --method fedmrl"),
+        (["--method", "fedmrl", "--small", "nets.py:small"], 2, "needs the device's own model, once"),
+        (["--method", "fedmrl", "--local", "nets.py:model"], 2, "needs --small, the model that all devices share"),
+        (
+            ["--method", "fedmrl", "--small", "nets.py:model", "--d1", "3", "--local", "nets.py:model"],
+            3,
+            "nets.py:model cannot be made with 3 features: it does not take 'features'",
+        ),
+        (
+            ["--method", "fedmrl", "--small", "zoo:digits", "--local", "nets.py:model"],
+            3,
+            "zoo:digits takes examples [1, 8, 8] of torch.float32, nets.py:model [4] of torch.float32",
+        ),
+        (
+            ["--method", "fedmrl", "--small", "nets.py:small", "--d1", "9", "--local", "nets.py:model"],
+            3,
+            "the small model has 9 features before its last layer, the local one only 5",
+        ),
+    ],
+)
+def test_mistakes_about_two_models(folder: Path, arguments: list[str], code: int, message: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == code and message in result.stderr, result.output
+    assert not list(folder.glob("*.bundle"))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -121,12 +168,17 @@ def test_options_of_a_run_file_are_those_of_the_command(folder: Path) -> None:
     assert bundle.manifest.data.normalisation.mean == (2.0,)
     assert told[0] == "train: lowering"
 
+    two = {"method": "fedmrl", "small": "nets.py:small", "programs": ["predict"]}
+    bundle = export_from("inside/nets.py:model", two, folder / "y.bundle", "y", print, folder=folder / "inside")
+    assert bundle.manifest.method == "fedmrl"
+
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"optimiser": "adam"}, "run.toml, [[bundle]] 2: unknown key 'optimiser'"),
         ({"optimizer": "adan"}, "run.toml, [[bundle]] 2: Invalid value for '--optimizer': 'adan' is not one of"),
+        ({"method": "fedmrl"}, "run.toml, [[bundle]] 2: --method fedmrl needs --small"),
         ({"lora": "x"}, "run.toml, [[bundle]] 2: Invalid value for '--lora': 'x' is not a valid integer range"),
     ],
 )

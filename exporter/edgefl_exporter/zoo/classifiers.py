@@ -94,8 +94,8 @@ def vgg11(width: int = 64) -> tuple[nn.Module, Tensor]:
 
 
 @seeded
-def fedmrl_cnn(second: int, hidden: int) -> tuple[nn.Module, Tensor]:
-    """One of FedMRL's five heterogeneous CNNs for CIFAR-10."""
+def fedmrl_cnn(second: int, hidden: int, features: int = 500) -> tuple[nn.Module, Tensor]:
+    """One of FedMRL's five heterogeneous CNNs for CIFAR-10; `features` is the width before its last layer."""
     model = nn.Sequential(
         nn.Conv2d(3, 16, 5),
         nn.ReLU(),
@@ -106,9 +106,9 @@ def fedmrl_cnn(second: int, hidden: int) -> tuple[nn.Module, Tensor]:
         nn.Flatten(),
         nn.Linear(second * 25, hidden),
         nn.ReLU(),
-        nn.Linear(hidden, 500),
+        nn.Linear(hidden, features),
         nn.ReLU(),
-        nn.Linear(500, 10),
+        nn.Linear(features, 10),
     )
     return model, torch.zeros(1, 3, 32, 32)
 
@@ -133,6 +133,9 @@ def cnn4() -> tuple[nn.Module, Tensor]:
     return fedmrl_cnn(32, 800)
 
 
-def cnn5() -> tuple[nn.Module, Tensor]:
-    """FedMRL's CNN-5 and shared small model for CIFAR-10: 32 channels, 500 hidden units."""
-    return fedmrl_cnn(32, 500)
+def cnn5(features: int = 500) -> tuple[nn.Module, Tensor]:
+    """FedMRL's CNN-5 and shared small model for CIFAR-10: 32 channels, 500 hidden units.
+
+    As the small model it has `features` d1 of 100 to 500.
+    """
+    return fedmrl_cnn(32, 500, features)

@@ -20,12 +20,13 @@ T = TypeVar("T")
 class Entry:
     """One model of the zoo.
 
-    make       () -> the module and an example input [batch, ...]; its docstring says what the model is
+    make       () -> the module and an example input [batch, ...]; its docstring says what the model is. Some take
+               `features`, the width before the last layer
     reference  where the architecture was published
     loss       what it is trained with: a name in edgefl_exporter.losses
     """
 
-    make: Callable[[], Made]
+    make: Callable[..., Made]
     reference: str
     loss: str = "cross_entropy"
 

@@ -1,0 +1,220 @@
+"""FedMRL: a small shared model and a local one of any architecture, nested in one representation.
+
+Yi, Yu, Ren, Wang, Liu, Li, "Federated Model Heterogeneous Matryoshka Representation Learning", NeurIPS 2024,
+arXiv:2406.00488. With features r of each model before its last Linear, [batch, d1] and [batch, d2]:
+
+    m = projector(concat(r_small, r_local))      one Linear with bias, d1 + d2 -> d2
+    inner = small.head(m[:, :d1])                the prefix of m: the inner doll
+    outer = local.head(m)                        the outer doll, which a device predicts with
+    loss = inner_weight * L(inner, y) + outer_weight * L(outer, y)
+
+Only `small.*` travels; `local.*` and `projector.*` stay on their device.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from edgefl.bundle import Bundle
+from edgefl.errors import LoweringError
+from edgefl_exporter.export import export
+from edgefl_exporter.losses import Labels, Loss
+from edgefl_exporter.model import declare_setting
+from edgefl_exporter.optimizers import SGD, Optimizer
+from edgefl_exporter.update import Group
+
+METHOD = "fedmrl"
+MODULES = ("small", "local", "projector")
+PRIVATE = ("local.*", "projector.*")
+CLIP_NORM = 50.0  # of the gradients of each module; this, SGD's numbers and both weights are the paper's code's
+OPTIMIZER = SGD(learning_rate=0.01, momentum=0.9, weight_decay=1e-3)
+
+
+def export_matryoshka(
+    small: nn.Module,
+    local: nn.Module,
+    example_input: Tensor,
+    *,
+    out: Path,
+    name: str,
+    loss: str | Loss = "cross_entropy",
+    optimizer: Optimizer = OPTIMIZER,
+    groups: Sequence[Group] = (),
+    clip_norm: float = CLIP_NORM,
+    d1: int | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> Bundle:
+    """Export what a device of FedMRL needs: `small` is the model that all devices share, `local` this device's own.
+
+    The gradients of small, local and projector are each clipped to `clip_norm`. `d1`, where given, is how many features
+    the small model is expected to have; `seed` makes the projector's initial weights. Other options as of `export`,
+    which says what is raised; LoweringError also where the two models do not fit together. Both are left as they were.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Matryoshka(small, local, example_input)
+    if d1 not in (None, model.small.head.in_features):
+        raise LoweringError(
+            f"the small model has {model.small.head.in_features} features before its last layer, not {d1}"
+        )
+    dolls = [Group((f"{module}.*",), clip_norm=clip_norm) for module in MODULES]
+    return export(
+        model,
+        example_input,
+        out=out,
+        name=name,
+        loss=loss,
+        optimizer=optimizer,
+        groups=(*groups, *dolls),
+        private=PRIVATE,
+        method=METHOD,
+        seed=seed,
+        **options,
+    )
+
+
+class Dolls(NamedTuple):
+    """What a Matryoshka returns: both heads' outputs [batch, ...] and how much each one's loss counts."""
+
+    outer: Tensor
+    inner: Tensor
+    outer_weight: Tensor
+    inner_weight: Tensor
+
+
+class Matryoshka(nn.Module):
+    """Two models as one, see above. The settings `inner_weight` and `outer_weight` are 1 by default."""
+
+    def __init__(self, small: nn.Module, local: nn.Module, example_input: Tensor) -> None:
+        """Raises LoweringError for models that cannot be split at a last Linear, or do not fit together."""
+        super().__init__()
+        self.small = Split(small, example_input, "small")
+        self.local = Split(local, example_input, "local")
+        d1, d2 = self.small.head.in_features, self.local.head.in_features
+        if d1 > d2:
+            raise LoweringError(
+                f"the small model has {d1} features before its last layer, the local one only {d2}",
+                hint="make the small model narrower: its features are a prefix of the local model's",
+            )
+        if self.small.head.out_features != self.local.head.out_features:
+            raise LoweringError(
+                f"the small model has {self.small.head.out_features} outputs, the local one "
+                f"{self.local.head.out_features}; both must know the same classes"
+            )
+        self.projector = nn.Linear(d1 + d2, d2)
+        declare_setting(self, "inner_weight", 1.0)
+        declare_setting(self, "outer_weight", 1.0)
+
+    def forward(self, x: Tensor) -> Dolls:
+        features = torch.cat([self.small.extractor(x), self.local.extractor(x)], 1)
+        m = self.projector(features)  # [batch, d2]
+        inner = self.small.head(m[:, : self.small.head.in_features])
+        return Dolls(self.local.head(m), inner, self.get_buffer("outer_weight"), self.get_buffer("inner_weight"))
+
+    def read_by(self, loss: Loss) -> Loss:
+        return BothDolls(loss)
+
+
+class Split(nn.Module):
+    """A copy of a model in two parts: what comes before its last Linear, and that layer."""
+
+    extractor: nn.Module
+    head: nn.Linear
+
+    def __init__(self, model: nn.Module, example_input: Tensor, name: str) -> None:
+        """Raises LoweringError where a Linear is not what the model ends with; `name` names the model in it."""
+        super().__init__()
+        extractor = copy.deepcopy(model)
+        path = next((path for path, m in reversed([*extractor.named_modules()]) if isinstance(m, nn.Linear)), None)
+        if not path:
+            raise LoweringError(f"the {name} model has no Linear inside", hint="end it with Flatten and Linear")
+        head = extractor.get_submodule(path)
+        assert isinstance(head, nn.Linear)
+        extractor.set_submodule(path, nn.Identity())
+        if not _ends_with(model, extractor, head, example_input, name):
+            raise LoweringError(
+                f"the {name} model does not end with its last Linear, {path!r}",
+                hint="return that layer's output as it is: logits, without softmax",
+            )
+        self.extractor, self.head = extractor, head
+
+
+def _ends_with(model: nn.Module, extractor: nn.Module, head: nn.Linear, example_input: Tensor, name: str) -> bool:
+    """Whether the model is `head` after `extractor`, whose features are [batch, features]."""
+    x = torch.cat([example_input] * 2)
+    modes = {part: part.training for part in model.modules()}
+    extractor_modes = {part: part.training for part in extractor.modules()}
+    try:
+        with torch.no_grad():
+            whole = model.eval()(x)
+            features = extractor.eval()(x)
+    except Exception as error:
+        line = (str(error).strip().splitlines() or [""])[0]
+        raise LoweringError(
+            f"the {name} model fails on an input of shape {list(x.shape)}: {type(error).__name__}: {line}",
+            hint="both models take the same input",
+        ) from error
+    finally:
+        for part, mode in (modes | extractor_modes).items():
+            part.training = mode
+    if not isinstance(features, Tensor) or tuple(features.shape) != (len(x), head.in_features):
+        return False
+    with torch.no_grad():
+        return isinstance(whole, Tensor) and torch.equal(whole, head(features))
+
+
+@dataclass(frozen=True)
+class BothDolls:
+    """A loss over both heads, weighted. What is measured of the outer one has its own name, of the inner one `inner_`
+    before it; `loss` is the weighted sum."""
+
+    base: Loss
+
+    @property
+    def name(self) -> str:
+        return f"matryoshka {self.base.name}"
+
+    @property
+    def measures(self) -> tuple[tuple[str, Literal["mean", "sum"]], ...]:
+        both = (*self.base.measures, ("outer_loss", "mean"))
+        return (*both, *((_inner(name), over) for name, over in self.base.measures), ("inner_loss", "mean"))
+
+    def labels(self, output: object) -> Labels:
+        assert isinstance(output, Dolls)
+        return self.base.labels(output.outer)
+
+    def sample(self, labels: Labels, count: int, generator: torch.Generator) -> Tensor:
+        return self.base.sample(labels, count, generator)
+
+    def predictions(self, output: Dolls) -> dict[str, Tensor]:
+        inner = self.base.predictions(output.inner)
+        return self.base.predictions(output.outer) | {_inner(name): value for name, value in inner.items()}
+
+    def each(self, output: Dolls, labels: Tensor) -> Tensor:
+        outer, inner = self.base.each(output.outer, labels), self.base.each(output.inner, labels)
+        return output.outer_weight * outer + output.inner_weight * inner
+
+    def torch(self, output: Dolls, labels: Tensor) -> Tensor:
+        outer, inner = self.base.torch(output.outer, labels), self.base.torch(output.inner, labels)
+        return output.outer_weight * outer + output.inner_weight * inner
+
+    def measure(self, output: Dolls, labels: Tensor) -> dict[str, Tensor]:
+        found = self.base.measure(output.outer, labels) | {"outer_loss": self.base.each(output.outer, labels)}
+        inner = self.base.measure(output.inner, labels) | {"loss": self.base.each(output.inner, labels)}
+        return found | {_inner(name): value for name, value in inner.items()}
+
+    def slack(self, output: Dolls) -> dict[str, Tensor]:
+        inner = self.base.slack(output.inner)
+        return self.base.slack(output.outer) | {_inner(name): value for name, value in inner.items()}
+
+
+def _inner(name: str) -> str:
+    return f"inner_{name}"
