@@ -6,7 +6,7 @@ only source of chance.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -101,6 +101,21 @@ def classes(labels: Labels, devices: int, classes_per_device: int, rng: np.rando
         for device, piece in zip(holding, np.array_split(members, len(holding)), strict=True):
             parts[device].append(piece)
     return [np.concatenate(part) for part in parts]
+
+
+def alike(labels: Labels, parts: Sequence[Indices], others: Labels, rng: np.random.Generator) -> list[Indices]:
+    """Deal `others`, a test set, so that each device has the classes of its own part of `labels`: a personal test.
+
+    Each class of `others` is cut in proportion to the examples of it that devices have; one that nobody has is left.
+    """
+    dealt: list[list[Indices]] = [[] for _ in parts]
+    for name in np.unique(others):
+        held = np.array([np.count_nonzero(labels[part] == name) for part in parts])
+        members = rng.permutation(np.flatnonzero(others == name)) if held.any() else np.empty(0, np.intp)
+        cuts = np.round(np.cumsum(held)[:-1] / max(held.sum(), 1) * len(members)).astype(int)
+        for mine, piece in zip(dealt, np.split(members, cuts), strict=True):
+            mine.append(piece)
+    return [np.concatenate(mine) for mine in dealt]
 
 
 PARTITIONS: dict[str, Callable[..., list[Indices]]] = {

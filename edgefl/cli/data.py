@@ -30,7 +30,7 @@ from edgefl.protocol import NAME
 def split(
     data: str, devices: int, out: Path, partition: str, alpha: float, per_device: int, prefix: str, seed: int, form: str
 ) -> None:
-    """Cut a data set into one part per device, and its test part.
+    """Cut a data set into one part per device, and its test part; a device's part has its share of the test part, too.
 
     DATA is a folder of IDX files (MNIST), an .npz or .csv file, a folder of images per class, or `digits`.
 
@@ -59,11 +59,12 @@ def split(
 def write_parts(
     data: str, out: Path, names: list[str], partition: str, alpha: float, per_device: int, seed: int
 ) -> dict[str, list[int]]:
-    """Write OUT/NAME.npz for each name, and OUT/test.npz where there is a test part.
+    """Write OUT/NAME.npz for each name, and OUT/test.npz where there is a test part, of which each device also has its
+    share: of the classes that it trains on.
 
     Gives the examples of each class by part, or one number of examples where labels are no class numbers.
     """
-    from edgefl.partition import PARTITIONS, has_classes
+    from edgefl.partition import PARTITIONS, alike, has_classes
     from edgefl_device.data import Dataset, read_splits
 
     splits = read_splits(data)
@@ -71,11 +72,19 @@ def write_parts(
     extra = {"dirichlet": (alpha,), "shards": (per_device,), "classes": (per_device,)}.get(partition, ())
     parts = PARTITIONS[partition](splits.train.labels, len(names), *extra, rng)
     written: dict[str, Dataset] = {name: splits.train.take(part) for name, part in zip(names, parts, strict=True)}
+    tests: dict[str, Dataset] = {}
     if splits.test is not None:
         written["test"] = splits.test
+        labels = splits.test.labels
+        if has_classes(labels):
+            dealt = alike(splits.train.labels, parts, labels, rng)
+        else:
+            dealt = np.array_split(rng.permutation(len(labels)), len(names))
+        tests = {name: splits.test.take(own) for name, own in zip(names, dealt, strict=True) if len(own)}
     for name, part in written.items():
         buffer = io.BytesIO()
-        np.savez(buffer, x=part.features, y=part.labels)
+        test = {"x_test": tests[name].features, "y_test": tests[name].labels} if name in tests else {}
+        np.savez(buffer, allow_pickle=False, x=part.features, y=part.labels, **test)
         write_atomic(out / f"{name}.npz", buffer.getvalue())
     if not has_classes(splits.train.labels):
         return {name: [len(part)] for name, part in written.items()}

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgefl.errors import ConfigError
-from edgefl.partition import PARTITIONS, Indices, classes, dirichlet, iid, shards
+from edgefl.partition import PARTITIONS, Indices, alike, classes, dirichlet, iid, shards
 
 LABELS = np.repeat(np.arange(10), 60)  # 600 examples, 60 of each class
 
@@ -123,3 +123,20 @@ def test_impossible_requests(make: object, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         make()  # type: ignore[operator]
     assert message in caught.value.message
+
+
+@given(st.sampled_from(["iid", "dirichlet", "classes"]), st.integers(5, 20), st.integers(0, 2**32))
+def test_a_personal_test_has_the_classes_that_the_device_trains_on(kind: str, devices: int, seed: int) -> None:
+    extra = {"iid": (), "dirichlet": (0.3,), "classes": (2,)}[kind]
+    parts = PARTITIONS[kind](LABELS, devices, *extra, rng(seed))
+    tests = np.tile(np.arange(10), 40)
+    dealt = alike(LABELS, parts, tests, rng(seed))
+    assert_exact(dealt, devices, len(tests))
+    for part, test in zip(parts, dealt, strict=True):
+        wanted = np.bincount(LABELS[part], minlength=10) * 40 / 60
+        assert np.abs(np.bincount(tests[test], minlength=10) - wanted).max() <= 1
+
+
+def test_a_class_that_nobody_trains_on_is_nobodys_test() -> None:
+    dealt = alike(np.array([3, 3, 5]), [np.array([0]), np.array([1, 2])], np.array([5, 4, 3, 3, 4]), rng())
+    assert [sorted(test.tolist()) for test in dealt] in ([[2], [0, 3]], [[3], [0, 2]])
