@@ -9,6 +9,7 @@ import onnx_ir
 from onnx_ir.passes import common
 
 from edgefl_exporter.lowering.emit import IR_VERSION
+from edgefl_exporter.lowering.loop import close_loops
 from edgefl_exporter.lowering.simplify import simplify
 
 LONGEST_CONSTANT = 16  # elements; common subexpressions compare constants up to this size
@@ -18,6 +19,7 @@ def tidy(model: onnx_ir.Model, inputs: Sequence[str], outputs: Sequence[str]) ->
     """Functions inlined, equal subgraphs merged, dead nodes and unused inputs removed, names ours."""
     model = common.InlinePass()(model).model
     simplify(model)
+    close_loops(model)
     passes = onnx_ir.passes.Sequential(
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         common.DeduplicateInitializersPass(),

@@ -29,6 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from edgefl.errors import LoweringError
 from edgefl_exporter.checkpoints import without_recomputation
 from edgefl_exporter.lowering.decompose import backward_table
+from edgefl_exporter.lowering.loop import traced_loops
 from edgefl_exporter.lowering.portable import Portable
 from edgefl_exporter.lowering.refusal import Place, calling_line, failing_line, refusal
 
@@ -66,7 +67,7 @@ def trace(step: Step, example: Mapping[str, Tensor], *, batched: Collection[str]
     results: list[str] = []
 
     def flat(*values: Tensor) -> tuple[Tensor, ...]:
-        with without_recomputation(), _Places(module, flat.__code__), Portable(module):
+        with without_recomputation(), traced_loops(), _Places(module, flat.__code__), Portable(module):
             named = step(dict(zip(names, values, strict=True)))
         results[:] = named
         return tuple(named.values())

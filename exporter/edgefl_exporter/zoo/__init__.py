@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from edgefl_exporter.zoo import attention, classifiers, mobile, recurrent, residual, segmentation, sensors
+from edgefl_exporter.zoo import attention, classifiers, equilibrium, mobile, recurrent, residual, segmentation, sensors
 from edgefl_exporter.zoo.entry import Entry
 
 __all__ = ["ZOO", "Entry"]
 
 _FEDAVG = "McMahan et al. 2016, arXiv:1602.05629"
 _FEDMRL = "Yi et al. 2024, arXiv:2406.00488"
+_DEQ = "Bai, Kolter, Koltun 2019, arXiv:1909.01377; block: edgefl's own"
 _RESNET = "He et al. 2015, arXiv:1512.03385"
 _GROUP_NORM = f"{_RESNET}; Wu, He 2018, arXiv:1803.08494"
 _TINY = "Banbury et al. 2021, arXiv:2106.07597"
@@ -33,6 +34,10 @@ ZOO: dict[str, Entry] = {
     "cnn3": Entry(classifiers.cnn3, _FEDMRL),
     "cnn4": Entry(classifiers.cnn4, _FEDMRL),
     "cnn5": Entry(classifiers.cnn5, _FEDMRL),
+    "deq-digits": Entry(equilibrium.deq_digits, _DEQ),
+    "deq-mlp": Entry(equilibrium.deq_mlp, _DEQ),
+    "deq-conv": Entry(equilibrium.deq_conv, _DEQ),
+    "deq-conv-cifar": Entry(equilibrium.deq_conv_cifar, _DEQ),
     "kws": Entry(sensors.kws, f"Zhang et al. 2017, arXiv:1711.07128; {_TINY}"),
     "kws-1d": Entry(sensors.kws_1d, "Choi et al. 2019, arXiv:1904.03814"),
     "char-lstm": Entry(recurrent.char_lstm, _FEDAVG, loss="next_token"),
