@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from edgefl.methods.deq_fl import DeqFl
 from edgefl.methods.fedavg import FedAvg
 from edgefl.methods.fedmrl import FedMRL
 from edgefl.methods.fedopt import FedAdam, FedYogi
@@ -19,4 +20,5 @@ METHODS: dict[str, type[Any]] = {
     "scaffold": Scaffold,
     "fedmrl": FedMRL,
     "lg_fedavg": LgFedAvg,
+    "deq_fl": DeqFl,
 }

@@ -65,6 +65,7 @@ CASES = {
     "scaffold": Case("scaffold", "controlled", {"batch_size": 2, "epochs": 2, "devices": 4}),
     "fedmrl": Case("fedmrl", "layers", {"batch_size": 2, "share": ["body.*"]}),
     "lg_fedavg": Case("lg_fedavg", "layers", {"batch_size": 2, "share": ["head.*"], "send_as": "delta"}),
+    "deq_fl": Case("deq_fl", "regression", {"batch_size": 2, "weight": "examples"}),
 }
 
 
