@@ -29,6 +29,7 @@ pre {{ background: #f6f8fa; padding: 1rem; overflow: auto; font-size: .85rem }}
 <div class="facts">{facts}</div>
 <h2>Curves</h2><div class="curves">{curves}</div>
 <h2>Rounds</h2><table><tr>{head}</tr>{rows}</table>
+{weights}
 <h2>Run file</h2><pre>{config}</pre>
 </body></html>
 """
@@ -43,6 +44,7 @@ def write_report(path: Path, title: str, records: Sequence[Record], config: str)
         curves="".join(_curve(records, key, label) for key, label in _CURVES),
         head="".join(f"<th>{c.title}</th>" for c in columns),
         rows="".join("<tr>" + "".join(f"<td>{c.cell(r)}</td>" for c in columns) + "</tr>" for r in records),
+        weights=_weights(records),
         config=html.escape(config),
     )
     write_atomic(path, page.encode())
@@ -76,6 +78,8 @@ COLUMNS = (
     Column("seconds", "seconds", ".2f"),
 )
 
+MOST_WEIGHTS = 50  # devices whose weights are listed
+
 _CURVES = (
     ("accuracy", "test accuracy"),
     ("loss", "test loss"),
@@ -106,6 +110,20 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     raise AssertionError
+
+
+def _weights(records: Sequence[Record]) -> str:
+    """How much each device counted, in the last round and in the mean of those it took part in; few devices only."""
+    devices = sorted({device for r in records for device in r.get("weights", {})})
+    if not 0 < len(devices) <= MOST_WEIGHTS:
+        return ""
+    rows = []
+    for device in devices:
+        found = [r["weights"][device] for r in records if device in r.get("weights", {})]
+        last = records[-1]["weights"].get(device)
+        cells = (html.escape(device), "-" if last is None else f"{last:.3f}", f"{sum(found) / len(found):.3f}")
+        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    return f"<h2>Weights</h2><table><tr><th>device</th><th>last round</th><th>mean</th></tr>{''.join(rows)}</table>"
 
 
 def _curve(records: Sequence[Record], key: str, label: str) -> str:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import msgspec
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from edgefl.bundle import Bundle, StateTensor
-from edgefl.errors import BundleError, DataError, EdgeflError
+from edgefl.bundle import Bundle
+from edgefl.errors import DataError, EdgeflError
 from edgefl.learned import LearnedMean
 from edgefl.method import Reply
 from edgefl_device.dataset import Dataset
@@ -83,12 +80,3 @@ def test_a_model_that_has_no_finite_loss_is_an_error(linear: Bundle) -> None:
     for ask in (held_out.loss, held_out.gradient):
         with pytest.raises(EdgeflError, match="is inf"):
             ask(huge)
-
-
-def test_a_bundle_of_which_a_part_trains_in_private_cannot_be_judged(linear: Bundle) -> None:
-    (weight,) = (t for t in linear.manifest.state if t.name == "weight")
-    private: StateTensor = msgspec.structs.replace(weight, fuse="local")
-    manifest = msgspec.structs.replace(linear.manifest, state=(private,))
-    bundle = Bundle(Path(linear.path), manifest, linear.manifest_bytes)
-    with pytest.raises(BundleError, match="cannot judge bundle .*: 'weight' trains and stays on the devices"):
-        HeldOut(bundle, make_data(5), batch_size=4)

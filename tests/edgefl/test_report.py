@@ -144,3 +144,14 @@ def test_facts_by_hand() -> None:
 )
 def test_sizes_for_people(count: int, text: str) -> None:
     assert size(count) == text
+
+
+def test_weights_of_the_last_round_and_in_the_mean(tmp_path: Path) -> None:
+    """a counted 0.25 and 0.75; b was not in the last round."""
+    weighted = [record(1, weights={"a": 0.25, "<b>": 0.75}), record(2, weights={"a": 0.75, "c": 0.25})]
+    cells = page(tmp_path, weighted).all("td")
+    start = cells.index("<b>")
+    assert cells[start : start + 9] == ["<b>", "-", "0.750", "a", "0.750", "0.500", "c", "0.250", "0.250"]
+    assert "Weights" not in page(tmp_path, RECORDS).all("h2")
+    many = [record(1, weights={f"d{i}": 0.01 for i in range(100)})]
+    assert "Weights" not in page(tmp_path, many).all("h2")

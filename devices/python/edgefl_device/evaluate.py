@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from edgefl.bundle import Bundle
-from edgefl.errors import BundleError, DataError
+from edgefl.errors import DataError
 from edgefl.method import Task
 from edgefl.tensors import Array, Tensors
 from edgefl_device.contract import fit_to_contract
@@ -51,22 +51,14 @@ class HeldOut:
     """A bundle's loss and its gradient over held-out examples, as functions of shared tensors by fusion group.
 
     Both raise EdgeflError where a result is not finite. Tensors that the bundle does not share are passed over.
-    Raises DataError when the data does not fit the bundle, BundleError when part of what trains stays on the devices:
-    nobody else can judge such a model.
+    Raises DataError when the data does not fit the bundle.
     """
 
     def __init__(self, bundle: Bundle, data: Dataset, *, batch_size: int, threads: int = 1) -> None:
         self._feeds = {"test": fit_to_contract(data, bundle.manifest.data, "held-out data")}
         self._runtime = Runtime(bundle, threads=threads)
         self._map = bundle.manifest.fusion_map()
-        gradient, train = bundle.manifest.program("gradient"), bundle.manifest.program("train")
-        for tensor in bundle.manifest.state:
-            if tensor.role == "parameter" and tensor.fuse == "local" and tensor.name in train.writes:
-                raise BundleError(
-                    f"the aggregator cannot judge bundle {bundle.manifest.name!r}: {tensor.name!r} trains and stays on "
-                    "the devices",
-                    hint='set weight = "examples" in [method]',
-                )
+        gradient = bundle.manifest.program("gradient")
         self._evaluate = Task(program="evaluate", feed="test", batch_size=batch_size)
         self._differentiate = Task(
             program="gradient",
