@@ -8,6 +8,7 @@ from edgefl.methods.deq_fl import DeqFl
 from edgefl.methods.fedavg import FedAvg
 from edgefl.methods.fedmrl import FedMRL
 from edgefl.methods.fedopt import FedAdam, FedYogi
+from edgefl.methods.fedproto import FedProto
 from edgefl.methods.fedprox import FedProx
 from edgefl.methods.lg_fedavg import LgFedAvg
 from edgefl.methods.scaffold import Scaffold
@@ -21,4 +22,5 @@ METHODS: dict[str, type[Any]] = {
     "fedmrl": FedMRL,
     "lg_fedavg": LgFedAvg,
     "deq_fl": DeqFl,
+    "fedproto": FedProto,
 }

@@ -68,8 +68,10 @@ def export(
     train: Sequence[str] = (),
     lora: int = 0,
     private: Sequence[str] = (),
+    announced: Sequence[str] = (),
     batch: int | None = None,
     programs: Sequence[str] = PROGRAMS,
+    own_programs: Sequence[Callable[[Supervised], Definition]] = (),
     method: str = "fedavg",
     normalisation: Normalisation = Normalisation(),  # noqa: B008  (frozen)
     seed: int = 0,
@@ -86,9 +88,10 @@ def export(
     optimizer, groups, clip_norm, proximal, micro_batches, controls   see `edgefl_exporter.update.Update`
     train, lora      what trains, see `edgefl_exporter.model.take_apart`; what does not never leaves a device
     private          patterns of state that never leaves a device although it trains
+    announced        patterns of state that the aggregator sets although no training changes it
     batch            a fixed batch size for the programs that train; by default it is dynamic
     programs         of: train, gradient, evaluate, predict. With `proximal` there is also `anchor`, with `controls`
-                     `control`
+                     `control`. `own_programs` are a method's own
     target           "onnxruntime-training" adds files for devices with that runtime, made and proven by
                      `training_python`, the interpreter of another environment
 
@@ -123,7 +126,7 @@ def export(
         entries: dict[str, Program] = {}
         files: dict[str, bytes] = {}
         golden: dict[str, Tensors] = {}
-        definitions = _define(task, programs)
+        definitions = [*_define(task, programs), *(make(task) for make in own_programs)]
         for definition in definitions:
             tell(f"{definition.name}: lowering")
             data = _lower(definition, state, task)
@@ -150,7 +153,7 @@ def export(
         made_by=f"edgefl {edgefl.__version__}, torch {torch.__version__.split('+')[0]}, "
         f"onnxruntime {onnxruntime.__version__}",
         data=contract,
-        state=_state(task, state, private),
+        state=_state(task, state, private, announced),
         programs=entries,
         weights=_NO_FILE,
         targets={engine: Target((), made.parity) for engine, made in others.items()},
@@ -291,15 +294,18 @@ def _entry(definition: Definition, data: bytes) -> Program:
     )
 
 
-def _state(task: Supervised, state: dict[str, Tensor], private: Sequence[str]) -> tuple[StateTensor, ...]:
-    """What training changes is averaged, unless it is private: parameters and float buffers. The optimizer's tensors
-    stay on the device. Raises InputError for a pattern of `private` that matches nothing."""
+def _state(
+    task: Supervised, state: dict[str, Tensor], private: Sequence[str], announced: Sequence[str]
+) -> tuple[StateTensor, ...]:
+    """What training changes is averaged, unless it is private: parameters and float buffers. What is announced travels
+    as well; the optimizer's tensors stay on the device. Raises InputError for a pattern that matches nothing."""
     shared = {*task.used, *(name for name in task.changing if state[name].is_floating_point())}
-    for pattern in private:
-        if not select(state, [pattern]):
-            raise InputError(f"private {pattern!r} matches no tensor", hint=f"there is: {', '.join(list(state)[:8])}")
+    for what, patterns in (("private", private), ("announced", announced)):
+        for pattern in patterns:
+            if not select(state, [pattern]):
+                raise InputError(f"{what} {pattern!r} matches no tensor", hint=f"there is: {', '.join([*state][:8])}")
     shared -= set(select(state, private))
-    shared |= {*task.update.announced(task.used)}
+    shared |= {*select(state, announced), *task.update.announced(task.used)}
     tensors = []
     for name, value in state.items():
         role: Literal["parameter", "buffer", "optimizer"] = (

@@ -24,7 +24,10 @@ def make_bundle(regression: Bundle, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def exported(name: str, out: Path) -> Bundle:
-    """ "layers": a body and a head. The same with FedProx's term, "anchored", or SCAFFOLD's, "controlled"."""
-    from layers import export_layers  # torch takes seconds to import; most tests here need none
+    """ "layers": a body and a head; "anchored" and "controlled": with the terms of FedProx and SCAFFOLD; "shallow" and
+    "deep": classifiers for FedProto."""
+    from layers import export_classifier, export_layers  # torch takes seconds to import; most tests here need none
 
+    if name in ("shallow", "deep"):
+        return export_classifier(out, deep=name == "deep")
     return export_layers(out, proximal=0.0 if name == "anchored" else None, controls=name == "controlled")

@@ -39,7 +39,19 @@ def make_data() -> dict[str, Dataset]:
     return data
 
 
+def make_classes() -> dict[str, Dataset]:
+    """The same devices with two classes each, of four that there could be."""
+    rng = np.random.default_rng(4)
+    data = {}
+    for i, (name, examples) in enumerate(DATA.items()):
+        y = rng.integers(i, i + 2, len(examples))
+        y[:2] = i, i + 1
+        data[name] = Dataset(examples.features, y)
+    return data
+
+
 DATA = make_data()
+CLASSES = make_classes()
 
 
 @dataclass(frozen=True)
@@ -66,6 +78,7 @@ CASES = {
     "fedmrl": Case("fedmrl", "layers", {"batch_size": 2, "share": ["body.*"]}),
     "lg_fedavg": Case("lg_fedavg", "layers", {"batch_size": 2, "share": ["head.*"], "send_as": "delta"}),
     "deq_fl": Case("deq_fl", "regression", {"batch_size": 2, "weight": "examples"}),
+    "fedproto": Case("fedproto", "shallow", {"batch_size": 2, "epochs": 2, "evaluate": True}),
 }
 
 
@@ -95,14 +108,19 @@ def test_every_method_has_a_case() -> None:
     assert {case.method for case in CASES.values()} == set(METHODS)
 
 
+def fleet(bundle: Bundle) -> Devices:
+    """Devices that have done nothing yet, with data that the bundle takes."""
+    return Devices(bundle, DATA if bundle.manifest.data.classes is None else CLASSES)
+
+
 def carry_on(method: Method, bundle: Bundle, state: State, rounds: int = ROUNDS) -> State:
     """The state some rounds later, of devices that have done nothing before."""
-    return Devices(bundle, DATA).carry_on(method, state, rounds)
+    return fleet(bundle).carry_on(method, state, rounds)
 
 
 def train(bundle: Bundle, ask: Ask, number: int, devices: Iterable[str] = DATA) -> list[Reply]:
     """Replies of devices that have done nothing before."""
-    return Devices(bundle, DATA).replies(ask, number, devices)
+    return fleet(bundle).replies(ask, number, devices)
 
 
 def frozen(tensors: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -173,7 +191,7 @@ def test_save_load_go_on_equals_an_unbroken_run(
     method: Method, bundle: Bundle, tmp_path: Path, saved_after: int
 ) -> None:
     unbroken = carry_on(method, bundle, method.start())
-    devices = Devices(bundle, DATA)
+    devices = fleet(bundle)
     state = devices.carry_on(method, method.start(), saved_after)
     store = Store.create(tmp_path / "run", "")
     store.save_round(state, {"round": state.round})

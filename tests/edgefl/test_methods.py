@@ -324,3 +324,95 @@ def test_scaffold_says_what_it_needs(make_bundle: MakeBundle) -> None:
     with pytest.raises(ConfigError, match="which only program control sets") as refused:
         check_ask(fedavg.ask(fedavg.start()), bundle.manifest)
     assert refused.value.hint is not None and "scaffold" in refused.value.hint
+
+
+# --- FedProto -----------------------------------------------------------------------------------------------------
+
+
+def make_classes() -> dict[str, Dataset]:
+    """Three devices, of four classes: the first has 0 and 1, the second 1 and 2, the third 2 alone; nobody has 3."""
+    rng = np.random.default_rng(6)
+    classes = {"pi-1": [0, 1, 1], "pi-2": [1, 2, 2, 1, 1], "pi-3": [2, 2]}
+    return {n: Dataset(rng.normal(size=(len(y), 2)).astype(np.float32), np.array(y)) for n, y in classes.items()}
+
+
+CLASSES = make_classes()
+
+
+def features_of(devices: Devices, name: str) -> Any:
+    """What the layer before the last makes of a device's examples now: numpy's view of the state it keeps."""
+    w, x = devices.kept[name], CLASSES[name].features
+    if "extractor.2.weight" in w:
+        x = np.maximum(x @ w["extractor.0.weight"].T + w["extractor.0.bias"], 0)
+    last = "extractor.2" if "extractor.2.weight" in w else "extractor.0"
+    return np.tanh(x @ w[f"{last}.weight"].T + w[f"{last}.bias"])
+
+
+def test_fused_prototypes_are_the_means_of_everybodys_examples(make_bundle: MakeBundle) -> None:
+    """Two architectures in one fleet, with four features each."""
+    bundles = {"pi-1": make_bundle("shallow"), "pi-2": make_bundle("deep"), "pi-3": make_bundle("shallow")}
+    devices = Devices(bundles, CLASSES)
+    method = make("fedproto", bundles["pi-1"], epochs=3)
+    state = method.start()
+    for _ in range(ROUNDS):
+        state = devices.carry_on(method, state, 1)
+        features = np.concatenate([features_of(devices, name) for name in CLASSES])
+        labels = np.concatenate([data.labels for data in CLASSES.values()])
+        for label in range(3):
+            pooled = features[labels == label].mean(0, dtype=np.float64)
+            np.testing.assert_allclose(state.tensors["prototypes"][label], pooled, rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(state.tensors["known"], [1, 1, 1, 0])
+        np.testing.assert_array_equal(state.tensors["prototypes"][3], np.zeros(4))
+
+
+def test_a_class_that_nobody_of_a_round_has_keeps_its_prototype(make_bundle: MakeBundle) -> None:
+    bundle = make_bundle("shallow")
+    devices, method = Devices(bundle, CLASSES), make("fedproto", bundle)
+    first = devices.carry_on(method, method.start(), 1, ["pi-3"])
+    np.testing.assert_array_equal(first.tensors["known"], [0, 0, 1, 0])
+    second = devices.carry_on(method, first, 1, ["pi-1"])
+    np.testing.assert_array_equal(second.tensors["known"], [1, 1, 1, 0])
+    np.testing.assert_array_equal(second.tensors["prototypes"][2], first.tensors["prototypes"][2])
+
+
+def test_without_weight_fedproto_is_training_alone(make_bundle: MakeBundle) -> None:
+    """Also in its first round, when no class is known."""
+    bundle = make_bundle("shallow")
+    alone, pulled, free = Devices(bundle, CLASSES), Devices(bundle, CLASSES), Devices(bundle, CLASSES)
+    start = make("fedproto", bundle).start()
+    finished(make("fedproto", bundle, prototype_weight=0.0), free)
+    for number in range(ROUNDS):
+        unknown = make("fedproto", bundle).ask(msgspec.structs.replace(start, round=number))
+        alone.replies(unknown, number)
+        if number == 0:
+            pulled.carry_on(make("fedproto", bundle), start, 1)
+            for name in CLASSES:
+                np.testing.assert_array_equal(pulled.kept[name]["head.weight"], alone.kept[name]["head.weight"])
+    for name in CLASSES:
+        for tensor, value in alone.kept[name].items():
+            np.testing.assert_array_equal(free.kept[name][tensor], value)
+
+
+def test_prototypes_pull_features_together(make_bundle: MakeBundle) -> None:
+    bundle = make_bundle("shallow")
+    distances = []
+    for weight in (0.0, 5.0):
+        devices = Devices(bundle, CLASSES)
+        method = make("fedproto", bundle, prototype_weight=weight, rounds=20, epochs=2)
+        state = devices.carry_on(method, method.start(), 20)
+        prototypes = state.tensors["prototypes"]
+        spread = [np.square(features_of(devices, n) - prototypes[CLASSES[n].labels]).mean() for n in CLASSES]
+        distances.append(np.mean(spread))
+    assert distances[1] < 0.5 * distances[0]
+
+
+def test_no_model_leaves_its_device(make_bundle: MakeBundle) -> None:
+    bundle = make_bundle("shallow")
+    method = make("fedproto", bundle, evaluate=True)
+    ask = method.ask(method.start())
+    assert set(ask.tensors) == {"prototypes", "known"}
+    for reply in Devices(bundle, CLASSES).replies(ask, 0):
+        assert set(reply.tensors) == {"prototype_sums", "prototype_counts"}
+        assert 0 <= reply.metrics["evaluate.prototype_accuracy"] <= 1
+    private = {t.name for t in bundle.manifest.state if t.fuse == "local"}
+    assert private == {"extractor.0.weight", "extractor.0.bias", "head.weight", "head.bias"}

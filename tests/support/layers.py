@@ -1,4 +1,4 @@
-"""A network of two layers, exported: 2 numbers, a body of 3 tanh units, a head of one number; squared error."""
+"""Small networks, exported: two layers for regression, and classifiers with four features for FedProto."""
 
 from __future__ import annotations
 
@@ -10,9 +10,14 @@ from torch import Tensor, nn
 
 from edgefl.bundle import Bundle
 from edgefl_exporter import SGD, export
+from edgefl_exporter.programs.prototypes import export_prototypes
+
+CLASSES, FEATURES = 4, 4
 
 
 class Layers(nn.Module):
+    """2 numbers -> a body of 3 tanh units -> a head of one number."""
+
     def __init__(self) -> None:
         super().__init__()
         self.body = nn.Linear(2, 3)
@@ -30,3 +35,12 @@ def make_layers() -> Layers:
 def export_layers(out: Path, **options: Any) -> Bundle:
     chosen = {"loss": "mse", "optimizer": SGD(0.1), "programs": ("train", "evaluate")} | options
     return export(make_layers(), torch.zeros(1, 2), out=out, name="layers", **chosen)
+
+
+def export_classifier(out: Path, *, deep: bool = False) -> Bundle:
+    """2 numbers -> 4 features, by one layer or by two -> 4 classes; FedProto's programs and FedAvg's."""
+    torch.manual_seed(2)
+    first = [nn.Linear(2, 7), nn.ReLU(), nn.Linear(7, FEATURES)] if deep else [nn.Linear(2, FEATURES)]
+    model = nn.Sequential(*first, nn.Tanh(), nn.Linear(FEATURES, CLASSES))
+    chosen = {"optimizer": SGD(0.1), "programs": ("train", "evaluate")}
+    return export_prototypes(model, torch.zeros(1, 2), out=out, name=out.stem, **chosen)

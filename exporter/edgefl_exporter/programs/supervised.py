@@ -37,6 +37,16 @@ class Supervised:
     def loss(self) -> Loss:
         return self.samples.loss
 
+    def features(self, batch: int | None) -> Input:
+        """The examples as a program's input, `batch` of them or any number."""
+        x = self.samples.example
+        return Input(FEATURES, DTYPES[x.dtype], (batch or "batch", *x.shape[1:]), "features")
+
+    def labels(self, batch: int | None) -> Input:
+        """Their labels."""
+        kind = self.samples.kind
+        return Input(LABELS, kind.dtype, (batch or "batch", *kind.shape), "labels")
+
     def train(self) -> Definition:
         """One step of training: forward, backward and update. Loss and metrics are those before the step."""
         used = self.used
@@ -106,7 +116,7 @@ class Supervised:
                 cost = self.loss.torch(output, values[LABELS])
                 return self._measured(output, values, cost) | self._slack(output)
 
-        inputs = (self._features(None), self._labels(None), *self.parts.settings(training=False))
+        inputs = (self.features(None), self.labels(None), *self.parts.settings(training=False))
         return Definition("evaluate", inputs, self._outputs(), {}, step, oracle)
 
     def predict(self) -> Definition:
@@ -122,7 +132,7 @@ class Supervised:
 
         trial = self.loss.predictions(self.output_of_two)
         outputs = tuple(Output(n, "float32", ("batch", *value.shape[1:]), "concat") for n, value in trial.items())
-        inputs = (self._features(None), *self.parts.settings(training=False))
+        inputs = (self.features(None), *self.parts.settings(training=False))
         return Definition("predict", inputs, outputs, {}, step, oracle)
 
     def _differentiate(self, values: Values) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
@@ -170,16 +180,8 @@ class Supervised:
         return (LOSS, *(Output(name, "float32", (), over) for name, over in self.loss.measures))
 
     def _inputs(self) -> tuple[Input, ...]:
-        inputs = self._features(self.batch), self._labels(self.batch)
+        inputs = self.features(self.batch), self.labels(self.batch)
         return inputs if self.batch is None else (*inputs, Input(PRESENT, "float32", (self.batch,), "present"))
-
-    def _features(self, batch: int | None) -> Input:
-        x = self.samples.example
-        return Input(FEATURES, DTYPES[x.dtype], (batch or "batch", *x.shape[1:]), "features")
-
-    def _labels(self, batch: int | None) -> Input:
-        kind = self.samples.kind
-        return Input(LABELS, kind.dtype, (batch or "batch", *kind.shape), "labels")
 
     @cached_property
     def _trial(self) -> tuple[dict[str, Tensor], tuple[str, ...]]:
