@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # torch takes seconds to import; --help need not wait
     from edgefl_exporter.optimizers import Optimizer
 
 METHOD = "fedmrl"
+METHODS = ("fedavg", "fedprox", "scaffold", METHOD, "fedproto")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SECTION = "[tool.edgefl.export]"
 SOURCES = {"loss", "small", "local"}  # parameters that may name FILE:OBJECT
@@ -42,7 +43,13 @@ class _Configured(click.Command):
 
 @click.command(cls=_Configured, short_help="Compile a PyTorch model to a proven bundle.")
 @click.argument("model", required=False)
-@click.option("--method", type=click.Choice(["fedavg", "fedmrl"]), default="fedavg", show_default=True)
+@click.option(
+    "--method",
+    type=click.Choice(METHODS),
+    default="fedavg",
+    show_default=True,
+    help="Whose programs; fedavg's serve fedadam, fedyogi and lg_fedavg too.",
+)
 @click.option("--small", help="Of fedmrl: the model that all devices share, FILE:OBJECT or zoo:NAME.")
 @click.option("--local", help="Of fedmrl: the device's own model; the same as MODEL.")
 @click.option("--d1", type=click.IntRange(1), help="Of fedmrl: make the small model with so many features.")
@@ -64,7 +71,11 @@ class _Configured(click.Command):
     type=click.FloatRange(0, min_open=True),
     help="Clip all gradients together to this norm; of fedmrl those of each of its three modules, default 50.",
 )
-@click.option("--proximal", type=click.FloatRange(0), help="FedProx's mu: pull the weights to where a round began.")
+@click.option(
+    "--proximal",
+    type=click.FloatRange(0),
+    help="FedProx's mu: pull the weights to where a round began; 0.01 of fedprox.",
+)
 @click.option(
     "--group",
     "groups",
@@ -173,9 +184,9 @@ def _model(model: str | None, options: Mapping[str, Any]) -> str:
 def _export(model: str, options: Mapping[str, Any], out: Path, name: str, tell: Callable[[str], None]) -> Bundle:
     """`options`: the command's parameters by name, each with its value or default."""
     from edgefl_exporter import SGD, export_matryoshka, load_model
-    from edgefl_exporter import export as export_model
     from edgefl_exporter.load_model import load_loss
     from edgefl_exporter.losses import CrossEntropy
+    from edgefl_exporter.methods import EXPORTERS
     from edgefl_exporter.programs.matryoshka import CLIP_NORM, OPTIMIZER
 
     shape = parse_shape(options["shape"]) if options["shape"] else None
@@ -222,7 +233,8 @@ def _export(model: str, options: Mapping[str, Any], out: Path, name: str, tell: 
             **common,
         )
     optimizer = _optimizer(options, SGD())
-    return export_model(module, example, optimizer=optimizer, clip_norm=options["clip_norm"], **common)
+    exporter = EXPORTERS[options["method"]]
+    return exporter(module, example, optimizer=optimizer, clip_norm=options["clip_norm"], **common)
 
 
 def parse_shape(text: str) -> tuple[int, ...]:

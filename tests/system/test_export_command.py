@@ -106,6 +106,25 @@ def test_fedmrl_has_the_defaults_of_its_paper(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("method", "options", "program", "shared"),
+    [
+        ("fedprox", (), "anchor", {"0.weight", "0.bias", "2.weight", "2.bias"}),
+        ("scaffold", ("--train", "2.*"), "control", {"2.weight", "2.bias", "control.2.weight", "control.2.bias"}),
+        ("fedproto", ("--optimizer", "adam"), "prototypes", {"prototypes", "known"}),
+    ],
+)
+def test_a_method_brings_its_program(
+    folder: Path, method: str, options: tuple[str, ...], program: str, shared: set[str]
+) -> None:
+    result = run("nets.py:model", "--method", method, "--programs", "train", *options)
+    assert result.exit_code == 0, result.output
+    manifest = read(folder / f"{method}-nets.bundle").manifest
+    assert manifest.method == method
+    assert set(manifest.programs) == {"train", program}
+    assert {tensor.name for tensor in manifest.shared()} == shared
+
+
+@pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
         ([], 2, "Missing argument 'MODEL'"),

@@ -13,7 +13,6 @@ Only `small.*` travels; `local.*` and `projector.*` stay on their device.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from edgefl_exporter.export import export
 from edgefl_exporter.losses import Labels, Loss
 from edgefl_exporter.model import declare_setting
 from edgefl_exporter.optimizers import SGD, Optimizer
+from edgefl_exporter.programs.split import Split
 from edgefl_exporter.update import Group
 
 METHOD = "fedmrl"
@@ -96,8 +96,8 @@ class Matryoshka(nn.Module):
     def __init__(self, small: nn.Module, local: nn.Module, example_input: Tensor) -> None:
         """Raises LoweringError for models that cannot be split at a last Linear, or do not fit together."""
         super().__init__()
-        self.small = Split(small, example_input, "small")
-        self.local = Split(local, example_input, "local")
+        self.small = Split(small, example_input, "the small model")
+        self.local = Split(local, example_input, "the local model")
         d1, d2 = self.small.head.in_features, self.local.head.in_features
         if d1 > d2:
             raise LoweringError(
@@ -121,54 +121,6 @@ class Matryoshka(nn.Module):
 
     def read_by(self, loss: Loss) -> Loss:
         return BothDolls(loss)
-
-
-class Split(nn.Module):
-    """A copy of a model in two parts: what comes before its last Linear, and that layer."""
-
-    extractor: nn.Module
-    head: nn.Linear
-
-    def __init__(self, model: nn.Module, example_input: Tensor, name: str) -> None:
-        """Raises LoweringError where a Linear is not what the model ends with; `name` names the model in it."""
-        super().__init__()
-        extractor = copy.deepcopy(model)
-        path = next((path for path, m in reversed([*extractor.named_modules()]) if isinstance(m, nn.Linear)), None)
-        if not path:
-            raise LoweringError(f"the {name} model has no Linear inside", hint="end it with Flatten and Linear")
-        head = extractor.get_submodule(path)
-        assert isinstance(head, nn.Linear)
-        extractor.set_submodule(path, nn.Identity())
-        if not _ends_with(model, extractor, head, example_input, name):
-            raise LoweringError(
-                f"the {name} model does not end with its last Linear, {path!r}",
-                hint="return that layer's output as it is: logits, without softmax",
-            )
-        self.extractor, self.head = extractor, head
-
-
-def _ends_with(model: nn.Module, extractor: nn.Module, head: nn.Linear, example_input: Tensor, name: str) -> bool:
-    """Whether the model is `head` after `extractor`, whose features are [batch, features]."""
-    x = torch.cat([example_input] * 2)
-    modes = {part: part.training for part in model.modules()}
-    extractor_modes = {part: part.training for part in extractor.modules()}
-    try:
-        with torch.no_grad():
-            whole = model.eval()(x)
-            features = extractor.eval()(x)
-    except Exception as error:
-        line = (str(error).strip().splitlines() or [""])[0]
-        raise LoweringError(
-            f"the {name} model fails on an input of shape {list(x.shape)}: {type(error).__name__}: {line}",
-            hint="both models take the same input",
-        ) from error
-    finally:
-        for part, mode in (modes | extractor_modes).items():
-            part.training = mode
-    if not isinstance(features, Tensor) or tuple(features.shape) != (len(x), head.in_features):
-        return False
-    with torch.no_grad():
-        return isinstance(whole, Tensor) and torch.equal(whole, head(features))
 
 
 @dataclass(frozen=True)
