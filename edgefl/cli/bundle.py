@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from edgefl.bundle import Bundle, Parity, read
+from edgefl.bundle import Bundle, Parity, StateTensor, read
 from edgefl.cli.output import format_option, print_json, print_table
 from edgefl.report import size
 
@@ -59,7 +59,7 @@ def inspect(bundle: Path, form: str) -> None:
         "State",
         ["tensor", "dtype", "shape", "role", "fusion", "size"],
         [
-            [t.name, t.dtype, "x".join(map(str, t.shape)) or "scalar", t.role, t.fuse, size(t.size_bytes)]
+            [t.name, t.dtype, "x".join(map(str, t.shape)) or "scalar", t.role, _fusion(t), size(t.size_bytes)]
             for t in manifest.state
         ],
     )
@@ -164,6 +164,7 @@ def summary(bundle: Bundle) -> dict[str, Any]:
         },
         "state": [
             {"name": t.name, "dtype": t.dtype, "shape": list(t.shape), "role": t.role, "fuse": t.fuse}
+            | ({"group": t.public_name} if t.fuse != "local" else {})
             for t in manifest.state
         ],
     }
@@ -172,6 +173,10 @@ def summary(bundle: Bundle) -> dict[str, Any]:
 def total_bytes(bundle: Bundle) -> int:
     """The size of a bundle's files together."""
     return len(bundle.manifest_bytes) + sum(f.size_bytes for f in bundle.manifest.files())
+
+
+def _fusion(tensor: StateTensor) -> str:
+    return f"{tensor.fuse}, as {tensor.group}" if tensor.group else tensor.fuse
 
 
 def _figure(parity: Parity) -> str:

@@ -84,6 +84,12 @@ class _Configured(click.Command):
 )
 @click.option("--train", help="Train only these parameters, e.g. 'head.*,*.norm.*'; the rest stays as it is.")
 @click.option("--lora", type=click.IntRange(1), help="Train adapters of this rank beside frozen weights.")
+@click.option("--private", help="State that never leaves a device although it trains, e.g. 'body.*'.")
+@click.option(
+    "--share-as",
+    multiple=True,
+    help="'classifier.*=head.*': under which name a tensor is fused with those of other bundles; default: its own.",
+)
 @click.option("--micro-batches", type=click.IntRange(1), default=1, show_default=True, help="Batches per step.")
 @click.option("--batch", default="dynamic", show_default=True, help="dynamic, or one size to which batches are padded.")
 @click.option("--programs", default="train,evaluate,predict", show_default=True, help="Also: gradient.")
@@ -174,6 +180,10 @@ def _model(model: str | None, options: Mapping[str, Any]) -> str:
             raise click.UsageError("--method fedmrl needs the device's own model, once: as MODEL or as --local")
         if options["small"] is None:
             raise click.UsageError("--method fedmrl needs --small, the model that all devices share")
+        if options["private"]:
+            raise click.UsageError("--private is not of --method fedmrl, which decides what is private")
+    elif options["method"] == "fedproto" and options["private"]:
+        raise click.UsageError("--private is not of --method fedproto, whose models are private anyway")
     elif given := [name for name in ("small", "local", "d1") if options[name] is not None]:
         raise click.UsageError(f"--{given[0]} is of --method fedmrl")
     elif model is None:
@@ -207,6 +217,7 @@ def _export(model: str, options: Mapping[str, Any], out: Path, name: str, tell: 
         "micro_batches": options["micro_batches"],
         "train": parts(options["train"]),
         "lora": options["lora"] or 0,
+        "share_as": dict(_renaming(text) for text in options["share_as"]),
         "batch": _batch(options["batch"]),
         "programs": parts(options["programs"]),
         "normalisation": Normalisation(_numbers(options["mean"], "--mean"), _numbers(options["std"], "--std")),
@@ -215,6 +226,8 @@ def _export(model: str, options: Mapping[str, Any], out: Path, name: str, tell: 
         "training_python": options["training_python"],
         "progress": tell,
     }
+    if options["private"]:
+        common["private"] = parts(options["private"])
     if options["method"] == METHOD:
         small = load_model(options["small"], shape, seed=options["seed"], features=options["d1"])
         if (small.example.shape, small.example.dtype) != (example.shape, example.dtype):
@@ -278,6 +291,17 @@ def _group(text: str) -> Any:
             )
         numbers[key] = _numbers(value, f"--group {key}")[0]
     return Group(parts(patterns), **numbers)
+
+
+def _renaming(text: str) -> tuple[str, str]:
+    """ "classifier.*=head.*" -> ("classifier.*", "head.*"). Raises InputError."""
+    pattern, _, group = text.partition("=")
+    if not pattern or not group or pattern.count("*") != group.count("*") or pattern.count("*") > 1:
+        raise InputError(
+            f"--share-as {text!r} is not NAME=GROUP",
+            hint="for example --share-as 'classifier.*=head.*', one * on each side",
+        )
+    return pattern, group
 
 
 def _batch(text: str) -> int | None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 import msgspec
@@ -69,6 +70,7 @@ def export(
     lora: int = 0,
     private: Sequence[str] = (),
     announced: Sequence[str] = (),
+    share_as: Mapping[str, str] = MappingProxyType({}),
     batch: int | None = None,
     programs: Sequence[str] = PROGRAMS,
     own_programs: Sequence[Callable[[Supervised], Definition]] = (),
@@ -89,6 +91,8 @@ def export(
     train, lora      what trains, see `edgefl_exporter.model.take_apart`; what does not never leaves a device
     private          patterns of state that never leaves a device although it trains
     announced        patterns of state that the aggregator sets although no training changes it
+    share_as         name -> fusion group of a shared tensor, its own name by default; one * on both sides stands for
+                     the same text: {"classifier.*": "head.*"}
     batch            a fixed batch size for the programs that train; by default it is dynamic
     programs         of: train, gradient, evaluate, predict. With `proximal` there is also `anchor`, with `controls`
                      `control`. `own_programs` are a method's own
@@ -153,7 +157,7 @@ def export(
         made_by=f"edgefl {edgefl.__version__}, torch {torch.__version__.split('+')[0]}, "
         f"onnxruntime {onnxruntime.__version__}",
         data=contract,
-        state=_state(task, state, private, announced),
+        state=_state(task, state, private, announced, share_as),
         programs=entries,
         weights=_NO_FILE,
         targets={engine: Target((), made.parity) for engine, made in others.items()},
@@ -295,12 +299,16 @@ def _entry(definition: Definition, data: bytes) -> Program:
 
 
 def _state(
-    task: Supervised, state: dict[str, Tensor], private: Sequence[str], announced: Sequence[str]
+    task: Supervised,
+    state: dict[str, Tensor],
+    private: Sequence[str],
+    announced: Sequence[str],
+    share_as: Mapping[str, str],
 ) -> tuple[StateTensor, ...]:
     """What training changes is averaged, unless it is private: parameters and float buffers. What is announced travels
     as well; the optimizer's tensors stay on the device. Raises InputError for a pattern that matches nothing."""
     shared = {*task.used, *(name for name in task.changing if state[name].is_floating_point())}
-    for what, patterns in (("private", private), ("announced", announced)):
+    for what, patterns in (("private", private), ("announced", announced), ("share_as", tuple(share_as))):
         for pattern in patterns:
             if not select(state, [pattern]):
                 raise InputError(f"{what} {pattern!r} matches no tensor", hint=f"there is: {', '.join([*state][:8])}")
@@ -312,5 +320,17 @@ def _state(
             "parameter" if name in task.parts.parameters else "buffer" if name in task.parts.buffers else "optimizer"
         )
         fuse: Literal["mean", "local"] = "mean" if name in shared else "local"
-        tensors.append(StateTensor(name, DTYPES[value.dtype], tuple(value.shape), role, fuse))
+        group = _group(name, share_as) if fuse == "mean" else ""
+        tensors.append(StateTensor(name, DTYPES[value.dtype], tuple(value.shape), role, fuse, group))
     return tuple(tensors)
+
+
+def _group(name: str, share_as: Mapping[str, str]) -> str:
+    """The fusion group of a shared tensor where `share_as` names one, else ""."""
+    for pattern, group in share_as.items():
+        head, star, tail = pattern.partition("*")
+        if name == pattern:
+            return group
+        if star and len(name) >= len(head) + len(tail) and name.startswith(head) and name.endswith(tail):
+            return group.replace("*", name[len(head) : len(name) - len(tail)])
+    return ""

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgefl.errors import InputError, LoweringError
+from edgefl.errors import BundleError, InputError, LoweringError
 from edgefl_device.runtime import Runtime
 from edgefl_exporter import export
 from edgefl_exporter.losses import Labels, Loss
@@ -91,6 +91,24 @@ def test_programs_have_the_setting_every_prediction_and_every_metric(model: TwoH
         want = F.cross_entropy(first, labels) + factor * F.cross_entropy(second, labels)
         assert got["loss"].item() == pytest.approx(want.item(), rel=1e-5)
         assert got["second_loss"].item() == pytest.approx(F.cross_entropy(second, labels).item(), rel=1e-5)
+
+
+def test_shared_tensors_are_fused_under_the_names_of_their_groups(model: TwoHeads, tmp_path: Path) -> None:
+    groups = {"first.*": "head.*", "body.bias": "offset", "second.*": "other.*"}
+    options = {"private": ["second.*"], "programs": ("train",), "share_as": groups}
+    manifest = export(model, torch.zeros(1, 6), out=tmp_path / "b", name="b", **options).manifest
+    assert {group: tensor.name for group, tensor in manifest.fusion_map().items()} == {
+        "body.weight": "body.weight",
+        "offset": "body.bias",
+        "head.weight": "first.weight",
+        "head.bias": "first.bias",
+    }
+    with pytest.raises(InputError, match="share_as 'third' matches no tensor"):
+        export(model, torch.zeros(1, 6), out=tmp_path / "c", name="c", share_as={"third": "x"})
+    with pytest.raises(BundleError, match="two state tensors are in the fusion group 'head'"):
+        twice = {"first.weight": "head", "second.weight": "head"}
+        export(model, torch.zeros(1, 6), out=tmp_path / "c", name="c", programs=("predict",), share_as=twice)
+    assert not (tmp_path / "c").exists()
 
 
 def test_a_private_pattern_that_matches_nothing_is_refused(model: TwoHeads, tmp_path: Path) -> None:
