@@ -64,16 +64,14 @@ def check_sends(ask: Ask, manifests: Sequence[Manifest]) -> None:
             raise ConfigError(f"bundle {manifest.name!r} shares nothing of what the method wants")
 
 
-def personal(ask: Ask, manifest: Manifest, program: str, fused: Iterable[str]) -> list[str]:
-    """State that `program` reads, that devices change, and that is in no reply: each device's own, and only there.
+def personal(ask: Ask, manifest: Manifest, fused: Iterable[str]) -> list[str]:
+    """What of the model devices change and keep for themselves: without it nobody but the device has a whole model.
 
-    Without it nobody but the device can run the program. `fused`: the fusion groups that the aggregator has.
+    `fused`: the fusion groups that the aggregator has. Counters and the optimizer's tensors are not meant.
     """
     public, changed = set(fused), {name for task in ask.tasks for name in manifest.program(task.program).writes}
-    tensors = [manifest.tensor(name) for name in manifest.program(program).reads if name in changed]
-    return [
-        t.name for t in tensors if np.dtype(t.dtype).kind == "f" and (t.fuse == "local" or t.public_name not in public)
-    ]
+    model = [t for t in manifest.state if t.role != "optimizer" and np.dtype(t.dtype).kind == "f"]
+    return [t.name for t in model if t.name in changed and (t.fuse == "local" or t.public_name not in public)]
 
 
 def _check_rule(rule: Rule, asked: set[str], manifest: Manifest) -> None:

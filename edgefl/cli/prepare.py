@@ -66,11 +66,10 @@ def method_of(config: RunFile, classes: Sequence[DeviceClass]) -> Method:
     return method
 
 
-def personal_of(method: Method, one: DeviceClass, program: str) -> list[str]:
-    """What of a program's state only a device has: see `asks.personal`."""
+def personal_of(method: Method, one: DeviceClass) -> list[str]:
+    """What of its model only a device has: see `asks.personal`."""
     state = method.start()
-    first = method.ask(state)
-    return personal(first or Ask((), {}), one.bundle.manifest, program, state.tensors)
+    return personal(method.ask(state) or Ask((), {}), one.bundle.manifest, state.tensors)
 
 
 def evaluator_of(config: RunFile, classes: Sequence[DeviceClass], method: Method) -> Evaluate | None:
@@ -83,7 +82,7 @@ def evaluator_of(config: RunFile, classes: Sequence[DeviceClass], method: Method
     from edgefl_device.evaluate import evaluator
 
     for one in classes:
-        if own := personal_of(method, one, "evaluate"):
+        if own := personal_of(method, one):
             raise ConfigError(
                 f"[evaluate]: only a device has its whole model: it keeps {own[0]!r} for itself",
                 hint="set evaluate = true in [method] instead: devices report on their own test data",
@@ -136,11 +135,14 @@ def _evaluation_data(section: EvaluateSection, seed: int) -> tuple[Any, Any]:
 
 
 def write_models(method: Method, classes: Sequence[DeviceClass], tensors: Mapping[str, Array], place: Path) -> None:
-    """An inference model of each class whose model is not the devices' alone: model.onnx, or models/CLASS.onnx."""
+    """An inference model of each class whose model is not the devices' alone: model.onnx, or models/CLASS.onnx.
+
+    Where a bundle has no program `predict`, none.
+    """
     from edgefl.inference import write_model
 
     for one in classes:
-        if not personal_of(method, one, "predict"):
+        if "predict" in one.bundle.manifest.programs and not personal_of(method, one):
             path = place / "model.onnx" if len(classes) == 1 else place / "models" / f"{one.name}.onnx"
             path.parent.mkdir(exist_ok=True)
             write_model(one.bundle, whole_state(one.bundle, tensors), path)

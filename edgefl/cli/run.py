@@ -257,7 +257,7 @@ def _tls(broker: BrokerSection) -> Tls:
 def _write_results(store: Store, classes: Sequence[DeviceClass], server: Server, config: RunFile) -> None:
     """What a finished run leaves: weights, inference models, a report."""
     tensors = server.coordinator.state.tensors
-    whole = len(classes) == 1 and not personal_of(server.coordinator.method, classes[0], "predict")
+    whole = len(classes) == 1 and not personal_of(server.coordinator.method, classes[0])
     state = whole_state(classes[0].bundle, tensors) if whole else tensors
     write_atomic(store.path / "weights.safetensors", save_tensors(state))
     write_models(server.coordinator.method, classes, tensors, store.path)

@@ -10,9 +10,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 
 from edgefl import protocol
 from edgefl.bundle import PORTABLE
@@ -58,7 +57,7 @@ class Options:
     engine: str = PORTABLE
     memory_mb: int | None = None  # what it states instead of what it has; so with cores
     cores: int | None = None
-    settings: Mapping[str, float] = MappingProxyType({})  # of programs, its own
+    settings: Mapping[str, float] = field(default_factory=dict)  # of programs, its own
     parent: int | None = None  # end when this process is no longer our parent
 
 
