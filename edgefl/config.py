@@ -22,6 +22,7 @@ from edgefl.protocol import NAME
 from edgefl.weights import LEARNED, own_rule, rule_named
 
 Share = Annotated[float, Meta(gt=0, le=1)]
+SOURCES = ("small", "local", "loss")  # options of `edgefl export` that may name FILE:OBJECT
 BrokerEngine = Literal["auto", "mosquitto", "iotcore"]
 
 
@@ -303,7 +304,12 @@ def _bundles_beside(base: Path, bundle: str | tuple[BundleSection, ...] | None) 
         return _beside(base, bundle) if bundle else None
     return tuple(
         msgspec.structs.replace(
-            one, path=_beside(base, one.path) if one.path else None, model=_model_beside(base, one.model)
+            one,
+            path=_beside(base, one.path) if one.path else None,
+            model=_model_beside(base, one.model),
+            options={
+                k: _model_beside(base, v) if k in SOURCES and ":" in str(v) else v for k, v in one.options.items()
+            },
         )
         for one in bundle
     )

@@ -27,7 +27,6 @@ METHOD = "fedmrl"
 METHODS = ("fedavg", "fedprox", "scaffold", METHOD, "fedproto")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SECTION = "[tool.edgefl.export]"
-SOURCES = {"loss", "small", "local"}  # parameters that may name FILE:OBJECT
 
 
 class _Configured(click.Command):
@@ -149,28 +148,19 @@ def export_from(
     tell: Callable[[str], None],
     *,
     where: str = "options",
-    folder: Path = Path(),
 ) -> Bundle:
     """Export `model` as the command does, with the keys and values that [tool.edgefl.export] takes.
 
-    `where` names the place of the options in errors; Python files that they name are relative to `folder`. Raises
-    ConfigError for an unknown option or a value that it cannot have, and what the exporter raises.
+    `where` names the place of the options in errors. Raises ConfigError for an unknown option or a value that it cannot
+    have, and what the exporter raises.
     """
-    parameters = _parameters(options, export, where)
-    parameters |= {key: _beside(folder, parameters[key]) for key in SOURCES & parameters.keys()}
-    context = click.Context(export, default_map=parameters)
+    context = click.Context(export, default_map=_parameters(options, export, where))
     try:
         with context:
             click.Command.parse_args(export, context, [model])
             return _export(_model(model, context.params), context.params, out, name, tell)
     except click.UsageError as error:
         raise ConfigError(f"{where}: {error.format_message()}") from error
-
-
-def _beside(folder: Path, source: str) -> str:
-    """FILE:OBJECT with FILE in `folder`; other names as they are."""
-    file, _, name = source.rpartition(":")
-    return f"{folder / file}:{name}" if file not in ("", "zoo") else source
 
 
 def _model(model: str | None, options: Mapping[str, Any]) -> str:

@@ -174,21 +174,17 @@ def test_mistakes_in_pyproject(folder: Path, text: str, message: str) -> None:
 
 
 def test_options_of_a_run_file_are_those_of_the_command(folder: Path) -> None:
-    (folder / "inside").mkdir()
-    (folder / "nets.py").rename(folder / "inside/nets.py")
     (folder / "pyproject.toml").write_text("[tool.edgefl.export]\nclip-norm = 1\n")  # not for a run file
     options = {"loss": "nets.py:pinball", "learning-rate": 0.5, "programs": ["train", "evaluate"], "mean": 2}
     told: list[str] = []
-    bundle = export_from(
-        "inside/nets.py:forecaster", options, folder / "x.bundle", "x", told.append, folder=folder / "inside"
-    )
+    bundle = export_from("nets.py:forecaster", options, folder / "x.bundle", "x", told.append)
     assert bundle.manifest.name == "x" and list(bundle.manifest.programs) == ["train", "evaluate"]
     assert bundle.manifest.program("train").settings() == {"learning_rate": 0.5}
     assert bundle.manifest.data.normalisation.mean == (2.0,)
     assert told[0] == "train: lowering"
 
     two = {"method": "fedmrl", "small": "nets.py:small", "programs": ["predict"]}
-    bundle = export_from("inside/nets.py:model", two, folder / "y.bundle", "y", print, folder=folder / "inside")
+    bundle = export_from("nets.py:model", two, folder / "y.bundle", "y", print)
     assert bundle.manifest.method == "fedmrl"
 
 
