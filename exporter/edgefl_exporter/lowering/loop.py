@@ -31,13 +31,15 @@ DOMAIN = "edgefl"  # of the two marks; no finished file contains them
 _traced: ContextVar[bool] = ContextVar("_traced", default=False)
 
 
-def repeat(body: Body, states: States, go: Tensor) -> States:
-    """`body` applied to the states while `go`, a bool [], which it gives anew each time. Without gradient."""
+def repeat(body: Body, states: States, most: Tensor) -> States:
+    """`body` applied to the states until it says stop, `most` times at most: a number []. Without gradient."""
     with torch.no_grad():
         if _traced.get():
-            return _marked(body, states, go)
-        while bool(go):
-            states, go = body(states)
+            return _marked(body, states, most)
+        for _ in range(int(most)):
+            states, again = body(states)
+            if not again:
+                break
         return states
 
 
@@ -51,8 +53,9 @@ def traced_loops() -> Iterator[None]:
         _traced.reset(token)
 
 
-def _marked(body: Body, states: States, go: Tensor) -> States:
-    inside = loop_begin(go, list(states))
+def _marked(body: Body, states: States, most: Tensor) -> States:
+    go = torch.ones((), dtype=torch.bool)
+    inside = loop_begin(most.to(torch.int64), go, list(states))
     with _Same():  # type: ignore[no-untyped-call]
         after, again = body(tuple(inside))
     return tuple(loop_end(inside, list(after), again))
@@ -71,13 +74,13 @@ class _Same(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 @torch.library.custom_op("edgefl::loop_begin", mutates_args=())
-def loop_begin(go: Tensor, states: Sequence[Tensor]) -> list[Tensor]:
+def loop_begin(most: Tensor, go: Tensor, states: Sequence[Tensor]) -> list[Tensor]:
     """The states as the body sees them."""
     return [state.clone() for state in states]
 
 
 @loop_begin.register_fake
-def _(go: Tensor, states: Sequence[Tensor]) -> list[Tensor]:
+def _(most: Tensor, go: Tensor, states: Sequence[Tensor]) -> list[Tensor]:
     return [torch.empty_like(state) for state in states]
 
 
@@ -92,9 +95,9 @@ def _(inside: Sequence[Tensor], after: Sequence[Tensor], again: Tensor) -> list[
     return [torch.empty_like(state) for state in inside]
 
 
-def onnx_begin(go: Any, states: Sequence[Any]) -> Sequence[Any]:
+def onnx_begin(most: Any, go: Any, states: Sequence[Any]) -> Sequence[Any]:
     """The translation of `loop_begin`."""
-    return _mark(BEGIN, [go, *states], len(states))
+    return _mark(BEGIN, [most, go, *states], len(states))
 
 
 def onnx_end(inside: Sequence[Any], after: Sequence[Any], again: Any) -> Sequence[Any]:
@@ -115,7 +118,7 @@ def close_loops(model: ir.Model) -> None:
     something else than its states."""
     graph = model.graph
     for begin in [node for node in graph if node.domain == DOMAIN and node.op_type == BEGIN]:
-        for value, first in zip(begin.outputs, begin.inputs[1:], strict=True):
+        for value, first in zip(begin.outputs, begin.inputs[2:], strict=True):
             _measure_outside(value, first)
     common.RemoveUnusedNodesPass()(model)
     for end in [node for node in graph if node.domain == DOMAIN and node.op_type == END]:
@@ -161,7 +164,7 @@ def _close(graph: ir.Graph, end: ir.Node) -> None:
             same.type, same.shape = wanted.type, wanted.shape
             outputs.append(same)
     body = ir.Graph([turn, go_on, *states], outputs, nodes=nodes, name="body")
-    loop = ir.node("Loop", [None, *begin.inputs], attributes={"body": body}, num_outputs=count)
+    loop = ir.node("Loop", begin.inputs, attributes={"body": body}, num_outputs=count)
     graph.insert_before(end, loop)
     for value, result in zip(end.outputs, loop.outputs, strict=True):
         result.type, result.shape = value.type, value.shape

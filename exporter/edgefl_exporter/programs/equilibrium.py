@@ -166,22 +166,18 @@ class Equilibrium(nn.Module):
         most, tolerance = self.get_buffer(MAX_STEPS), self.get_buffer(TOLERANCE)
 
         def body(states: Memory) -> tuple[Memory, Tensor]:
-            z, residual, steps, count, *memory = states
+            z, residual, steps, *memory = states
             fz = self._step(z, u)
             moving = residual >= tolerance  # [batch]
             after, remembered = self.solver.advance(z, fz, tuple(memory))
             z_after = torch.where(moving.reshape(-1, *[1] * (z.dim() - 1)), after, z)
             residual = torch.where(moving, _relative_residual(z, fz), residual)
             steps = steps + moving.to(steps.dtype)
-            count = count + 1
-            again = (residual >= tolerance).any() & (count < most)
-            return (z_after, residual, steps, count, *remembered), again
+            return (z_after, residual, steps, *remembered), (residual >= tolerance).any()
 
         start = torch.zeros_like(u)
         none = torch.zeros_like(u.flatten(1)[:, 0])
-        count = torch.zeros_like(most)
-        states = (start, none + torch.inf, none, count, *self.solver.start(start))
-        z, _, steps, *_ = repeat(body, states, count < most)
+        z, _, steps, *_ = repeat(body, (start, none + torch.inf, none, *self.solver.start(start)), most)
         return z, steps
 
     def _step(self, z: Tensor, u: Tensor) -> Tensor:
