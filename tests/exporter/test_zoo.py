@@ -12,8 +12,18 @@ from torch import nn
 from edgefl.doctor.costs import multiply_adds
 from edgefl.doctor.shapes import read_graph
 from edgefl_exporter import export
-from edgefl_exporter.losses import LOSSES
-from edgefl_exporter.zoo import ZOO, attention, classifiers, mobile, recurrent, residual, segmentation, sensors
+from edgefl_exporter.losses import LOSSES, Structured
+from edgefl_exporter.zoo import (
+    ZOO,
+    attention,
+    classifiers,
+    equilibrium,
+    mobile,
+    recurrent,
+    residual,
+    segmentation,
+    sensors,
+)
 from edgefl_exporter.zoo.entry import Made, seeded
 
 COUNTS = {
@@ -59,7 +69,10 @@ def test_an_entry_says_what_it_is_and_gives_the_same_weights_to_everybody(name: 
     torch.manual_seed(1)
     (model, example), (again, _) = entry.make(), entry.make()
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
-    assert example.shape[0] == 1 and model.eval()(torch.cat([example] * 3)).shape[0] == 3
+    loss = LOSSES[entry.loss]
+    output = model.eval()(torch.cat([example] * 3))
+    predicted = (model.read_by(loss) if isinstance(model, Structured) else loss).predictions(output)
+    assert example.shape[0] == 1 and all(len(rows) == 3 for rows in predicted.values())
 
 
 SMALL: dict[str, Callable[[], Made]] = {
@@ -77,6 +90,8 @@ SMALL: dict[str, Callable[[], Made]] = {
     "kws-1d": lambda: sensors.kws_1d(width=4),
     "tabular": sensors.tabular,
     "autoencoder": lambda: sensors.autoencoder(width=8),
+    "deq-digits": equilibrium.deq_digits,
+    "deq conv": lambda: (equilibrium.convolutional(1, 8, 16), torch.zeros(1, 1, 16, 16)),
     "unet": lambda: segmentation.unet(width=4, depth=1, image=8),
 }
 

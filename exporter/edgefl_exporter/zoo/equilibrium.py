@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgefl_exporter.programs.equilibrium import equilibrium
+from edgefl_exporter.programs.equilibrium import Equilibrium, equilibrium
 from edgefl_exporter.zoo.entry import Made, seeded
 
 CONTRACTION = 0.9  # c: a solve of a few dozen steps reaches 1e-3
@@ -72,30 +72,30 @@ class ConvInhibition(nn.Module):
 @seeded
 def deq_digits() -> Made:
     """An equilibrium of 48 units for scikit-learn's 8x8 digits, pixels 0..1."""
-    return _dense(nn.Sequential(nn.Flatten(), nn.Linear(64, 48)), 48), torch.zeros(1, 1, 8, 8)
+    return dense(nn.Sequential(nn.Flatten(), nn.Linear(64, 48)), 48), torch.zeros(1, 1, 8, 8)
 
 
 @seeded
 def deq_mlp() -> Made:
     """An equilibrium of 128 units for MNIST at half its resolution."""
     inject = nn.Sequential(nn.AvgPool2d(2), nn.Flatten(), nn.Linear(196, 128))
-    return _dense(inject, 128), torch.zeros(1, 1, 28, 28)
+    return dense(inject, 128), torch.zeros(1, 1, 28, 28)
 
 
 @seeded
 def deq_conv() -> Made:
     """A convolutional equilibrium of 32 channels at 7x7 for MNIST."""
-    return _conv(1, 32, 7), torch.zeros(1, 1, 28, 28)
+    return convolutional(1, 32, 28), torch.zeros(1, 1, 28, 28)
 
 
 @seeded
 def deq_conv_cifar() -> Made:
     """A convolutional equilibrium of 64 channels at 8x8 for CIFAR-10."""
-    return _conv(3, 64, 8), torch.zeros(1, 3, 32, 32)
+    return convolutional(3, 64, 32), torch.zeros(1, 3, 32, 32)
 
 
-def _dense(inject: nn.Module, width: int) -> nn.Module:
-    """GroupNorm before and after: how far a solve came changes the size of z, which then does not reach the head."""
+def dense(inject: nn.Module, width: int) -> Equilibrium:
+    """Ten classes. GroupNorm on both sides: how far a solve came changes the size of z, which the head then cannot see."""
     return equilibrium(
         nn.Sequential(inject, nn.GroupNorm(1, width)),
         Inhibition(width),
@@ -103,7 +103,8 @@ def _dense(inject: nn.Module, width: int) -> nn.Module:
     )
 
 
-def _conv(colours: int, channels: int, size: int) -> nn.Module:
+def convolutional(colours: int, channels: int, size: int) -> Equilibrium:
+    """Ten classes, of images with `size` rows and columns: the equilibrium has a quarter of both."""
     half = channels // 2
     inject = nn.Sequential(
         nn.Conv2d(colours, half, 5, stride=2, padding=2),
@@ -112,5 +113,5 @@ def _conv(colours: int, channels: int, size: int) -> nn.Module:
         nn.Conv2d(half, channels, 3, stride=2, padding=1),
         nn.GroupNorm(4, channels),
     )
-    head = nn.Sequential(nn.GroupNorm(4, channels), nn.Flatten(), nn.Linear(channels * size * size, 10))
+    head = nn.Sequential(nn.GroupNorm(4, channels), nn.Flatten(), nn.Linear(channels * (size // 4) ** 2, 10))
     return equilibrium(inject, ConvInhibition(channels), head)
