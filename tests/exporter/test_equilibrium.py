@@ -1,10 +1,11 @@
-"""Deep equilibrium models: the solve as an ONNX Loop against a plain Python loop, and its gradient against the exact one.
+"""Deep equilibrium models: the solve as an ONNX Loop against a plain Python loop, its gradient against the exact one.
 
-The oracle is written here once more from the equations: example by example, with autograd through the phantom steps only.
+The oracle is written here once more from the equations: example by example, with autograd through the phantom steps.
 """
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -135,13 +136,13 @@ def test_the_gradient_goes_through_the_phantom_steps_only(
 def test_more_steps_leave_a_smaller_residual(bundle: Bundle) -> None:
     x, y = inputs()
     residuals = [ask(bundle, "evaluate", x, y, most, 0.0)["residual"].item() for most in (1, 2, 4, 8, 16)]
-    assert all(later < earlier for earlier, later in zip(residuals, residuals[1:], strict=False))
+    assert all(later < earlier for earlier, later in itertools.pairwise(residuals))
     assert residuals[-1] < 1e-3 * residuals[0]
 
 
 def test_phantom_steps_come_near_the_implicit_gradient() -> None:
-    """dL/dz (I - df/dz)^-1 df/dw at the solution, by a linear solve in float64, against phantom gradients of 1, 2, 3 and
-    60 steps."""
+    """dL/dz (I - df/dz)^-1 df/dw at the solution, by a linear solve in float64, against phantom gradients of 1, 2, 3
+    and 60 steps."""
     x, y = inputs()
     net = model(Block(0.5)).double()
     net.max_steps.fill_(200)
