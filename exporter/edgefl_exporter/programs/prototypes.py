@@ -115,9 +115,7 @@ class PrototypeLoss:
     def labels(self, output: Any) -> Labels:
         kind = self.base.labels(output.logits)
         if kind.classes is None or kind.shape:
-            raise LoweringError(
-                f"prototypes are of classes, which {self.base.name} does not have", hint="cross_entropy"
-            )
+            raise LoweringError(f"prototypes need classes, which {self.base.name} has not", hint="use cross_entropy")
         return kind
 
     def sample(self, labels: Labels, count: int, generator: torch.Generator) -> Tensor:
