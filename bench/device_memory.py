@@ -21,6 +21,7 @@ from harness import Row, Target, data_option, finish, options
 
 import edgefl_broker
 from edgefl import bundle as bundles
+from edgefl.classes import DeviceClass
 from edgefl.coordinator import RoundSettings
 from edgefl.emulate import Fleet
 from edgefl.methods.fedavg import FedAvg
@@ -50,7 +51,7 @@ def measure_command(bundle: Path, data: Path, folder: Path) -> Row:
     with edgefl_broker.start() as broker:
         server = Server(
             "memory",
-            read_bundle,
+            [DeviceClass("all", read_bundle)],
             FedAvg(read_bundle.weights(), rounds=3, batch_size=10),
             store,
             Address.parse(broker.url),

@@ -22,6 +22,7 @@ from onnx import TensorProto, helper
 import edgefl_broker
 from edgefl import bundle as bundles
 from edgefl.bundle import Bundle, DataContract, File, Input, Manifest, Output, Parity, Program, StateTensor
+from edgefl.classes import DeviceClass
 from edgefl.coordinator import RoundSettings
 from edgefl.emulate import Fleet
 from edgefl.methods.fedavg import FedAvg
@@ -68,7 +69,7 @@ def measure(engine: str, name: str, size_bytes: int, rounds: int) -> Row:
         store = Store.create(place / "floor", "")
         server = Server(
             "floor",
-            bundle,
+            [DeviceClass("all", bundle)],
             FedAvg(bundle.weights(), rounds=rounds + 1),
             store,
             Address.parse(broker.url),

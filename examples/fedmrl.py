@@ -3,6 +3,8 @@
 For fedmrl.toml. Each gives a module, pixels 0..1 as [batch, 1, 8, 8] -> logits [batch, 10], and an example input.
 """
 
+import itertools
+
 import torch
 from torch import nn
 
@@ -37,7 +39,7 @@ def huge() -> Made:
 def dense(*widths: int) -> Made:
     torch.manual_seed(0)  # everybody starts from the same weights
     layers: list[nn.Module] = [nn.Flatten()]
-    for before, width in zip((64, *widths), widths):
+    for before, width in itertools.pairwise((64, *widths)):
         layers += [nn.Linear(before, width), nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(widths[-1], 10)), torch.zeros(1, 1, 8, 8)
 
