@@ -6,6 +6,7 @@ import base64
 import html
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +29,34 @@ pre {{ background: #f6f8fa; padding: 1rem; overflow: auto; font-size: .85rem }}
 <h1>{title}</h1>
 <div class="facts">{facts}</div>
 <h2>Curves</h2><div class="curves">{curves}</div>
-<h2>Rounds</h2><table><tr>{head}</tr>{rows}</table>
+{classes}<h2>Rounds</h2><table><tr>{head}</tr>{rows}</table>
 {weights}
 <h2>Run file</h2><pre>{config}</pre>
 </body></html>
 """
 
 
-def write_report(path: Path, title: str, records: Sequence[Record], config: str) -> None:
-    """Write the report. Raises InputError without the matplotlib package."""
+@dataclass(frozen=True)
+class ClassRow:
+    """A device class in the report: its condition, how many devices have it, its bundle's bytes and those it shares."""
+
+    name: str
+    condition: str
+    devices: int
+    bundle_bytes: int
+    shared_bytes: int
+
+
+def write_report(
+    path: Path, title: str, records: Sequence[Record], config: str, classes: Sequence[ClassRow] = ()
+) -> None:
+    """Write the report; several classes get a table. Raises InputError without the matplotlib package."""
     columns = [c for c in COLUMNS if any(c.key in r and r[c.key] is not None for r in records)]
     page = _PAGE.format(
         title=html.escape(title),
         facts="".join(f"<div>{html.escape(name)}<b>{html.escape(value)}</b></div>" for name, value in facts(records)),
         curves="".join(_curve(records, key, label) for key, label in _CURVES),
+        classes=_classes(classes) if len(classes) > 1 else "",
         head="".join(f"<th>{c.title}</th>" for c in columns),
         rows="".join("<tr>" + "".join(f"<td>{c.cell(r)}</td>" for c in columns) + "</tr>" for r in records),
         weights=_weights(records),
@@ -110,6 +125,16 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     raise AssertionError
+
+
+def _classes(classes: Sequence[ClassRow]) -> str:
+    rows = [
+        (html.escape(c.name), html.escape(c.condition or "any"), c.devices, size(c.bundle_bytes), size(c.shared_bytes))
+        for c in classes
+    ]
+    cells = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    head = "".join(f"<th>{title}</th>" for title in ("class", "for", "devices", "bundle", "shared"))
+    return f"<h2>Device classes</h2><table><tr>{head}</tr>{cells}</table>\n"
 
 
 def _weights(records: Sequence[Record]) -> str:

@@ -16,6 +16,7 @@ _COMMANDS = {
     "export": ("export", "export"),
     "inspect": ("bundle", "inspect"),
     "verify": ("bundle", "verify"),
+    "model": ("bundle", "model"),
     "zoo": ("bundle", "zoo"),
     "doctor": ("doctor", "doctor"),
     "split": ("data", "split"),

@@ -7,9 +7,11 @@ from typing import Any
 
 import click
 
-from edgefl.bundle import Bundle, Parity, StateTensor, read
+from edgefl.bundle import Bundle, Parity, StateTensor, check_tensors, read
 from edgefl.cli.output import format_option, print_json, print_table
+from edgefl.errors import InputError
 from edgefl.report import size
+from edgefl.tensors import load_tensors
 
 
 @click.command(short_help="Show what is in a bundle.")
@@ -103,6 +105,40 @@ def verify(bundle: Path, form: str) -> None:
     left = [engine for engine, worst in targets.items() if worst is None]
     unproven = f"; not run: {', '.join(left)}" if left else ""
     click.echo(f"proven: every program computes here what PyTorch computed{unproven}")
+
+
+@click.command(short_help="Make one file that predicts.")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("weights", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("model.onnx"), show_default=True)
+@format_option
+def model(bundle: Path, weights: Path, out: Path, form: str) -> None:
+    """Make an ONNX model that predicts, of a bundle and WEIGHTS: what a run has fused, or what a device has trained.
+
+    Tensors that WEIGHTS does not hold are the bundle's.
+
+    \b
+    Example:
+      edgefl model runs/fedmrl-.../bundles/tiny ~/.edgefl/pi-1/fedmrl-....safetensors -o pi-1.onnx
+    """
+    from edgefl.inference import write_model
+
+    found = read(bundle)
+    names = {t.public_name: t.name for t in found.manifest.state} | {t.name: t.name for t in found.manifest.state}
+    tensors = load_tensors(weights.read_bytes(), weights)
+    if unknown := sorted(tensors.keys() - names.keys()):
+        raise InputError(f"{weights}: {unknown[0]!r} is no tensor of bundle {found.manifest.name!r}")
+    given = {names[name]: value for name, value in tensors.items()}
+    check_tensors(given, [found.manifest.tensor(name) for name in sorted(given)], where=str(weights))
+    write_model(found, found.weights() | given, out)
+    left = [t.name for t in found.manifest.state if t.role == "parameter" and t.name not in given]
+    about = {"path": str(out), "size_bytes": out.stat().st_size, "from_weights": len(given), "from_bundle": left}
+    if form == "json":
+        print_json(about)
+        return
+    click.echo(f"wrote {out} ({size(out.stat().st_size)}), {len(given)} tensors of {weights}")
+    if left:
+        click.echo(f"as the bundle has them: {', '.join(left[:5])}{' ...' if len(left) > 5 else ''}", err=True)
 
 
 @click.command(short_help="List models to start from.")

@@ -50,9 +50,9 @@ def _bundle_of(section: BundleSection, inside: Path, seed: int) -> Bundle:
         shutil.copytree(bundle.path, inside)
         return read(inside)
     assert section.model is not None
-    options = {"seed": seed, **section.options}
-    where = f"[[bundle]] {section.class_name!r} options"
-    return export_from(section.model, options, inside, section.class_name, tell, where=where)
+    name, options = section.class_name, {"seed": seed, **section.options}
+    where = f"[[bundle]] {name!r} options"
+    return export_from(section.model, options, inside, name, lambda line: tell(f"{name}: {line}"), where=where)
 
 
 def method_of(config: RunFile, classes: Sequence[DeviceClass]) -> Method:

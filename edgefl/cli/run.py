@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 import click
 
 from edgefl.classes import DeviceClass, whole_state
+from edgefl.cli.bundle import total_bytes
 from edgefl.cli.live import LiveTable
 from edgefl.cli.output import format_option, print_json, tell
 from edgefl.cli.prepare import classes_of, evaluator_of, fusing_of, method_of, personal_of, write_models
@@ -35,7 +37,7 @@ from edgefl.emulate import Fleet
 from edgefl.errors import ConfigError
 from edgefl.files import locked, write_atomic
 from edgefl.mqtt import Address, Tls
-from edgefl.report import facts, size, write_report
+from edgefl.report import ClassRow, facts, size, write_report
 from edgefl.serve import Server
 from edgefl.store import Store
 from edgefl.tensors import save_tensors
@@ -261,7 +263,18 @@ def _write_results(store: Store, classes: Sequence[DeviceClass], server: Server,
     state = whole_state(classes[0].bundle, tensors) if whole else tensors
     write_atomic(store.path / "weights.safetensors", save_tensors(state))
     write_models(server.coordinator.method, classes, tensors, store.path)
-    write_report(store.path / "report.html", store.path.name, store.records(), to_toml(config))
+    held = Counter(store.classes().values())
+    rows = [
+        ClassRow(
+            name=one.name,
+            condition=" and ".join(filter(None, (section.condition, ", ".join(section.devices)))),
+            devices=held[one.name],
+            bundle_bytes=total_bytes(one.bundle),
+            shared_bytes=sum(t.size_bytes for t in one.bundle.manifest.shared()),
+        )
+        for one, section in zip(classes, config.bundles, strict=True)
+    ]
+    write_report(store.path / "report.html", store.path.name, store.records(), to_toml(config), rows)
 
 
 def _finish(result: _Result, form: str) -> None:
@@ -285,8 +298,11 @@ def _finish(result: _Result, form: str) -> None:
     elif result.finished:
         click.echo(", ".join(f"{name} {value}" for name, value in facts(records)))
         click.echo(f"report:    {shown / 'report.html'}")
-        for path in (*place.glob("model.onnx"), *sorted(place.glob("models/*.onnx"))):
+        models = (*place.glob("model.onnx"), *sorted(place.glob("models/*.onnx")))
+        for path in models:
             click.echo(f"model:     {shown / path.relative_to(place)} ({size(path.stat().st_size)})")
+        if not models:
+            click.echo("models:    each device has its own, in its state folder")
         click.echo(f"weights:   {shown / 'weights.safetensors'}")
     if not result.finished:
         tell(f"stopped after {last.get('round', 0)} rounds, everything is saved in {shown}")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from processes import Process, json_of
@@ -18,6 +19,7 @@ from edgefl import protocol
 from edgefl.mqtt import Address, Connection, Received
 from edgefl.tensors import load_tensors
 from edgefl_broker import RunningBroker
+from edgefl_device.data import read_splits
 from edgefl_device.journal import Journal
 from edgefl_exporter import export_matryoshka
 
@@ -47,7 +49,6 @@ def dolls(tmp_path_factory: pytest.TempPathFactory) -> Path:
             torch.zeros(1, 1, 8, 8),
             out=folder / f"{name}.bundle",
             name=name,
-            programs=("train", "evaluate"),
         )
     return folder
 
@@ -146,6 +147,26 @@ def test_private_state_survives_a_kill_and_is_never_on_the_wire(
     manifests = {name: list((tmp_path / ".edgefl" / name / "bundles").glob("*/manifest.json")) for name in MEMORY}
     names = {name: [json.loads(path.read_bytes())["name"] for path in paths] for name, paths in manifests.items()}
     assert names == {"pi-1": ["large"], "pi-2": ["little"], "pi-3": ["little"]}
+    report = (run_dir / "report.html").read_text()
+    assert "<td>large</td><td>memory_mb &gt;= 4000</td><td>1</td>" in report
+    assert "<td>little</td><td>any</td><td>2</td>" in report
+
+    # A device's own model is on the device, and becomes one file that is as good as the device said.
+    (weights_file,) = (tmp_path / ".edgefl" / "pi-2").glob("*.safetensors")
+    made = start("model", str(run_dir / "bundles" / "little"), str(weights_file), "-o", "pi-2.onnx", "--format", "json")
+    code, out, err = made.end()
+    assert code == 0, err
+    about = json_of(out)
+    assert about["from_bundle"] == [] and about["from_weights"] == 10
+    test = read_splits(parts / "pi-2.npz").test
+    assert test is not None
+    session = onnxruntime.InferenceSession(tmp_path / "pi-2.onnx", providers=["CPUExecutionProvider"])
+    assert [i.name for i in session.get_inputs()] == ["x"]
+    logits, inner = session.run(["logits", "inner_logits"], {"x": test.features})
+    assert np.mean(logits.argmax(axis=1) == test.labels) > 0.5
+    assert inner.shape == logits.shape
+    code, _, err = start("model", str(dolls / "large.bundle"), str(weights_file)).end()
+    assert code == 3 and "'local.extractor.1.bias' is float32 [12]; expected float32 [24]" in err
 
 
 def private_of(folder: Path, name: str) -> dict[str, np.ndarray]:

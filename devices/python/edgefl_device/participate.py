@@ -16,10 +16,10 @@ from pathlib import Path
 from edgefl import protocol
 from edgefl.bundle import PORTABLE
 from edgefl.errors import BrokerError, ConfigError, EdgeflError, ProtocolError
-from edgefl.files import locked
+from edgefl.files import locked, write_atomic
 from edgefl.mqtt import Address, Broken, Connected, Connection, Disconnected, Received, Tls
 from edgefl.protocol import AggregatorStatus, Outgoing
-from edgefl.tensors import Tensors
+from edgefl.tensors import Tensors, save_tensors
 from edgefl_device.contract import fit_to_contract
 from edgefl_device.dataset import Splits
 from edgefl_device.engine import Engine, name_of, start
@@ -38,6 +38,7 @@ from edgefl_device.session import (
     Unsubscribe,
 )
 
+LAST_STEP_S = 30.0  # wait so long for the step under way when the run ends
 RUNS_SETTLE_S = 0.2  # retained messages of all runs arrive together; wait so long for a second run
 
 Log = Callable[[str], None]
@@ -143,6 +144,7 @@ class _Participant:
         self._data: Splits | None = None
         self._jobs: queue.SimpleQueue[tuple[Job, threading.Event] | None] = queue.SimpleQueue()
         self._stop_job = threading.Event()
+        self._trained = False
         self._fatal: EdgeflError | None = None
         self._done = False
         self._replaced = False  # another device has our name: it is not for us to say that it sleeps
@@ -174,6 +176,9 @@ class _Participant:
             self._leave()
         if self._fatal is not None:
             raise self._fatal
+        worker.join(LAST_STEP_S)
+        if self._trained and not worker.is_alive():
+            self._keep_model()
 
     def _step(self) -> None:
         now_s = time.monotonic()
@@ -194,6 +199,7 @@ class _Participant:
             case Broken(error):
                 raise error
             case _Performed(job, outcome, private):
+                self._trained = True
                 self._log(f"round {job.announcement.round + 1}: {_summary(outcome)}")
                 actions = self._session.performed(job, outcome, private, now_s)
             case _Failed(job, reason):
@@ -281,6 +287,14 @@ class _Participant:
             stopped=stop.is_set,
         )
         return _Performed(job, outcome, private)
+
+    def _keep_model(self) -> None:
+        """Leave the model as this device has it: of a method with private state nobody else does."""
+        assert self._runtime is not None
+        model = [t.name for t in self._runtime.manifest.state if t.role != "optimizer"]
+        path = self._options.state / f"{self._session.run}.safetensors"
+        write_atomic(path, save_tensors(self._runtime.state(model)))
+        self._log(f"this device's model: {path} (edgefl model makes it one file that predicts)")
 
     def _leave(self) -> None:
         if not self._replaced:
