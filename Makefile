@@ -48,11 +48,13 @@ fix: $(VENV)/.test ## Format, and repair what ruff can
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: $(VENV)/.test ## Run the benchmarks; those that need a data set only with DATA=FOLDER
+bench: $(VENV)/.test ## Run the benchmarks; those that need a data set only with DATA=FOLDER and CIFAR=FOLDER
 	@for file in $$(grep -l '^@options' bench/*.py); do \
+	  case $$file in *cifar*) folder="$(CIFAR)"; what="CIFAR=FOLDER, train.npz and test.npz of CIFAR-10";; \
+	    *) folder="$(DATA)"; what="DATA=FOLDER, MNIST's four files";; esac; \
 	  if ! grep -q '@data_option' $$file; then data=; \
-	  elif [ -n "$(DATA)" ]; then data="--data $(DATA)"; \
-	  else echo "$$file left out: it needs DATA=FOLDER, MNIST's four files"; continue; fi; \
+	  elif [ -n "$$folder" ]; then data="--data $$folder"; \
+	  else echo "$$file left out: it needs $$what"; continue; fi; \
 	  echo "== $$file"; $(BIN)/python $$file $$data || exit 1; \
 	done
 
