@@ -25,9 +25,15 @@ def make_bundle(regression: Bundle, tmp_path_factory: pytest.TempPathFactory) ->
 
 def exported(name: str, out: Path) -> Bundle:
     """ "layers": a body and a head; "anchored" and "controlled": with the terms of FedProx and SCAFFOLD; "shallow" and
-    "deep": classifiers for FedProto."""
-    from layers import export_classifier, export_layers  # torch takes seconds to import; most tests here need none
+    "deep": classifiers for FedProto; "solved": an equilibrium."""
+    from layers import (  # torch takes seconds to import; most tests here need none
+        export_classifier,
+        export_equilibrium,
+        export_layers,
+    )
 
     if name in ("shallow", "deep"):
         return export_classifier(out, deep=name == "deep")
+    if name == "solved":
+        return export_equilibrium(out)
     return export_layers(out, proximal=0.0 if name == "anchored" else None, controls=name == "controlled")

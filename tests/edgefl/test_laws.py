@@ -77,7 +77,10 @@ CASES = {
     "scaffold": Case("scaffold", "controlled", {"batch_size": 2, "epochs": 2, "devices": 4}),
     "fedmrl": Case("fedmrl", "layers", {"batch_size": 2, "share": ["body.*"]}),
     "lg_fedavg": Case("lg_fedavg", "layers", {"batch_size": 2, "share": ["head.*"], "send_as": "delta"}),
-    "deq_fl": Case("deq_fl", "regression", {"batch_size": 2, "weight": "examples"}),
+    "deq_fl": Case("deq_fl", "solved", {"learning_rate": 0.01, "max_steps": 3, "evaluate": True}),
+    "deq_fl, by steps": Case(
+        "deq_fl", "solved", {"learning_rate": 0.01, "send_as": "delta", "weight": "examples*steps"}
+    ),
     "fedproto": Case("fedproto", "shallow", {"batch_size": 2, "epochs": 2, "evaluate": True}),
 }
 

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from edgefl.bundle import Bundle
 from edgefl_exporter import SGD, export
+from edgefl_exporter.programs.equilibrium import equilibrium
 from edgefl_exporter.programs.prototypes import export_prototypes
+from edgefl_exporter.zoo.equilibrium import Inhibition
 
 CLASSES, FEATURES = 4, 4
 
@@ -44,3 +46,12 @@ def export_classifier(out: Path, *, deep: bool = False) -> Bundle:
     model = nn.Sequential(*first, nn.Tanh(), nn.Linear(FEATURES, CLASSES))
     chosen = {"optimizer": SGD(0.1), "programs": ("train", "evaluate")}
     return export_prototypes(model, torch.zeros(1, 2), out=out, name=out.stem, **chosen)
+
+
+def export_equilibrium(out: Path) -> Bundle:
+    """Regression by an equilibrium of 4 units: state "inject.*", "block.weight", "head.*"; a gradient program too."""
+    torch.manual_seed(0)
+    head = nn.Sequential(nn.Linear(4, 1), nn.Flatten(0))
+    model = equilibrium(nn.Linear(2, 4), Inhibition(4), head)
+    programs = ("train", "gradient", "evaluate")
+    return export(model, torch.zeros(1, 2), out=out, name="solved", loss="mse", programs=programs)
