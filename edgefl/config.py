@@ -247,7 +247,10 @@ def _check_bundles(bundles: tuple[BundleSection, ...], where: str) -> None:
         if one.options and one.path is not None:
             raise ConfigError(f"{where}: [[bundle]] {name!r}: options are for making a bundle of a `model`")
         if one.condition:
-            parse_condition(one.condition)
+            try:
+                parse_condition(one.condition)
+            except ConfigError as error:
+                raise ConfigError(f"{where}: [[bundle]] {name!r}: {error.message}", hint=error.hint) from error
 
 
 def _check_keys(raw: Mapping[str, Any], kind: type[Any], where: str, section: str) -> None:
@@ -257,11 +260,11 @@ def _check_keys(raw: Mapping[str, Any], kind: type[Any], where: str, section: st
         if key not in known:
             place = f" in [{section}]" if section else ""
             raise ConfigError(f"{where}: unknown key {key!r}{place}", hint=_nearest(key, known))
-        inner = _SECTIONS.get(f"{section}.{key}" if section else key)
-        if inner is not None:
+        inside = f"{section}.{key}" if section else key
+        if inside in _SECTIONS:
             for part in value if isinstance(value, list) else [value]:
                 if isinstance(part, dict):
-                    _check_keys(part, inner, where, key)
+                    _check_keys(part, _SECTIONS[inside], where, inside)
 
 
 def _check_finite(raw: Any, where: str, place: str) -> None:

@@ -252,3 +252,80 @@ def test_written_out_and_read_again_it_is_the_same(text: str) -> None:
 def test_numbers_survive_being_written_out() -> None:
     run = parse(FULL.replace("0.05", repr(math.pi / 100)))
     assert parse(to_toml(run)).method["learning_rate"] == math.pi / 100
+
+
+MANY = """
+name = "fedmrl"
+
+[method]
+name = "fedmrl"
+
+[[bundle]]
+path = "bundles/large.bundle"
+for = "memory_mb >= 2000 and cores >= 4"
+settings = { outer_weight = 2.0 }
+
+[[bundle]]
+model = "nets.py:tiny"
+options = { method = "fedmrl", small = "nets.py:small", d1 = 100 }
+devices = ["pi-*"]
+name = "little"
+
+[[bundle]]
+model = "zoo:digits"
+
+[fleet]
+devices = 4
+data = "digits"
+
+[[fleet.profile]]
+memory_mb = 4000
+cores = 8
+
+[[fleet.profile]]
+settings = { max_steps = 4 }
+"""
+
+
+def test_many_bundles(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(MANY)
+    run = read_run_file(path)
+    large, little, zoo = run.bundles
+    assert (large.class_name, large.path) == ("large", str(tmp_path.resolve() / "bundles/large.bundle"))
+    assert large.condition == "memory_mb >= 2000 and cores >= 4" and large.settings == {"outer_weight": 2.0}
+    assert (little.class_name, little.model) == ("little", f"{tmp_path.resolve()}/nets.py:tiny")
+    assert little.options == {"method": "fedmrl", "small": f"{tmp_path.resolve()}/nets.py:small", "d1": 100}
+    assert little.devices == ("pi-*",) and (zoo.class_name, zoo.model) == ("digits", "zoo:digits")
+    assert run.fleet is not None
+    assert [(p.memory_mb, p.cores, p.settings) for p in run.fleet.profile] == [
+        (4000, 8, {}),
+        (None, None, {"max_steps": 4.0}),
+    ]
+    assert parse(to_toml(run)) == run
+    assert [(one.class_name, one.path) for one in parse('name = "a"\nbundle = "b.bundle"').bundles] == [
+        ("b", "b.bundle")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "said"),
+    [
+        ("for =", "four =", "unknown key 'four' in [bundle]"),
+        ("memory_mb = 4000", "memory = 4000", "unknown key 'memory' in [fleet.profile]"),
+        ("memory_mb = 4000", "memory_mb = 0", "fleet.profile[0].memory_mb"),
+        ("outer_weight = 2.0", "outer_weight = inf", "bundle.0.settings.outer_weight is inf"),
+        ('path = "bundles/large.bundle"', 'path = "a"\nmodel = "b"', "[[bundle]] 'a': give either `path` or `model`"),
+        ('path = "bundles/large.bundle"\n', "", "[[bundle]] '': give either `path` or `model`"),
+        ('model = "nets.py:tiny"', 'path = "x"', "[[bundle]] 'little': options are for making a bundle of a `model`"),
+        ('name = "little"', 'name = "digits"', "two [[bundle]] are called 'digits'"),
+        ('name = "little"', 'name = "../up"', "bundle[1].name"),
+        ("cores >= 4", "cores >= four", "cannot read 'cores >= four'"),
+        ('model = "zoo:digits"', 'model = "zoo:digits"\ndevices = "pi-1"', "bundle[2].devices"),
+        ('name = "fedmrl"\n\n', 'name = "fedmrl"\nmodel = "zoo:digits"\n', "give either `bundle` or `model`"),
+    ],
+)
+def test_bundles_that_cannot_be(right: str, wrong: str, said: str) -> None:
+    assert right in MANY
+    error = refusal(MANY.replace(right, wrong, 1))
+    assert said in error.message, error.message
