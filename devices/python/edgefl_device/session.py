@@ -10,7 +10,6 @@ The driver (`edgefl_device.participate`) owns the connection, the clock and the 
 from __future__ import annotations
 
 import math
-import random
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -27,22 +26,19 @@ from edgefl.protocol import (
     BlobChunk,
     BlobRef,
     BlobRequest,
-    Offer,
     Outgoing,
     Permit,
     Presence,
     Receipt,
     TaskFailed,
-    UploadChunk,
 )
 from edgefl.tensors import Tensors
 from edgefl_device.download import Download
 from edgefl_device.fetch import Fetches
 from edgefl_device.interpreter import Outcome
 from edgefl_device.journal import Journal, Kept
+from edgefl_device.offering import AGAIN_MOST_S, Offering
 
-OFFER_AGAIN_S = 3.0  # first repetition of an offer without an answer; doubles up to a minute
-OFFER_AGAIN_MOST_S = 60.0
 ASSIGNMENT_AGAIN_S = 3.0  # without an assignment for so long, say again that we are up; doubles up to a minute
 
 
@@ -101,15 +97,6 @@ class Conflict:
 Action = Outgoing | Subscribe | Unsubscribe | Prepare | Perform | Cancel | Done | Conflict
 
 
-@dataclass
-class _Offering:
-    offer: Offer
-    data: bytes
-    again_s: float
-    delay_s: float = OFFER_AGAIN_S
-    accepted: bool = False
-
-
 class Session:
     """One device in one run."""
 
@@ -149,7 +136,7 @@ class Session:
         self._download: Download | None = None
         self._tensors: tuple[str, bytes] | None = None  # SHA-256, safetensors
         self._fetches = Fetches()
-        self._offering: _Offering | None = None
+        self._offering: Offering | None = None
 
     @property
     def private(self) -> Tensors:
@@ -182,7 +169,7 @@ class Session:
         self._ask_assignment_s = now_s + self._ask_assignment_delay_s
         actions: list[Action] = [self._presence("up")]
         if self._offering is not None:
-            self._offering.again_s = now_s
+            self._offering.repeat_now(now_s)
         self._fetches.repeat_now(now_s)
         return actions + self.tick(now_s)
 
@@ -253,16 +240,12 @@ class Session:
     def tick(self, now_s: float) -> list[Action]:
         """Repeat what was not answered: our presence, requests, offers."""
         if self._assignment is None and now_s >= self._ask_assignment_s:
-            self._ask_assignment_delay_s = min(2 * self._ask_assignment_delay_s, OFFER_AGAIN_MOST_S)
+            self._ask_assignment_delay_s = min(2 * self._ask_assignment_delay_s, AGAIN_MOST_S)
             self._ask_assignment_s = now_s + self._ask_assignment_delay_s
             return [self._presence("up"), *self.tick(now_s)]
         actions: list[Action] = [self._up(BlobRequest(sha256, missing)) for sha256, missing in self._fetches.due(now_s)]
-        offering = self._offering
-        if offering is not None and not offering.accepted and now_s >= offering.again_s:
-            offering.again_s = now_s + offering.delay_s * random.uniform(0.8, 1.2)
-            offering.delay_s = min(2 * offering.delay_s, OFFER_AGAIN_MOST_S)
-            inline = len(offering.data) <= min(protocol.INLINE_BYTES, self.chunk_bytes)
-            actions.append(self._up(offering.offer, offering.data if inline else b""))
+        if self._offering is not None and (due := self._offering.due(now_s)) is not None:
+            actions.append(self._up(*due))
         return actions
 
     def wake_s(self, now_s: float) -> float:
@@ -270,8 +253,8 @@ class Session:
         times = [now_s + 1.0, *self._fetches.times()]
         if self._assignment is None:
             times.append(self._ask_assignment_s)
-        if self._offering is not None and not self._offering.accepted:
-            times.append(self._offering.again_s)
+        if self._offering is not None and self._offering.time_s is not None:
+            times.append(self._offering.time_s)
         return min(times)
 
     # --- what the aggregator says -----------------------------------------------------------------------------
@@ -302,9 +285,8 @@ class Session:
         self._epoch = epoch
         if not restarted:
             return []
-        if self._offering is not None:
-            self._offering.accepted = False  # what it counted before its restart is gone unless the round was closed
-            self._offering.again_s = now_s
+        if self._offering is not None:  # what it counted before its restart is gone unless the round was closed
+            self._offering.repeat_now(now_s, forgotten=True)
         return [self._presence("up"), *self.tick(now_s)]
 
     def _announced(self, announcement: Announcement, body: memoryview, now_s: float) -> list[Action]:
@@ -321,7 +303,7 @@ class Session:
         ):
             actions.append(Unsubscribe(protocol.blob_topic(self.run, before.tensors.sha256)))
         key = (announcement.round, announcement.nonce)
-        if self._offering is not None and (self._offering.offer.round, self._offering.offer.nonce) != key:
+        if self._offering is not None and self._offering.key != key:
             self._offering = None  # its round is durable, or was given up
         if self.working is not None and self.working.key != key:
             self.working = None
@@ -364,7 +346,7 @@ class Session:
         if self._bundle is None or self._failed == key:
             return []
         if self._kept is not None and (self._kept.round, self._kept.nonce) == key:
-            return self._offer(self._kept, now_s)
+            return self._offer(now_s)
         if self.working is not None:
             return []
         if self._bundle.manifest.weights.sha256 == announcement.tensors.sha256:
@@ -412,45 +394,28 @@ class Session:
 
     # --- replies ----------------------------------------------------------------------------------------------
 
-    def _offer(self, kept: Kept, now_s: float) -> list[Action]:
+    def _offer(self, now_s: float) -> list[Action]:
         if self._offering is None:
             stored = self._journal.read()
             assert stored is not None
-            data = protocol.tensors_to_bytes(stored.reply)
-            offer = Offer(
-                device=self.device,
-                round=kept.round,
-                nonce=kept.nonce,
-                upload=sha256_hex(data),
-                size_bytes=len(data),
-                chunk_bytes=self.chunk_bytes,
-                examples=kept.examples,
-                metrics=dict(kept.metrics),
-            )
-            self._offering = _Offering(offer, data, again_s=now_s)
+            self._offering = Offering(self.device, stored, chunk_bytes=self.chunk_bytes, now_s=now_s)
         return self.tick(now_s)
 
     def _permitted(self, permit: Permit, now_s: float) -> list[Action]:
-        offering = self._offering
-        if offering is None or offering.offer.upload != permit.upload:
+        if self._offering is None:
             return []
-        parts = (
-            protocol.chunks(offering.data, offering.offer.chunk_bytes, list(permit.missing)) if permit.missing else []
-        )
-        # A chunk that is lost makes no receipt: the offer is then repeated, and the next permit says what is missing.
-        offering.again_s = now_s + OFFER_AGAIN_S + 0.1 * len(parts)
-        return [self._up(UploadChunk(permit.upload, index), body) for index, body in parts]
+        return [self._up(chunk, body) for chunk, body in self._offering.permitted(permit, now_s)]
 
     def _received(self, receipt: Receipt) -> list[Action]:
         offering = self._offering
-        if offering is None or offering.offer.upload != receipt.upload or offering.offer.round != receipt.round:
+        if offering is None or not offering.is_answered_by(receipt):
             return []
         if receipt.status in ("accepted", "duplicate"):
-            offering.accepted = True
+            offering.accept()
             self._log(f"round {receipt.round + 1}: reply {receipt.status}")
         else:
             self._offering = None
-            self._failed = (offering.offer.round, offering.offer.nonce)
+            self._failed = offering.key
             self._log(f"round {receipt.round + 1}: reply {receipt.status}: {receipt.reason}")
         return []
 

@@ -1,0 +1,75 @@
+"""A reply on its way to the aggregator: offered until it is answered, sent in the chunks that are permitted."""
+
+from __future__ import annotations
+
+import random
+
+from edgefl import protocol
+from edgefl.files import sha256_hex
+from edgefl.protocol import Offer, Permit, Receipt, UploadChunk
+from edgefl_device.journal import Kept
+
+AGAIN_S = 3.0  # first repetition of an offer without an answer; doubles up to a minute
+AGAIN_MOST_S = 60.0
+
+
+class Offering:
+    """One reply. It is held in memory from its first offer until its round is over."""
+
+    def __init__(self, device: str, kept: Kept, *, chunk_bytes: int, now_s: float) -> None:
+        """`kept` with the reply's tensors; `due` then offers it at once."""
+        self._data = protocol.tensors_to_bytes(kept.reply)
+        self._offer = Offer(
+            device=device,
+            round=kept.round,
+            nonce=kept.nonce,
+            upload=sha256_hex(self._data),
+            size_bytes=len(self._data),
+            chunk_bytes=chunk_bytes,
+            examples=kept.examples,
+            metrics=dict(kept.metrics),
+        )
+        self._accepted = False
+        self._again_s = now_s
+        self._delay_s = AGAIN_S
+
+    @property
+    def key(self) -> tuple[int, str]:
+        """Round and nonce of the ask that it answers."""
+        return self._offer.round, self._offer.nonce
+
+    @property
+    def time_s(self) -> float | None:
+        """When `due` has something to say; None once it is accepted."""
+        return None if self._accepted else self._again_s
+
+    def due(self, now_s: float) -> tuple[Offer, bytes] | None:
+        """The offer with its body, when it is to be said (again). A small reply travels in it."""
+        if self._accepted or now_s < self._again_s:
+            return None
+        self._again_s = now_s + self._delay_s * random.uniform(0.8, 1.2)
+        self._delay_s = min(2 * self._delay_s, AGAIN_MOST_S)
+        inline = len(self._data) <= min(protocol.INLINE_BYTES, self._offer.chunk_bytes)
+        return self._offer, self._data if inline else b""
+
+    def permitted(self, permit: Permit, now_s: float) -> list[tuple[UploadChunk, memoryview]]:
+        """The chunks that the aggregator wants; none where the permit is another reply's."""
+        if self._offer.upload != permit.upload:
+            return []
+        ranges = list(permit.missing)
+        parts = protocol.chunks(self._data, self._offer.chunk_bytes, ranges) if ranges else []
+        # A chunk that is lost makes no receipt: the offer is then repeated, and the next permit says what is missing.
+        self._again_s = now_s + AGAIN_S + 0.1 * len(parts)
+        return [(UploadChunk(permit.upload, index), body) for index, body in parts]
+
+    def is_answered_by(self, receipt: Receipt) -> bool:
+        return (self._offer.upload, self._offer.round) == (receipt.upload, receipt.round)
+
+    def accept(self) -> None:
+        """The aggregator has it. It is kept: an aggregator that restarts has not."""
+        self._accepted = True
+
+    def repeat_now(self, now_s: float, *, forgotten: bool = False) -> None:
+        """Offer it at once, after a reconnect. `forgotten`: the aggregator restarted, and what it accepted is lost."""
+        self._accepted = self._accepted and not forgotten
+        self._again_s = now_s
