@@ -4,8 +4,8 @@
 
 Batch 32, tolerance 0, so that every example takes all K steps. "MB" of 10^6 bytes: by how much a process with one
 thread grew, at its peak, from before it read the bundle to after five steps (the state is there twice). "torch, MB":
-the same for PyTorch where autograd goes through all K steps, as in a network of K + 1 layers. "ms": the best of some
-steps; "torch, ms": of the same step in PyTorch, eager, with the phantom gradient. Linux only.
+the same for PyTorch where autograd goes through all K steps, as in a network of K + 1 layers. "ms": processor
+time, the best of some steps; "torch, ms": of the same step in PyTorch, eager, with the phantom gradient. Linux only.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _row(name: str, bundle: Bundle, path: Path, module: nn.Module, most: int, qu
     inputs = example_inputs(bundle.manifest.program("train"), BATCH)
     inputs |= {key: np.array(value, np.float32) for key, value in settings.items()}
     runtime = Runtime(bundle)
-    tries = 2 if quick else 20
+    tries = 2 if quick else 50
     return {
         "model": name,
         "K": most,
@@ -84,9 +84,9 @@ def _best_ms(step: Callable[[], object], tries: int) -> float:
     step()
     seconds = []
     for _ in range(tries):
-        start = time.perf_counter()
+        start = time.process_time()
         step()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     return min(seconds) * 1e3
 
 

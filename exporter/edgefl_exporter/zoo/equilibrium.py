@@ -117,5 +117,7 @@ def convolutional(colours: int, channels: int, size: int) -> Equilibrium:
         nn.Conv2d(half, channels, 3, stride=2, padding=1),
         nn.GroupNorm(4, channels),
     )
-    head = nn.Sequential(nn.GroupNorm(4, channels), nn.Flatten(), nn.Linear(channels * (size // 4) ** 2, 10))
-    return equilibrium(inject, ConvInhibition(channels), head)
+    features = channels * (size // 4) ** 2
+    norm = nn.GroupNorm(4, channels)
+    nn.init.constant_(norm.weight, (100 / features) ** 0.5)  # so that the head learns as fast as one of 100 features
+    return equilibrium(inject, ConvInhibition(channels), nn.Sequential(norm, nn.Flatten(), nn.Linear(features, 10)))
