@@ -26,6 +26,7 @@ from edgefl.classes import DeviceClass, parse_condition
 from edgefl.coordinator import RoundSettings
 from edgefl.methods.fedavg import FedAvg
 from edgefl.methods.lg_fedavg import LgFedAvg
+from edgefl.methods.scaffold import Scaffold
 from edgefl.protocol import AggregatorStatus, BlobChunk, Offer, Presence, Receipt, TaskFailed, UploadChunk
 from edgefl_device.dataset import Dataset
 from edgefl_device.interpreter import Outcome
@@ -383,6 +384,22 @@ def test_a_device_killed_before_its_receipt_trains_once_and_is_counted_once(
     assert device.session.private["count"] == ROUNDS  # private state, one more by each step of training
 
 
+def run_with_kills(world: World) -> list[dict[str, Any]]:
+    """To the end: every device is killed after its work in every round, the aggregator in the second. What each device
+    kept after each round."""
+    kept: list[dict[str, Any]] = []
+    for round in range(1, ROUNDS + 1):
+        world.run(lambda: all(len(node.jobs) == round for node in world.nodes.values()))  # noqa: B023
+        kept += [dict(node.session.private) for node in world.nodes.values()]
+        for node in world.nodes.values():
+            node.start()
+        if round == 2:
+            world.restart_aggregator()
+    world.run()
+    assert trained_once_a_round(world)
+    return kept
+
+
 def test_what_is_not_shared_survives_kills_and_is_never_on_the_wire(
     make_world: MakeWorld, make_bundle: Callable[[str], Bundle]
 ) -> None:
@@ -393,17 +410,8 @@ def test_what_is_not_shared_survives_kills_and_is_never_on_the_wire(
     clean.carry_on(method, method.start(), ROUNDS)
 
     world = make_world(bundle, method=method)
-    bodies: set[bytes] = set()
-    for round in range(1, ROUNDS + 1):
-        world.run(lambda: all(len(node.jobs) == round for node in world.nodes.values()))  # noqa: B023
-        bodies |= {node.session.private["body.weight"].tobytes() for node in world.nodes.values()}
-        for node in world.nodes.values():
-            node.start()
-        if round == 2:
-            world.restart_aggregator()
-    world.run()
+    bodies = {kept["body.weight"].tobytes() for kept in run_with_kills(world)}
     assert len(bodies) == ROUNDS * len(SIZES)
-    assert trained_once_a_round(world)
     for name, node in world.nodes.items():
         kept = Journal(node.directory, RUN).read()
         assert kept is not None
@@ -411,6 +419,26 @@ def test_what_is_not_shared_survives_kills_and_is_never_on_the_wire(
             np.testing.assert_array_equal(kept.private[tensor], value)
     said = b"".join(message.payload for message in world.broker.published)
     assert not any(body in said for body in bodies)
+
+
+def test_every_change_of_a_control_variate_counts_once(
+    make_world: MakeWorld, make_bundle: Callable[[str], Bundle]
+) -> None:
+    """SCAFFOLD: were one reply lost or counted twice, c would not be the mean of what the devices have kept."""
+    bundle = make_bundle("controlled")
+    method = Scaffold(bundle.shared_weights(), devices=len(SIZES), rounds=ROUNDS, batch_size=1, learning_rate=0.1)
+    clean = Devices(bundle, make_data(2))
+    want = clean.carry_on(method, method.start(), ROUNDS)
+    world = make_world(bundle, method=method)
+    run_with_kills(world)
+    got = world.coordinator.state.tensors
+    for tensor, value in want.tensors.items():
+        np.testing.assert_allclose(got[tensor], value, rtol=1e-5, atol=1e-6)
+    journals = [Journal(node.directory, RUN).read() for node in world.nodes.values()]
+    for name in ("body.weight", "head.bias"):
+        own = [journal.private[f"own_control.{name}"] for journal in journals if journal is not None]
+        assert len(own) == len(SIZES)
+        np.testing.assert_allclose(got[f"control.{name}"], np.mean(own, axis=0), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("replies", [0, 1, 2])
