@@ -1,4 +1,4 @@
-"""Bundles to be replayed in other runtimes: the zoo's smallest, and a net with what that lacks."""
+"""Bundles to be replayed in other runtimes: the zoo's smallest, one with a Loop, and a net with what they lack."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def mixed() -> nn.Module:
 
 @pytest.fixture(scope="session")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> list[Bundle]:
-    """digits from the zoo, and `mixed` with momentum: its training step, and its gradients."""
+    """digits from the zoo, `mixed` with momentum (its training step, and its gradients), and an equilibrium."""
     folder = tmp_path_factory.mktemp("platforms")
     torch.manual_seed(0)
     other, pixels = mixed(), torch.zeros(1, 3, 8, 8)
@@ -40,8 +40,10 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> list[Bundle]:
         optimizer=SGD(momentum=0.9),
         programs=("train", "gradient"),
     )
-    model, example = ZOO["digits"].make()
-    return [export(model, example, out=folder / "digits.bundle", name="digits"), train]
+    digits, loop = (
+        export(*ZOO[name].make(), out=folder / f"{name}.bundle", name=name) for name in ("digits", "deq-digits")
+    )
+    return [digits, train, loop]
 
 
 @pytest.fixture(scope="session")
