@@ -10,11 +10,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import msgspec
 
 from edgefl.bundle import Bundle
 from edgefl.coordinator import Action, Announce, Coordinator, RoundDone, RoundSettings
+from edgefl.fusion import Fusing, fusing
 from edgefl.method import Method, Reply, Task
 from edgefl.tensors import Tensors
 from edgefl_device.data import Dataset, fit_to_contract
@@ -74,13 +76,15 @@ class Fleet:
             actions += wanted
         return actions
 
-    def rounds(self, method: Method, settings: RoundSettings, *, seed: int) -> Iterator[RoundDone]:
+    def rounds(
+        self, method: Method, settings: RoundSettings, *, seed: int, fusing: Fusing = fusing
+    ) -> Iterator[RoundDone]:
         """Each round when it is fused, until the method's end or until nobody asks for the next.
 
         `seed`: of who is asked. A round waits for all its replies.
         """
         settings = msgspec.structs.replace(settings, min_devices=len(self.devices), quorum=1.0, deadline_s=float("inf"))
-        coordinator = Coordinator(method, method.start(), settings, seed=seed)
+        coordinator = Coordinator(method, method.start(), settings, seed=seed, fusing=fusing)
         pending: list[Action] = []
         for name in self.devices:
             pending += coordinator.joined(name, time.monotonic())
@@ -92,10 +96,12 @@ class Fleet:
                 yield action
                 pending += coordinator.begin(time.monotonic())
 
-    def evaluate(self, bundle: str, tensors: Tensors, test: Dataset) -> tuple[float, float]:
+    def evaluate(
+        self, bundle: str, tensors: Tensors, test: Dataset, settings: Mapping[str, float] = MappingProxyType({})
+    ) -> tuple[float, float]:
         """Accuracy and loss on data of the aggregator, of the shared tensors alone."""
         runtime = self.runtimes[bundle]
-        task = Task(program="evaluate", feed="test", load=("*",), batch_size=500)
+        task = Task(program="evaluate", feed="test", load=("*",), batch_size=500, settings=dict(settings))
         feeds = {"test": fit_to_contract(test, runtime.manifest.data, "test data")}
         metrics = perform(runtime, [task], tensors, feeds, device="aggregator").metrics
         return metrics["evaluate.correct"] / metrics["evaluate.examples"], metrics["evaluate.loss"]
