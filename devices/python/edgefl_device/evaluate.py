@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import numpy as np
 
@@ -50,20 +51,30 @@ def set_aside(data: Dataset, count: int, *, seed: int) -> tuple[Dataset, Dataset
 class HeldOut:
     """A bundle's loss and its gradient over held-out examples, as functions of shared tensors by fusion group.
 
+    `settings`: of both programs, in place of the bundle's own.
     Both raise EdgeflError where a result is not finite. Tensors that the bundle does not share are passed over.
     Raises DataError when the data does not fit the bundle.
     """
 
-    def __init__(self, bundle: Bundle, data: Dataset, *, batch_size: int, threads: int = 1) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        data: Dataset,
+        *,
+        batch_size: int,
+        settings: Mapping[str, float] = MappingProxyType({}),
+        threads: int = 1,
+    ) -> None:
         self._feeds = {"test": fit_to_contract(data, bundle.manifest.data, "held-out data")}
         self._runtime = Runtime(bundle, threads=threads)
         self._map = bundle.manifest.fusion_map()
         gradient = bundle.manifest.program("gradient")
-        self._evaluate = Task(program="evaluate", feed="test", batch_size=batch_size)
+        self._evaluate = Task(program="evaluate", feed="test", batch_size=batch_size, settings=dict(settings))
         self._differentiate = Task(
             program="gradient",
             feed="test",
             batch_size=min(batch_size, gradient.fixed_batch or batch_size),
+            settings=dict(settings),
             send=tuple(o.name for o in gradient.outputs if o.name.startswith(GRADIENT)),
         )
 
