@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from edgefl.errors import InputError
+from edgefl.figures import empty, percent, png, svg
 from edgefl.files import write_atomic
 from edgefl.store import Record
 
@@ -29,7 +26,7 @@ pre {{ background: #f6f8fa; padding: 1rem; overflow: auto; font-size: .85rem }}
 <h1>{title}</h1>
 <div class="facts">{facts}</div>
 <h2>Curves</h2><div class="curves">{curves}</div>
-{classes}<h2>Rounds</h2><table><tr>{head}</tr>{rows}</table>
+{album}{classes}<h2>Rounds</h2><table><tr>{head}</tr>{rows}</table>
 {weights}
 <h2>Run file</h2><pre>{config}</pre>
 </body></html>
@@ -48,17 +45,30 @@ class ClassRow:
 
 
 def write_report(
-    path: Path, title: str, records: Sequence[Record], config: str, classes: Sequence[ClassRow] = ()
+    path: Path,
+    title: str,
+    records: Sequence[Record],
+    config: str,
+    classes: Sequence[ClassRow] = (),
+    *,
+    album: Path | None = None,
+    beside: Sequence[Record] = (),
 ) -> None:
-    """Write the report; several classes get a table. Raises InputError without the matplotlib package."""
+    """Write the report; several classes get a table. Raises InputError without the matplotlib package.
+
+    `album`: a folder of pictures, epoch by epoch. `beside`: the records of another run, whose devices' accuracies are
+    drawn dashed beside those of this one.
+    """
     columns = [c for c in COLUMNS if any(c.key in r and r[c.key] is not None for r in records)]
+    shown = [r for r in records if r.get("durable", True)]
     page = _PAGE.format(
         title=html.escape(title),
         facts="".join(f"<div>{html.escape(name)}<b>{html.escape(value)}</b></div>" for name, value in facts(records)),
-        curves="".join(_curve(records, key, label) for key, label in _CURVES),
+        curves="".join(_curve(records, key, label) for key, label in _CURVES) + _devices(records, beside),
+        album=_album(album) if album is not None else "",
         classes=_classes(classes) if len(classes) > 1 else "",
         head="".join(f"<th>{c.title}</th>" for c in columns),
-        rows="".join("<tr>" + "".join(f"<td>{c.cell(r)}</td>" for c in columns) + "</tr>" for r in records),
+        rows="".join("<tr>" + "".join(f"<td>{c.cell(r)}</td>" for c in columns) + "</tr>" for r in shown),
         weights=_weights(records),
         config=html.escape(config),
     )
@@ -100,7 +110,11 @@ _CURVES = (
     ("loss", "test loss"),
     ("train.loss", "training loss"),
     ("seconds", "seconds per round"),
+    ("likeness.likeness_most", "greatest likeness of a dream to an image of a device, cosine"),
 )
+
+MOST_CURVES = 12  # devices whose accuracies are drawn
+MOST_PICTURES = 8  # epochs of an album that are shown
 
 
 def facts(records: Sequence[Record]) -> list[tuple[str, str]]:
@@ -151,29 +165,61 @@ def _weights(records: Sequence[Record]) -> str:
     return f"<h2>Weights</h2><table><tr><th>device</th><th>last round</th><th>mean</th></tr>{''.join(rows)}</table>"
 
 
+def _album(folder: Path) -> str:
+    """The pictures of some epochs, the last among them, and of the path of one dream."""
+    epochs = sorted(path for path in folder.glob("epoch-*.png") if not path.stem.endswith("-path"))
+    if not epochs:
+        return ""
+    chosen = sorted({round(i * (len(epochs) - 1) / max(1, MOST_PICTURES - 1)) for i in range(MOST_PICTURES)})
+    figures = []
+    for path in (epochs[i] for i in chosen if i < len(epochs)):
+        title = f"epoch {int(path.stem.removeprefix('epoch-'))}"
+        steps = path.with_name(f"{path.stem}-path.png")
+        pictures = "".join(png(p, f"{what} of {title}") for p, what in ((path, "dreams"), (steps, "path of one dream")))
+        figures.append(
+            f"<details{' open' if path == epochs[-1] else ''}><summary>{title}</summary>{pictures}</details>"
+        )
+    return (
+        "<h2>Dreams</h2><p>Each with the class that its label gives most; below them one dream, from noise to its "
+        f"end. The files are in <code>{html.escape(folder.name)}/</code>.</p>{''.join(figures)}\n"
+    )
+
+
+def own_accuracies(records: Sequence[Record]) -> dict[str, list[float]]:
+    """Device -> its accuracy on its own test data, each time that it evaluated."""
+    found: dict[str, list[float]] = {}
+    for record in records:
+        for device, metrics in record.get("measured", {}).items():
+            if metrics.get("evaluate.examples"):
+                found.setdefault(device, []).append(metrics["evaluate.correct"] / metrics["evaluate.examples"])
+    return found
+
+
+def _devices(records: Sequence[Record], beside: Sequence[Record]) -> str:
+    """The accuracy of each device on its own test data, of few devices only."""
+    own, other = own_accuracies(records), own_accuracies(beside)
+    own = {device: values for device, values in sorted(own.items()) if len(values) > 1}
+    if not 0 < len(own) <= MOST_CURVES:
+        return ""
+    figure, axes = empty("each device, on its own test data" + (", dashed: beside" if other else ""), "evaluation")
+    for i, (device, values) in enumerate(own.items()):
+        axes.plot(range(1, len(values) + 1), values, color=f"C{i % 10}", label=device, linewidth=1.5)
+        if device in other:
+            axes.plot(range(1, len(other[device]) + 1), other[device], color=f"C{i % 10}", linestyle="--", linewidth=1)
+    axes.legend(fontsize=7, frameon=False)
+    percent(axes)
+    return svg(figure, "accuracy of each device")
+
+
 def _curve(records: Sequence[Record], key: str, label: str) -> str:
-    """One curve as an <img> that holds its SVG, or nothing where no round has the value."""
+    """One curve, or nothing where no round has the value."""
     points = [(r["round"], r[key]) for r in records if r.get(key) is not None]
     if not points:
         return ""
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator, PercentFormatter
-    except ImportError as error:
-        raise InputError("the report needs the matplotlib package", hint="pip install 'edgefl[aggregator]'") from error
-    figure = Figure(figsize=(5, 3), layout="constrained")
-    axes: Any = figure.add_subplot()
+    figure, axes = empty(label, "round")
     axes.plot([x for x, _ in points], [y for _, y in points], marker="o", markersize=3, color="#0969da")
-    axes.set_xlabel("round")
-    axes.set_title(label, loc="left", fontsize=11)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
     if key == "accuracy":
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        percent(axes)
     else:
         axes.set_ylim(bottom=0)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="svg", metadata={"Date": None})
-    data = base64.b64encode(picture.getvalue()).decode()
-    return f'<img alt="{html.escape(label)} by round" src="data:image/svg+xml;base64,{data}">'
+    return svg(figure, f"{label} by round")
