@@ -6,7 +6,7 @@ import difflib
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 import tomli_w
@@ -22,8 +22,12 @@ from edgefl.protocol import NAME
 from edgefl.weights import LEARNED, own_rule, rule_named
 
 Share = Annotated[float, Meta(gt=0, le=1)]
+STUDENT = "student"  # the field of a method that has one
 SOURCES = ("small", "local", "loss")  # options of `edgefl export` that may name FILE:OBJECT
 BrokerEngine = Literal["auto", "mosquitto", "iotcore"]
+
+
+_Source = TypeVar("_Source", bound="ModelSection")
 
 
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -57,19 +61,27 @@ class EvaluateSection(_Section, frozen=True):
     held_out_steps: Annotated[int, Meta(ge=1)] = 20
 
 
-class BundleSection(_Section, frozen=True):
-    """`[[bundle]]`: the bundle of a class of devices. The first that suits a device is its, for the whole run.
+class ModelSection(_Section, frozen=True):
+    """`[student]`: the model that learns on the aggregator, for a method that has one.
 
     path        a bundle; or `model` and `options` to make one: FILE:OBJECT or zoo:NAME, and options of `edgefl export`
+    """
+
+    path: str | None = None
+    model: str | None = None
+    options: dict[str, Any] = {}
+
+
+class BundleSection(ModelSection, frozen=True):
+    """`[[bundle]]`: the bundle of a class of devices. The first that suits a device is its, for the whole run.
+
+    path, model, options    as of `[student]`
     name        of the class; default: of the bundle or the model
     condition   the key `for`: on what a device states, for example "memory_mb >= 2000 and cores >= 4"
     devices     patterns of names, one of which must match
     settings    of programs, for these devices: max_steps = 4
     """
 
-    path: str | None = None
-    model: str | None = None
-    options: dict[str, Any] = {}
     name: Annotated[str, Meta(pattern=NAME)] = ""
     condition: str = msgspec.field(default="", name="for")
     devices: tuple[str, ...] = ()
@@ -95,6 +107,7 @@ class FleetSection(_Section, frozen=True):
 
     partition    "iid", "dirichlet" (label shares drawn with `alpha`), "shards" (`per_device` sorted pieces) or
                  "classes" (`per_device` labels)
+    examples     use so many of the training examples, drawn by the run's seed; None for all
     """
 
     devices: Annotated[int, Meta(ge=1, le=1000)]
@@ -102,6 +115,7 @@ class FleetSection(_Section, frozen=True):
     partition: Literal["iid", "dirichlet", "shards", "classes"] = "iid"
     alpha: Annotated[float, Meta(gt=0)] = 0.5
     per_device: Annotated[int, Meta(ge=1)] = 2
+    examples: Annotated[int, Meta(ge=1)] | None = None
     threads: Annotated[int, Meta(ge=1)] = 1
     profile: tuple[ProfileSection, ...] = ()
 
@@ -122,6 +136,7 @@ class RunFile(_Section, frozen=True):
     round: RoundSettings = RoundSettings()
     evaluate: EvaluateSection | None = None
     fleet: FleetSection | None = None
+    student: ModelSection | None = None
 
     @property
     def bundles(self) -> tuple[BundleSection, ...]:
@@ -159,6 +174,7 @@ def read_run_file(path: Path) -> RunFile:
         broker=broker,
         evaluate=evaluate,
         fleet=fleet,
+        student=run.student and _source_beside(base, run.student),
     )
 
 
@@ -177,6 +193,7 @@ def parse_run_file(text: str, *, where: str) -> RunFile:
     if (run.bundle is None) == (run.model is None):
         raise ConfigError(f"{where}: give either `bundle` or `model`", hint='for example: bundle = "digits.bundle"')
     _check_bundles(run.bundles, where)
+    _check_student(run, where)
     make_method(run, {}, where=where)
     if run.method.get("weight") == LEARNED and (run.evaluate is None or run.evaluate.held_out == 0):
         raise ConfigError(
@@ -186,19 +203,20 @@ def parse_run_file(text: str, *, where: str) -> RunFile:
     return run
 
 
-def make_method(run: RunFile, initial: Mapping[str, Any], *, where: str) -> Method:
+def make_method(run: RunFile, initial: Mapping[str, Any], *, where: str, student: object = None) -> Method:
     """The run's method with its settings. Raises ConfigError for an unknown method, key, or wrong value."""
     settings = dict(run.method)
     name = settings.pop("name", "fedavg")
     if name not in METHODS:
         raise ConfigError(f"{where}: [method] name is {name!r}", hint=_nearest(str(name), METHODS))
     kind = METHODS[name]
-    allowed = {f for f in kind.__struct_fields__ if f != "initial"}
+    allowed = {f for f in kind.__struct_fields__ if f not in ("initial", STUDENT)}
     for key in settings:
         if key not in allowed:
             raise ConfigError(f"{where}: unknown key {key!r} in [method]", hint=_nearest(key, allowed))
+    given = {"initial": dict(initial)} | ({STUDENT: student} if STUDENT in kind.__struct_fields__ else {})
     try:
-        method = msgspec.convert({"seed": run.seed, **settings, "initial": dict(initial)}, kind)
+        method = msgspec.convert({"seed": run.seed, **settings, **given}, kind)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{where}: [method]: {_readable(error)}") from error
     fusion, weight = getattr(method, "fusion", "mean"), getattr(method, "weight", "examples")
@@ -242,15 +260,33 @@ def _check_bundles(bundles: tuple[BundleSection, ...], where: str) -> None:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"{where}: two [[bundle]] are called {twice[0]!r}", hint="give each its own `name`")
     for one, name in zip(bundles, names, strict=True):
-        if (one.path is None) == (one.model is None):
-            raise ConfigError(f"{where}: [[bundle]] {name!r}: give either `path` or `model`")
-        if one.options and one.path is not None:
-            raise ConfigError(f"{where}: [[bundle]] {name!r}: options are for making a bundle of a `model`")
+        _check_source(one, f"{where}: [[bundle]] {name!r}")
         if one.condition:
             try:
                 parse_condition(one.condition)
             except ConfigError as error:
                 raise ConfigError(f"{where}: [[bundle]] {name!r}: {error.message}", hint=error.hint) from error
+
+
+def _check_source(section: ModelSection, where: str) -> None:
+    if (section.path is None) == (section.model is None):
+        raise ConfigError(f"{where}: give either `path` or `model`")
+    if section.options and section.path is not None:
+        raise ConfigError(f"{where}: options are for making a bundle of a `model`")
+
+
+def _check_student(run: RunFile, where: str) -> None:
+    name = str(run.method.get("name", "fedavg"))
+    wanted = STUDENT in METHODS[name].__struct_fields__ if name in METHODS else run.student is not None
+    if wanted and run.student is None:
+        raise ConfigError(
+            f"{where}: {name} has a student, a model that learns on the aggregator",
+            hint='add [student] with model = "zoo:NAME"',
+        )
+    if not wanted and run.student is not None:
+        raise ConfigError(f"{where}: [student]: {name} has none", hint="remove the section")
+    if run.student is not None:
+        _check_source(run.student, f"{where}: [student]")
 
 
 def _check_keys(raw: Mapping[str, Any], kind: type[Any], where: str, section: str) -> None:
@@ -282,6 +318,7 @@ _SECTIONS: dict[str, type[Any]] = {
     "evaluate": EvaluateSection,
     "fleet": FleetSection,
     "bundle": BundleSection,
+    "student": ModelSection,
     "fleet.profile": ProfileSection,
 }
 
@@ -305,16 +342,17 @@ def _beside(base: Path, path: str) -> str:
 def _bundles_beside(base: Path, bundle: str | tuple[BundleSection, ...] | None) -> Any:
     if not isinstance(bundle, tuple):
         return _beside(base, bundle) if bundle else None
-    return tuple(
-        msgspec.structs.replace(
-            one,
-            path=_beside(base, one.path) if one.path else None,
-            model=_model_beside(base, one.model),
-            options={
-                k: _model_beside(base, v) if k in SOURCES and ":" in str(v) else v for k, v in one.options.items()
-            },
-        )
-        for one in bundle
+    return tuple(_source_beside(base, one) for one in bundle)
+
+
+def _source_beside(base: Path, section: _Source) -> _Source:
+    return msgspec.structs.replace(
+        section,
+        path=_beside(base, section.path) if section.path else None,
+        model=_model_beside(base, section.model),
+        options={
+            k: _model_beside(base, v) if k in SOURCES and ":" in str(v) else v for k, v in section.options.items()
+        },
     )
 
 

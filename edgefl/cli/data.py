@@ -24,11 +24,21 @@ from edgefl.protocol import NAME
 )
 @click.option("--alpha", type=float, default=0.5, show_default=True, help="Of dirichlet: small is uneven.")
 @click.option("--per-device", type=int, default=2, show_default=True, help="Of shards and classes.")
+@click.option("--examples", type=click.IntRange(1), help="Use so many of the training examples, drawn by the seed.")
 @click.option("--prefix", default="pi", show_default=True, help="Parts are called PREFIX-1, PREFIX-2 ...")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @format_option
 def split(
-    data: str, devices: int, out: Path, partition: str, alpha: float, per_device: int, prefix: str, seed: int, form: str
+    data: str,
+    devices: int,
+    out: Path,
+    partition: str,
+    alpha: float,
+    per_device: int,
+    examples: int | None,
+    prefix: str,
+    seed: int,
+    form: str,
 ) -> None:
     """Cut a data set into one part per device, and its test part; a device's part has its share of the test part, too.
 
@@ -41,7 +51,7 @@ def split(
     names = [f"{prefix}-{i + 1}" for i in range(devices)]
     if not re.fullmatch(NAME, names[-1]):
         raise ConfigError(f"--prefix {prefix!r} makes no device names", hint="a-z, 0-9, _ and -, short")
-    counts = write_parts(data, out, names, partition, alpha, per_device, seed)
+    counts = write_parts(data, out, names, partition, alpha, per_device, seed, examples)
     if form == "json":
         print_json({"out": str(out), "parts": {name: sum(classes) for name, classes in counts.items()}})
         return
@@ -57,18 +67,27 @@ def split(
 
 
 def write_parts(
-    data: str, out: Path, names: list[str], partition: str, alpha: float, per_device: int, seed: int
+    data: str,
+    out: Path,
+    names: list[str],
+    partition: str,
+    alpha: float,
+    per_device: int,
+    seed: int,
+    examples: int | None = None,
 ) -> dict[str, list[int]]:
     """Write OUT/NAME.npz for each name, and OUT/test.npz where there is a test part, of which each device also has its
-    share: of the classes that it trains on.
+    share: of the classes that it trains on. `examples`: so many of the training examples; None for all.
 
     Gives the examples of each class by part, or one number of examples where labels are no class numbers.
     """
     from edgefl.partition import PARTITIONS, alike, has_classes
-    from edgefl_device.data import Dataset, read_splits
+    from edgefl_device.data import Dataset, Splits, read_splits
 
     splits = read_splits(data)
     rng = np.random.default_rng(seed)
+    if examples is not None:
+        splits = Splits(splits.train.take(np.sort(rng.permutation(len(splits.train))[:examples])), splits.test)
     extra = {"dirichlet": (alpha,), "shards": (per_device,), "classes": (per_device,)}.get(partition, ())
     parts = PARTITIONS[partition](splits.train.labels, len(names), *extra, rng)
     written: dict[str, Dataset] = {name: splits.train.take(part) for name, part in zip(names, parts, strict=True)}

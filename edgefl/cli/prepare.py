@@ -6,7 +6,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgefl import classes as device_classes
 from edgefl.asks import check_ask, check_sends, personal
@@ -14,7 +14,7 @@ from edgefl.bundle import Bundle, read
 from edgefl.classes import DeviceClass, check_classes, in_state, initial, parse_condition, whole_state
 from edgefl.cli.export import export_from
 from edgefl.cli.output import tell
-from edgefl.config import BundleSection, EvaluateSection, RunFile, make_method
+from edgefl.config import BundleSection, EvaluateSection, ModelSection, RunFile, make_method
 from edgefl.errors import ConfigError
 from edgefl.files import write_atomic
 from edgefl.fusion import Fusing, fusing, fusion_named
@@ -24,13 +24,16 @@ from edgefl.serve import Evaluate
 from edgefl.tensors import Array
 from edgefl.weights import LEARNED, load_rule, own_rule
 
+if TYPE_CHECKING:
+    from edgefl_device.student import Student
+
 
 def classes_of(config: RunFile, place: Path) -> list[DeviceClass]:
     """The run's device classes. Raises ConfigError where their bundles disagree about what they share."""
     classes = [
         DeviceClass(
             name=one.class_name,
-            bundle=_bundle_of(one, place / "bundles" / one.class_name, config.seed),
+            bundle=_bundle_of(one, place / "bundles" / one.class_name, config.seed, one.class_name),
             condition=parse_condition(one.condition) if one.condition else device_classes.Condition(),
             devices=one.devices,
             settings=one.settings,
@@ -41,7 +44,7 @@ def classes_of(config: RunFile, place: Path) -> list[DeviceClass]:
     return classes
 
 
-def _bundle_of(section: BundleSection, inside: Path, seed: int) -> Bundle:
+def _bundle_of(section: ModelSection, inside: Path, seed: int, name: str) -> Bundle:
     """The bundle, in the run directory: exported there, or copied, so that a resume needs nothing else."""
     if inside.exists():
         return read(inside)
@@ -50,14 +53,23 @@ def _bundle_of(section: BundleSection, inside: Path, seed: int) -> Bundle:
         shutil.copytree(bundle.path, inside)
         return read(inside)
     assert section.model is not None
-    name, options = section.class_name, {"seed": seed, **section.options}
-    where = f"[[bundle]] {name!r} options"
+    options = {"seed": seed, **section.options}
+    where = f"{'[[bundle]]' if isinstance(section, BundleSection) else '[student]'} {name!r} options"
     return export_from(section.model, options, inside, name, lambda line: tell(f"{name}: {line}"), where=where)
 
 
-def method_of(config: RunFile, classes: Sequence[DeviceClass]) -> Method:
+def student_of(config: RunFile, place: Path) -> Student | None:
+    """The model that learns on the aggregator, where the run has one."""
+    if config.student is None:
+        return None
+    from edgefl_device.student import Student
+
+    return Student(_bundle_of(config.student, place / "student", config.seed, "student"))
+
+
+def method_of(config: RunFile, classes: Sequence[DeviceClass], student: Student | None = None) -> Method:
     """The run's method. Raises ConfigError, BundleError for one whose first ask a class of devices cannot do."""
-    method = make_method(config, initial(classes), where="run file")
+    method = make_method(config, initial(classes), where="run file", student=student)
     first = method.ask(method.start())
     if first is not None:
         for one in classes:

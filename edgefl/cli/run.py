@@ -166,7 +166,16 @@ def _run_here(given: RunFile, resume: bool, again: str) -> _Result:
         names = [f"device-{i + 1}" for i in range(fleet.devices)]
         parts = place / "data"
         if not (parts / f"{names[-1]}.npz").exists():
-            write_parts(fleet.data, parts, names, fleet.partition, fleet.alpha, fleet.per_device, config.seed)
+            write_parts(
+                fleet.data,
+                parts,
+                names,
+                fleet.partition,
+                fleet.alpha,
+                fleet.per_device,
+                config.seed,
+                fleet.examples,
+            )
         data = {name: parts / f"{name}.npz" for name in names}
         url = config.broker.url
         if url is not None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgefl.cli.data import write_parts
 from edgefl.errors import ConfigError
 from edgefl.partition import PARTITIONS, Indices, alike, classes, dirichlet, iid, shards
 
@@ -140,3 +143,16 @@ def test_a_personal_test_has_the_classes_that_the_device_trains_on(kind: str, de
 def test_a_class_that_nobody_trains_on_is_nobodys_test() -> None:
     dealt = alike(np.array([3, 3, 5]), [np.array([0]), np.array([1, 2])], np.array([5, 4, 3, 3, 4]), rng())
     assert [sorted(test.tolist()) for test in dealt] in ([[2], [0, 3]], [[3], [0, 2]])
+
+
+def test_parts_of_so_many_examples_are_of_the_data_set_and_drawn_by_the_seed(tmp_path: Path) -> None:
+    def made(seed: int) -> tuple[dict[str, list[int]], np.ndarray]:
+        folder = tmp_path / str(seed)
+        counts = write_parts("digits", folder, ["a", "b"], "iid", 0.5, 2, seed, examples=60)
+        return counts, np.concatenate([np.load(folder / f"{name}.npz")["x"] for name in ("a", "b")])
+
+    counts, images = made(0)
+    assert sum(counts["a"]) + sum(counts["b"]) == len(images) == 60
+    assert sum(counts["test"]) == 360  # all of it
+    assert len(np.unique(images, axis=0)) == 60
+    assert not np.array_equal(images, made(1)[1])

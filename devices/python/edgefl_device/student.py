@@ -1,0 +1,33 @@
+"""A device that never leaves the aggregator: carries out tasks on tensors that are given to it, and gives them back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edgefl.bundle import Bundle, DataContract
+from edgefl.method import Task
+from edgefl.tensors import Tensors
+from edgefl_device.interpreter import answer
+from edgefl_device.runtime import Runtime
+
+
+class Student:
+    """A bundle's model as a function of its state. It has no data of its own: feeds are "announced" and "noise"."""
+
+    def __init__(self, bundle: Bundle, *, threads: int = 1) -> None:
+        self.bundle = bundle
+        self._runtime = Runtime(bundle, threads=threads)
+
+    @property
+    def data(self) -> DataContract:
+        return self.bundle.manifest.data
+
+    @property
+    def initial(self) -> Tensors:
+        """The bundle's state."""
+        return self.bundle.weights()
+
+    def carry_out(self, tasks: Sequence[Task], announced: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
+        """What the tasks send, and the state after them. Raises as `perform` does."""
+        outcome, after = answer(self._runtime, tasks, announced, {}, state, device="student")
+        return outcome.tensors, after
