@@ -24,7 +24,8 @@ if TYPE_CHECKING:  # torch takes seconds to import; --help need not wait
     from edgefl_exporter.optimizers import Optimizer
 
 METHOD = "fedmrl"
-METHODS = ("fedavg", "fedprox", "scaffold", METHOD, "fedproto")
+METHODS = ("fedavg", "fedprox", "scaffold", METHOD, "fedproto", "codream")
+ALL_PRIVATE = ("fedproto", "codream")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SECTION = "[tool.edgefl.export]"
 
@@ -52,6 +53,9 @@ class _Configured(click.Command):
 @click.option("--small", help="Of fedmrl: the model that all devices share, FILE:OBJECT or zoo:NAME.")
 @click.option("--local", help="Of fedmrl: the device's own model; the same as MODEL.")
 @click.option("--d1", type=click.IntRange(1), help="Of fedmrl: make the small model with so many features.")
+@click.option(
+    "--dreams", type=click.IntRange(1), help="Of codream: how many dreams are compared with own images; default 64."
+)
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="The bundle to write; default: NAME.bundle.")
 @click.option("--input", "shape", help="Shape of one example, e.g. 1x8x8, where MODEL gives only a module.")
 @click.option("--loss", help="cross_entropy, mse ... or FILE:FUNCTION; default: the zoo model's own, or cross_entropy.")
@@ -172,12 +176,14 @@ def _model(model: str | None, options: Mapping[str, Any]) -> str:
             raise click.UsageError("--method fedmrl needs --small, the model that all devices share")
         if options["private"]:
             raise click.UsageError("--private is not of --method fedmrl, which decides what is private")
-    elif options["method"] == "fedproto" and options["private"]:
-        raise click.UsageError("--private is not of --method fedproto, whose models are private anyway")
+    elif options["method"] in ALL_PRIVATE and options["private"]:
+        raise click.UsageError(f"--private is not of --method {options['method']}, whose models are private anyway")
     elif given := [name for name in ("small", "local", "d1") if options[name] is not None]:
         raise click.UsageError(f"--{given[0]} is of --method fedmrl")
     elif model is None:
         raise click.UsageError("Missing argument 'MODEL'.")
+    if options["dreams"] is not None and options["method"] != "codream":
+        raise click.UsageError("--dreams is of --method codream")
     return model or str(options["local"])
 
 
@@ -218,6 +224,8 @@ def _export(model: str, options: Mapping[str, Any], out: Path, name: str, tell: 
     }
     if options["private"]:
         common["private"] = parts(options["private"])
+    if options["dreams"] is not None:
+        common["dreams"] = options["dreams"]
     if options["method"] == METHOD:
         small = load_model(options["small"], shape, seed=options["seed"], features=options["d1"])
         if (small.example.shape, small.example.dtype) != (example.shape, example.dtype):

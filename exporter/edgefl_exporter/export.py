@@ -126,11 +126,13 @@ def export(
             classes=kind.classes,
             normalisation=normalisation,
         )
-        state = parts.parameters | parts.buffers | update.state(task.used)
+        definitions = [*_define(task, programs), *(make(task) for make in own_programs)]
+        brought = {name: value for definition in definitions for name, value in definition.brings.items()}
+        _check_brought(brought, parts)
+        state = parts.parameters | parts.buffers | brought | update.state(task.used)
         entries: dict[str, Program] = {}
         files: dict[str, bytes] = {}
         golden: dict[str, Tensors] = {}
-        definitions = [*_define(task, programs), *(make(task) for make in own_programs)]
         for definition in definitions:
             tell(f"{definition.name}: lowering")
             data = _lower(definition, state, task)
@@ -157,7 +159,7 @@ def export(
         made_by=f"edgefl {edgefl.__version__}, torch {torch.__version__.split('+')[0]}, "
         f"onnxruntime {onnxruntime.__version__}",
         data=contract,
-        state=_state(task, state, private, announced, share_as),
+        state=_state(task, state, brought, private, announced, share_as),
         programs=entries,
         weights=_NO_FILE,
         targets={engine: Target((), made.parity) for engine, made in others.items()},
@@ -270,6 +272,14 @@ def _define(task: Supervised, programs: Sequence[str]) -> list[Definition]:
     return definitions
 
 
+def _check_brought(brought: Mapping[str, Tensor], parts: Parts) -> None:
+    """Raises LoweringError where state that a program brings has the name of a tensor of the model."""
+    if clash := sorted(brought.keys() & {*parts.parameters, *parts.buffers}):
+        raise LoweringError(
+            f"a parameter or buffer is called {clash[0]!r}, as state of the method is", hint="rename it"
+        )
+
+
 def _lower(definition: Definition, state: dict[str, Tensor], task: Supervised) -> bytes:
     names = {entry.name for entry in definition.inputs}
     if clash := sorted(names & state.keys()):
@@ -301,6 +311,7 @@ def _entry(definition: Definition, data: bytes) -> Program:
 def _state(
     task: Supervised,
     state: dict[str, Tensor],
+    brought: Mapping[str, Tensor],
     private: Sequence[str],
     announced: Sequence[str],
     share_as: Mapping[str, str],
@@ -317,7 +328,11 @@ def _state(
     tensors = []
     for name, value in state.items():
         role: Literal["parameter", "buffer", "optimizer"] = (
-            "parameter" if name in task.parts.parameters else "buffer" if name in task.parts.buffers else "optimizer"
+            "parameter"
+            if name in task.parts.parameters
+            else "buffer"
+            if name in task.parts.buffers or name in brought
+            else "optimizer"
         )
         fuse: Literal["mean", "local"] = "mean" if name in shared else "local"
         group = _group(name, share_as) if fuse == "mean" else ""

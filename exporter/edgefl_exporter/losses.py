@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from edgefl.bundle import Dtype
+from edgefl.bundle import Dtype, Input
 from edgefl.errors import InputError, LoweringError
 
 NEAR_TIE = 1e-3  # of the largest logit: closer than this, rounding may decide which class wins
@@ -76,6 +76,20 @@ class Structured(Protocol):
     def read_by(self, loss: Loss) -> Loss:
         """A loss over everything that forward returns, made of a loss over predictions. Raises LoweringError for one
         that does not suit."""
+        ...
+
+
+@runtime_checkable
+class Adjustable(Protocol):
+    """A loss with settings of its own, which a run can change: a temperature."""
+
+    @property
+    def settings(self) -> tuple[Input, ...]:
+        """The inputs of a program that set them."""
+        ...
+
+    def at(self, values: Mapping[str, Tensor]) -> Loss:
+        """The loss with the settings that `values` holds."""
         ...
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from edgefl.bundle import Bundle
 from edgefl_exporter.export import export
+from edgefl_exporter.programs.dreams import export_dreams
 from edgefl_exporter.programs.prototypes import export_prototypes
 
 PROXIMAL = 0.01  # mu, where nobody says another; a run can
@@ -31,4 +32,5 @@ EXPORTERS: dict[str, Callable[..., Bundle]] = {
     "fedprox": export_fedprox,
     "scaffold": export_scaffold,
     "fedproto": export_prototypes,
+    "codream": export_dreams,
 }

@@ -17,7 +17,7 @@ from edgefl.errors import LoweringError, ParityError
 from edgefl.golden import Runs, compare, golden_values, relative_error, require
 from edgefl.tensors import Array
 from edgefl_exporter.optimizers import STATE
-from edgefl_exporter.programs.program import FEATURES, GRADIENT, PRESENT, Definition
+from edgefl_exporter.programs.program import DREAM, FEATURES, GRADIENT, PRESENT, Definition
 from edgefl_exporter.randomness import SEED
 from edgefl_exporter.samples import Samples
 from edgefl_exporter.update import CLIP_NORM, COUNT, LEARNING_RATE, MICRO_BATCHES, PROXIMAL
@@ -166,7 +166,7 @@ def judge(name: str, program: Program, question: Question) -> dict[str, float]:
     ours: dict[str, float] = {}
     # Where a ReLU or a maximum flips, a gradient jumps and a value does not: only of gradients, and of what they
     # change, may the program's own answer be this unsteady.
-    jumps = {*program.writes.values(), *(o.name for o in program.outputs if o.name.startswith(GRADIENT))}
+    jumps = {*program.writes.values(), *(o.name for o in program.outputs if o.name.startswith((GRADIENT, DREAM)))}
     for _ in range(MOVES):
         other, own = question.nearby()
         theirs = _worse(theirs, errors(other))

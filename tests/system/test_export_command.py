@@ -106,21 +106,27 @@ def test_fedmrl_has_the_defaults_of_its_paper(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "options", "program", "shared"),
+    ("method", "options", "programs", "shared"),
     [
-        ("fedprox", (), "anchor", {"0.weight", "0.bias", "2.weight", "2.bias"}),
-        ("scaffold", ("--train", "2.*"), "control", {"2.weight", "2.bias", "control.2.weight", "control.2.bias"}),
-        ("fedproto", ("--optimizer", "adam"), "prototypes", {"prototypes", "known"}),
+        ("fedprox", (), {"anchor"}, {"0.weight", "0.bias", "2.weight", "2.bias"}),
+        ("scaffold", ("--train", "2.*"), {"control"}, {"2.weight", "2.bias", "control.2.weight", "control.2.bias"}),
+        ("fedproto", ("--optimizer", "adam"), {"prototypes"}, {"prototypes", "known"}),
+        (
+            "codream",
+            ("--dreams", "3"),
+            {"statistics", "dream", "dream_steps", "label", "distill", "likeness"},
+            {"dreams"},
+        ),
     ],
 )
-def test_a_method_brings_its_program(
-    folder: Path, method: str, options: tuple[str, ...], program: str, shared: set[str]
+def test_a_method_brings_its_programs(
+    folder: Path, method: str, options: tuple[str, ...], programs: set[str], shared: set[str]
 ) -> None:
     result = run("nets.py:model", "--method", method, "--programs", "train", *options)
     assert result.exit_code == 0, result.output
     manifest = read(folder / f"{method}-nets.bundle").manifest
     assert manifest.method == method
-    assert set(manifest.programs) == {"train", program}
+    assert set(manifest.programs) == {"train", *programs}
     assert {tensor.name for tensor in manifest.shared()} == shared
 
 
@@ -129,6 +135,12 @@ def test_a_method_brings_its_program(
     [
         ([], 2, "Missing argument 'MODEL'"),
         (["nets.py:model", "--small", "nets.py:small"], 2, "--small is of --method fedmrl"),
+        (["nets.py:model", "--dreams", "3"], 2, "--dreams is of --method codream"),
+        (
+            ["nets.py:model", "--method", "codream", "--private", "*"],
+            2,
+            "--private is not of --method codream, whose models are private anyway",
+        ),
         (["--method", "fedmrl", "--small", "nets.py:small"], 2, "needs the device's own model, once"),
         (["--method", "fedmrl", "--local", "nets.py:model"], 2, "needs --small, the model that all devices share"),
         (

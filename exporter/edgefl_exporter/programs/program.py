@@ -13,7 +13,8 @@ from edgefl_exporter.samples import Samples
 
 Values = Mapping[str, Tensor]
 FEATURES, LABELS, PRESENT = "x", "y", "present"
-GRADIENT = "gradient."  # what the outputs that hold a gradient begin with
+GRADIENT = "gradient."  # what the outputs that hold a parameter's gradient begin with
+DREAM = "dream_"  # and those that hold how dreams should change
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Definition:
     typical  state that is proven from this number instead of its initial one: a second moment of zero makes Adam's
              first step the sign of each gradient, also of those that are only rounding noise
     batch    the one batch size of a program that has no dynamic one; a smaller batch is padded
+    brings   state beside the model's and the optimizer's, with its initial values
+    samples  random examples of its own, where its features or labels are not those that the model trains on
     """
 
     name: str
@@ -38,9 +41,12 @@ class Definition:
     oracle: Callable[[Values], dict[str, Tensor]]
     typical: Mapping[str, float] = field(default_factory=dict)
     batch: int | None = None
+    brings: Mapping[str, Tensor] = field(default_factory=dict)
+    samples: Samples | None = None
 
     def draw(self, samples: Samples, count: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Random inputs for `count` examples, padded where the batch is fixed; settings have their defaults."""
+        samples = self.samples or samples
         count = min(count, self.batch or count)
         values: dict[str, Tensor] = {}
         for entry in self.inputs:

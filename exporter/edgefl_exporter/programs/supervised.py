@@ -12,7 +12,7 @@ from torch import Tensor
 
 from edgefl.bundle import Input, Output
 from edgefl.errors import LoweringError
-from edgefl_exporter.losses import Loss
+from edgefl_exporter.losses import Adjustable, Loss
 from edgefl_exporter.model import DTYPES, Parts
 from edgefl_exporter.programs.program import FEATURES, GRADIENT, LABELS, PRESENT, Definition, Values, following
 from edgefl_exporter.samples import Samples
@@ -53,20 +53,20 @@ class Supervised:
 
         def step(values: Values) -> dict[str, Tensor]:
             result, gradients, after = self._differentiate(values)
-            examples = _count(values)
+            examples = count_of(values)
             weights, state = self.update.step({n: values[n] for n in gradients}, gradients, values, examples)
             return result | {following(name): value for name, value in (weights | state | after).items()}
 
         def oracle(values: Values) -> dict[str, Tensor]:
             result, weights, after = self._backward(values)
             mine = {name: w for name, w in weights.items() if w.grad is not None}
-            examples = int(_count(values))
+            examples = int(count_of(values))
             state = self.update.torch(mine, values, examples)
             after = {n: w.detach() for n, w in mine.items()} | state | after
             return result | {following(name): after[name].detach() for name in writes}
 
         writes = {n: following(n) for n in (*used, *self.update.written(used), *self.changing)}
-        inputs = (*self._inputs(), *self.update.settings, *self.parts.settings(training=True))
+        inputs = (*self._inputs(), *self.update.settings, *self._settings(training=True))
         typical = self.update.optimizer.typical(used)
         return Definition("train", inputs, self._outputs(), writes, step, oracle, typical, self.batch)
 
@@ -90,7 +90,7 @@ class Supervised:
         outputs = tuple(Output(_gradient(name), "float32", tuple(w.shape), "mean") for name, w in used.items())
         writes = {name: following(name) for name in self.changing}
         found = (*self._outputs(), *outputs)
-        inputs = (*self._inputs(), *self.parts.settings(training=True))
+        inputs = (*self._inputs(), *self._settings(training=True))
         return Definition("gradient", inputs, found, writes, step, oracle, batch=self.batch)
 
     def anchor(self) -> Definition:
@@ -108,15 +108,15 @@ class Supervised:
 
         def step(values: Values) -> dict[str, Tensor]:
             output, _ = self.parts.call(values, values[FEATURES], training=False)
-            return self._measured(output, values, self.loss.each(output, values[LABELS]).mean())
+            return self._measured(output, values, self._loss(values).each(output, values[LABELS]).mean())
 
         def oracle(values: Values) -> dict[str, Tensor]:
             with torch.no_grad():
                 output = self.parts.load(values).eval()(values[FEATURES])
-                cost = self.loss.torch(output, values[LABELS])
+                cost = self._loss(values).torch(output, values[LABELS])
                 return self._measured(output, values, cost) | self._slack(output)
 
-        inputs = (self.features(None), self.labels(None), *self.parts.settings(training=False))
+        inputs = (self.features(None), self.labels(None), *self._settings(training=False))
         return Definition("evaluate", inputs, self._outputs(), {}, step, oracle)
 
     def predict(self) -> Definition:
@@ -143,7 +143,7 @@ class Supervised:
         with torch.enable_grad():
             weights = {name: values[name].detach().requires_grad_() for name in self.used}
             output, buffers = self.parts.call({**values, **weights}, values[FEATURES], training=True)
-            cost = _mean(self.loss.each(output, values[LABELS]), values)
+            cost = _mean(self._loss(values).each(output, values[LABELS]), values)
             gradients = torch.autograd.grad(cost, list(weights.values()))
         after = {name: buffers[name] for name in self.changing}
         with torch.no_grad():
@@ -152,18 +152,27 @@ class Supervised:
 
     def _backward(self, values: Values) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
         """The same by PyTorch's own means, without the padding: results, weights with .grad, buffers afterwards."""
-        count = int(_count(values))
+        count = int(count_of(values))
         real = {name: values[name][:count] for name in (FEATURES, LABELS)}
         module = self.parts.train_mode(self.parts.load(values))
         weights = {name: w for name, w in module.named_parameters() if name in self.parts.trained}
         output = module(real[FEATURES])
-        cost = self.loss.torch(output, real[LABELS])
+        cost = self._loss(values).torch(output, real[LABELS])
         cost.backward()  # type: ignore[no-untyped-call]
         buffers = dict(module.named_buffers())
         after = {name: buffers[name].detach().clone() for name in self.changing}
         with torch.no_grad():
             result = self._measured(output, real, cost.detach()) | self._slack(output)
         return result, dict(weights), after
+
+    def _loss(self, values: Values) -> Loss:
+        """The loss with the settings among the values."""
+        return self.loss.at(values) if isinstance(self.loss, Adjustable) else self.loss
+
+    def _settings(self, *, training: bool) -> tuple[Input, ...]:
+        """The inputs that set something of the model or of the loss."""
+        own = self.loss.settings if isinstance(self.loss, Adjustable) else ()
+        return (*self.parts.settings(training=training), *own)
 
     def _measured(self, output: Any, values: Values, cost: Tensor) -> dict[str, Tensor]:
         """The loss and every metric of the batch, padding left out."""
@@ -233,7 +242,7 @@ def _gradient(name: str) -> str:
     return f"{GRADIENT}{name}"
 
 
-def _count(values: Mapping[str, Tensor]) -> Tensor:
+def count_of(values: Mapping[str, Tensor]) -> Tensor:
     """How many examples the batch has, padding not counted."""
     if PRESENT in values:
         return values[PRESENT].sum()
