@@ -20,8 +20,9 @@ from edgefl_device.contract import fit_to_contract
 from edgefl_device.dataset import Dataset
 from edgefl_device.interpreter import Outcome, perform
 from edgefl_device.runtime import Runtime
-from edgefl_exporter import SGD
+from edgefl_exporter import SGD, export
 from edgefl_exporter.programs.dreams import FACTORS, export_dreams
+from edgefl_exporter.programs.observed import statistics
 
 EXAMPLES, CLASSES, SHAPE, DREAMS = 11, 3, (2, 5, 4), 4
 NORMALISATION = Normalisation((0.4, 0.6), (0.25, 0.2))
@@ -243,6 +244,15 @@ def test_features_in_a_row_have_no_total_variation(tmp_path: Path) -> None:
 def carried_out_alone(bundle: Bundle, task: Task, x: Array) -> Outcome:
     """A task on announced examples, of a device without data."""
     return perform(Runtime(bundle), [task], {"x": x}, {}, device="d")
+
+
+def test_a_deep_net_is_proven_although_squares_of_its_variances_overflow(tmp_path: Path) -> None:
+    """Weights that are 0.05 greater multiply by 10 in each of these layers, variances by 100."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 200), *(nn.Linear(200, 200) for _ in range(12)), nn.Linear(200, CLASSES))
+    x = torch.zeros(1, 4)
+    bundle = export(model, x, out=tmp_path / "b", name="b", programs=(), own_programs=(statistics,))
+    assert bundle.manifest.program("statistics").parity.worst < 1e-4
 
 
 # --- dream_steps --------------------------------------------------------------------------------------------------
