@@ -37,6 +37,10 @@ COUNTS = {
     "cnn4": 1_060_358,
     "cnn5": 670_058,
     "lenet5": 61_706,
+    "mnist-cnn-gn": 9 * 16 + 2 * 16 + 9 * 16 * 32 + 2 * 32 + 49 * 32 * 64 + 64 + 64 * 10 + 10,
+    "mnist-resnet8": 75_290 - 2 * 9 * 16,  # resnet8's, with one colour instead of three
+    # The eight convolutions of VGG-11 (9,217,728 weights), a quarter as wide on both sides but for the colours.
+    "vgg11-small": (9_217_728 - 9 * 3 * 64) // 16 + 9 * 3 * 16 + 2 * 16 * 43 + 10 * 128 + 10,
     # 0.27 M in He et al. 2015, with shortcuts that have no parameters; GroupNorm has as many as BatchNorm.
     "resnet20": 269_722,
     "resnet20-gn": 269_722,
@@ -77,6 +81,7 @@ def test_an_entry_says_what_it_is_and_gives_the_same_weights_to_everybody(name: 
 
 SMALL: dict[str, Callable[[], Made]] = {
     "lenet5": classifiers.lenet5,
+    "mnist-cnn-gn": classifiers.mnist_cnn_gn,
     "vgg11": lambda: classifiers.vgg11(width=4),
     "fedmrl cnn": lambda: classifiers.fedmrl_cnn(4, 20),
     "resnet8": seeded(lambda: residual.resnet(8, nn.BatchNorm2d, width=8, image=16)),

@@ -12,20 +12,26 @@ _FEDMRL = "Yi et al. 2024, arXiv:2406.00488"
 _DEQ = "Bai, Kolter, Koltun 2019, arXiv:1909.01377; block: edgefl's own"
 _RESNET = "He et al. 2015, arXiv:1512.03385"
 _GROUP_NORM = f"{_RESNET}; Wu, He 2018, arXiv:1803.08494"
+_VGG = "Simonyan, Zisserman 2014, arXiv:1409.1556"
+_MOBILE = "Sandler et al. 2018, arXiv:1801.04381"
 _TINY = "Banbury et al. 2021, arXiv:2106.07597"
 
 ZOO: dict[str, Entry] = {
     "digits": Entry(classifiers.digits, "edgefl's own"),
     "mnist-2nn": Entry(classifiers.mnist_2nn, _FEDAVG),
     "mnist-cnn": Entry(classifiers.mnist_cnn, _FEDAVG),
+    "mnist-cnn-gn": Entry(classifiers.mnist_cnn_gn, "edgefl's own; Wu, He 2018, arXiv:1803.08494"),
+    "mnist-resnet8": Entry(residual.mnist_resnet8, _RESNET),
     "lenet5": Entry(classifiers.lenet5, "LeCun et al. 1998, doi:10.1109/5.726791"),
     "resnet8": Entry(residual.resnet8, _RESNET),
     "resnet8-gn": Entry(residual.resnet8_gn, _GROUP_NORM),
     "resnet20": Entry(residual.resnet20, _RESNET),
     "resnet20-gn": Entry(residual.resnet20_gn, _GROUP_NORM),
     "wrn-16-1": Entry(residual.wrn_16_1, "Zagoruyko, Komodakis 2016, arXiv:1605.07146"),
-    "vgg11": Entry(classifiers.vgg11, "Simonyan, Zisserman 2014, arXiv:1409.1556"),
-    "mobilenetv2": Entry(mobile.mobilenetv2, "Sandler et al. 2018, arXiv:1801.04381"),
+    "vgg11": Entry(classifiers.vgg11, _VGG),
+    "vgg11-small": Entry(classifiers.vgg11_small, _VGG),
+    "mobilenetv2": Entry(mobile.mobilenetv2, _MOBILE),
+    "mobilenetv2-small": Entry(mobile.mobilenetv2_small, _MOBILE),
     "mobilenetv3": Entry(mobile.mobilenetv3, "Howard et al. 2019, arXiv:1905.02244"),
     "convnext": Entry(mobile.convnext, "Liu et al. 2022, arXiv:2201.03545"),
     "vit": Entry(attention.vit, "Dosovitskiy et al. 2020, arXiv:2010.11929"),

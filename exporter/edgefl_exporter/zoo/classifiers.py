@@ -56,6 +56,26 @@ def mnist_cnn() -> tuple[nn.Module, Tensor]:
 
 
 @seeded
+def mnist_cnn_gn() -> tuple[nn.Module, Tensor]:
+    """A small CNN with GroupNorm for MNIST."""
+    model = nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1, bias=False),
+        nn.GroupNorm(2, 16),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3, padding=1, bias=False),
+        nn.GroupNorm(4, 32),
+        nn.ReLU(),
+        nn.MaxPool2d(2),  # [batch, 32, 7, 7]
+        nn.Flatten(),
+        nn.Linear(1568, 64),
+        nn.ReLU(),
+        nn.Linear(64, 10),
+    )
+    return model, torch.zeros(1, 1, 28, 28)
+
+
+@seeded
 def lenet5() -> tuple[nn.Module, Tensor]:
     """LeNet-5 for 28x28 digits.
 
@@ -91,6 +111,11 @@ def vgg11(width: int = 64) -> tuple[nn.Module, Tensor]:
             layers += [nn.Conv2d(channels, out, 3, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU()]
             channels = out
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels, 10)), torch.zeros(1, 3, 32, 32)
+
+
+def vgg11_small() -> tuple[nn.Module, Tensor]:
+    """VGG-11 with BatchNorm at a quarter of its width, for CIFAR-10."""
+    return vgg11(width=16)
 
 
 @seeded

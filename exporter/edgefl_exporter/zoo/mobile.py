@@ -71,6 +71,11 @@ def mobilenetv2(stages: tuple[tuple[int, int, int, int], ...] = V2_STAGES) -> tu
     return model, torch.zeros(1, 3, 32, 32)
 
 
+def mobilenetv2_small() -> tuple[nn.Module, Tensor]:
+    """MobileNetV2 with 7 blocks of 8 to 40 channels and expansion 4, for CIFAR-10."""
+    return mobilenetv2(((1, 8, 1, 1), (4, 16, 2, 2), (4, 24, 2, 2), (4, 40, 2, 2)))
+
+
 # Kernel, hidden channels, channels, squeeze-and-excitation, activation, stride: rows of MobileNetV3-small's table.
 V3_BLOCKS: tuple[tuple[int, int, int, bool, type[nn.Module], int], ...] = (
     (3, 16, 16, True, nn.ReLU, 2),

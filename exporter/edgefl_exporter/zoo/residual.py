@@ -36,7 +36,7 @@ class Block(nn.Module):
         return F.relu(y + x)
 
 
-def resnet(depth: int, norm: Norm, width: int = 16, image: int = 32) -> tuple[nn.Module, Tensor]:
+def resnet(depth: int, norm: Norm, width: int = 16, image: int = 32, colours: int = 3) -> tuple[nn.Module, Tensor]:
     """A ResNet of 6n+2 = `depth` layers in three stages of `width`, 2 `width` and 4 `width` channels."""
     blocks: list[nn.Module] = []
     channels = width
@@ -46,11 +46,17 @@ def resnet(depth: int, norm: Norm, width: int = 16, image: int = 32) -> tuple[nn
             blocks.append(Block(channels, out, 2 if stage and not index else 1, norm))
             channels = out
     model = nn.Sequential(
-        nn.Sequential(nn.Conv2d(3, width, 3, padding=1, bias=False), norm(width), nn.ReLU()),
+        nn.Sequential(nn.Conv2d(colours, width, 3, padding=1, bias=False), norm(width), nn.ReLU()),
         *blocks,
         nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10)),
     )
-    return model, torch.zeros(1, 3, image, image)
+    return model, torch.zeros(1, colours, image, image)
+
+
+@seeded
+def mnist_resnet8() -> tuple[nn.Module, Tensor]:
+    """ResNet-8 with BatchNorm for MNIST: one block per stage."""
+    return resnet(8, nn.BatchNorm2d, image=28, colours=1)
 
 
 @seeded
