@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 
 import msgspec
@@ -21,6 +22,7 @@ from edgefl.method import Method, Reply, Task
 from edgefl.tensors import Tensors
 from edgefl_device.data import Dataset, fit_to_contract
 from edgefl_device.interpreter import Outcome, answer, perform
+from edgefl_device.kept import Buffers
 from edgefl_device.runtime import Runtime
 
 
@@ -44,9 +46,15 @@ class Device:
 
 
 class Fleet:
-    """Devices that share one runtime per bundle, each with its private state. `bundles`: name -> bundle."""
+    """Devices that share one runtime per bundle, each with its private state. `bundles`: name -> bundle.
 
-    def __init__(self, bundles: Mapping[str, Bundle], devices: Sequence[Device], *, threads: int = 1) -> None:
+    `kept`: a folder for the buffers of examples that tasks keep, for methods that have such.
+    """
+
+    def __init__(
+        self, bundles: Mapping[str, Bundle], devices: Sequence[Device], *, threads: int = 1, kept: Path | None = None
+    ) -> None:
+        self._kept = kept
         self.runtimes = {name: Runtime(bundle, threads=threads) for name, bundle in bundles.items()}
         self.devices = {device.name: device for device in devices}
         for device in devices:
@@ -56,12 +64,20 @@ class Fleet:
                 for feed, data in device.feeds.items()
             }
 
-    def perform(self, device: Device, tasks: Sequence[Task], tensors: Tensors) -> Outcome:
+    def perform(self, device: Device, tasks: Sequence[Task], tensors: Tensors, round: int = 0) -> Outcome:
         """One device carries out tasks, from its private state to its private state."""
-        runtime = self.runtimes[device.bundle]
-        outcome, device.private = answer(
-            runtime, tasks, tensors, device.feeds, device.private, device=device.name, own=device.settings
+        outcome, private = answer(
+            self.runtimes[device.bundle],
+            tasks,
+            tensors,
+            device.feeds,
+            device.private,
+            device=device.name,
+            own=device.settings,
+            buffers=None if self._kept is None else Buffers(self._kept / device.name, round=round),
         )
+        if private is not None:
+            device.private = private
         device.metrics = outcome.metrics
         return outcome
 
@@ -69,7 +85,7 @@ class Fleet:
         """Every asked device does its tasks and replies; what the coordinator wants next."""
         actions: list[Action] = []
         for name in announce.devices:
-            outcome = self.perform(self.devices[name], announce.ask.tasks, announce.ask.tensors)
+            outcome = self.perform(self.devices[name], announce.ask.tasks, announce.ask.tensors, announce.round)
             reply = Reply(name, announce.round, outcome.examples, outcome.tensors, outcome.metrics)
             verdict, wanted = coordinator.replied(reply, announce.nonce, time.monotonic())
             assert verdict.status == "accepted", verdict

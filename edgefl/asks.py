@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
 from edgefl.bundle import Manifest, select
 from edgefl.errors import ConfigError, RemoteProtocolError
+from edgefl.feeds import buffer_of, fault
 from edgefl.method import Ask, Task
 from edgefl.protocol import MAX_BLOB_BYTES
 from edgefl.tensors import Array
@@ -24,9 +25,15 @@ _SETTERS = {
 Expected = Mapping[str, tuple[str, tuple[int | str, ...]]]  # name -> (dtype on the wire, shape); a string is any length
 
 
-def check_ask(ask: Ask, manifest: Manifest) -> None:
-    """Raise BundleError for a program that the bundle has not, ConfigError for a task that no device could do right."""
+def check_ask(ask: Ask, manifest: Manifest, *, kept: Collection[str] = ()) -> None:
+    """Raise BundleError for a program that the bundle has not, ConfigError for a task that no device could do right.
+
+    `kept`: buffers into which earlier asks keep examples.
+    """
     asked = {task.program for task in ask.tasks}
+    if wrong := fault(ask.tasks):
+        raise ConfigError(f"the method asks for what no device does: {wrong}")
+    _check_examples(ask, manifest, set(kept))
     if ask.weight in RULES:
         _check_rule(RULES[ask.weight], asked, manifest)
     for task in ask.tasks:
@@ -91,6 +98,24 @@ def _check_rule(rule: Rule, asked: set[str], manifest: Manifest) -> None:
                 f"weight rule {rule.name!r} needs program {program!r}, which bundle {manifest.name!r} has not",
                 hint="export it with --programs train,gradient,evaluate,predict",
             )
+
+
+def _check_examples(ask: Ask, manifest: Manifest, kept: set[str]) -> None:
+    """Raise ConfigError for a task whose examples nobody announces or keeps."""
+    for number, task in enumerate(ask.tasks, 1):
+        where = f"task {number} of the method ({task.program!r})"
+        sources = {i.source for i in manifest.program(task.program).inputs}
+        if task.keep is not None:
+            kept.add(task.keep.buffer)
+        if (buffer := buffer_of(task.feed)) is not None and buffer not in kept:
+            raise ConfigError(f"{where} is fed {task.feed!r}, but no task keeps anything in {buffer!r}")
+        if task.feed == "noise" and "labels" in sources:
+            raise ConfigError(f"{where} is fed noise, but the program wants labels as well")
+        needed = ["x"] if task.feed == "announced" or (task.keep is not None and task.feed != "noise") else []
+        needed += ["y"] if task.feed == "announced" and "labels" in sources else []
+        for name in needed:
+            if name not in ask.tensors:
+                raise ConfigError(f"{where} needs the tensor {name!r}, which the method does not announce")
 
 
 def _check_batch_size(task: Task, manifest: Manifest) -> None:

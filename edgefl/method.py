@@ -22,12 +22,31 @@ import msgspec
 from edgefl.tensors import Array
 
 
+class Keep(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Examples that a device puts into a first-in-first-out buffer on its disk before a task's program runs.
+
+    Kept are "x" (and "y", where there is one) as they were announced, or the noise that the task is fed. Doing an ask
+    again changes nothing.
+
+    buffer      its name, [a-z0-9_-]{1,36}
+    capacity    the newest so many examples stay; older ones leave
+    add         the announced "x" is the change of the newest entry instead, which must be of the round before: their
+                sum in float32, with that entry's "y", is what is kept. A device that missed that round fails the task,
+                until examples are announced as a whole again; so after every round that is durable
+    """
+
+    buffer: str
+    capacity: int
+    add: bool = False
+
+
 class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One instruction to a device: run this program on that data, with these settings, then send those tensors.
 
     program     name in the bundle's manifest
     feed        where batches come from: the device's own "train" or "test" data, "announced" tensors "x" and
-                "y", or "kept:BUFFER"
+                "y", "kept:BUFFER", all of a buffer, oldest first, or "noise", `batch_size` standard normal examples of
+                the task's seed (edgefl/noise.py), the same on every device
     load        globs of announced tensors copied into the state first
     reset       globs of state tensors set back to the bundle's initial value first (optimizer moments)
     epochs      passes over the feed; `steps`, where not 0, is the number of batches instead
@@ -37,6 +56,8 @@ class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     send        globs of state tensors and outputs to return
     send_as     "value", or "delta" to what this device had when the task began
     encoding    of floats on the wire
+    keep        what the feed "announced" or "noise" holds goes into a buffer first; with the feed "kept:BUFFER", what
+                was announced goes into that buffer first
     """
 
     program: str
@@ -51,6 +72,7 @@ class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     send: tuple[str, ...] = ()
     send_as: Literal["value", "delta"] = "value"
     encoding: Literal["float32", "float16"] = "float32"
+    keep: Keep | None = None
 
 
 class Ask(msgspec.Struct, frozen=True):

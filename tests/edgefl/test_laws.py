@@ -20,7 +20,7 @@ from edgefl import protocol
 from edgefl.asks import check_ask
 from edgefl.bundle import Bundle, select
 from edgefl.errors import ConfigError
-from edgefl.method import Ask, Fused, Method, Reply, State
+from edgefl.method import Ask, Fused, Keep, Method, Reply, State, Task
 from edgefl.methods import METHODS
 from edgefl.methods.fedavg import FedAvg
 from edgefl.store import Store
@@ -340,6 +340,33 @@ def test_an_ask_that_no_device_could_carry_out_is_refused_before_the_run(regress
     with pytest.raises(ConfigError, match="reads 'moment', which only program anchor sets") as refused:
         check_ask(ask, msgspec.structs.replace(manifest, programs={"train": anchored, "anchor": setter}))
     assert refused.value.hint is not None and "fedprox" in refused.value.hint
+
+
+@pytest.mark.parametrize(
+    ("tasks", "message"),
+    [
+        ([Task("evaluate", feed="kept:dreams")], "fed 'kept:dreams', but no task keeps anything in 'dreams'"),
+        ([Task("evaluate", feed="noise", seed=1)], "fed noise, but the program wants labels as well"),
+        ([Task("evaluate", feed="announced")], "needs the tensor 'y', which the method does not announce"),
+        ([Task("evaluate", feed="dreams")], "what no device does: task 1 ('evaluate'): unknown feed 'dreams'"),
+        ([Task("evaluate", feed="kept:../up")], "a buffer cannot be called '../up'"),
+    ],
+)
+def test_examples_that_nobody_has_are_refused_before_the_run(
+    regression: Bundle, tasks: list[Task], message: str
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        check_ask(Ask(tuple(tasks), {"x": np.zeros((1, 2), np.float32)}), regression.manifest)
+    assert message in refused.value.message
+
+
+def test_what_an_earlier_task_or_ask_keeps_can_be_fed(regression: Bundle) -> None:
+    x = {"x": np.zeros((1, 2), np.float32)}
+    feed = Task("evaluate", feed="kept:dreams")
+    check_ask(Ask((feed,), x), regression.manifest, kept=["dreams"])
+    check_ask(Ask((Task("evaluate", feed="kept:dreams", keep=Keep("dreams", 8)),), x), regression.manifest)
+    with pytest.raises(ConfigError, match="needs the tensor 'x'"):
+        check_ask(Ask((Task("evaluate", feed="kept:dreams", keep=Keep("dreams", 8)),), {}), regression.manifest)
 
 
 def test_a_state_keeps_its_dtype_whatever_travelled() -> None:

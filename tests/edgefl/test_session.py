@@ -24,6 +24,7 @@ from edgefl import protocol
 from edgefl.bundle import Bundle, parse_manifest
 from edgefl.classes import DeviceClass, parse_condition
 from edgefl.coordinator import RoundSettings
+from edgefl.method import Ask, Fused, State, Task
 from edgefl.methods.fedavg import FedAvg
 from edgefl.methods.lg_fedavg import LgFedAvg
 from edgefl.methods.scaffold import Scaffold
@@ -473,6 +474,58 @@ def test_an_aggregator_killed_while_it_closes_a_round(make_world: MakeWorld, bun
     assert world.store.epoch == 3
     assert_exact(world)
     assert trained_once_a_round(world)
+
+
+class Looking:
+    """FedAvg with a round between any two of its own, in which devices only measure what they are announced."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.inner = fedavg(bundle)
+
+    def start(self) -> State:
+        return self.inner.start()
+
+    def ask(self, state: State) -> Ask | None:
+        if state.round % 2:
+            return Ask((Task("evaluate", load=("w",), batch_size=0),), state.tensors)
+        return self.inner.ask(State(state.round // 2, state.tensors))
+
+    def advance(self, state: State, fused: Fused) -> State:
+        if state.round % 2:
+            return State(state.round + 1, state.tensors)
+        return State(state.round + 1, self.inner.advance(State(state.round // 2, state.tensors), fused).tensors)
+
+
+def test_an_ask_that_changes_nothing_leaves_the_journal_as_it_was(make_world: MakeWorld, bundle: Bundle) -> None:
+    world = make_world(bundle, method=Looking(bundle))
+    world.run()
+    w = gradient_descent(make_data(bundle.manifest.tensor("w").shape[0]))
+    np.testing.assert_array_equal(world.coordinator.state.tensors["w"], w)
+    assert [number for number, _ in world.rounds] == list(range(2 * ROUNDS))
+    for node in world.nodes.values():
+        kept = Journal(node.directory, RUN).read()
+        assert kept is not None and kept.round == 2 * ROUNDS - 2  # the last round that trained
+        assert kept.private["count"] == node.session.private["count"] == ROUNDS
+
+
+@pytest.mark.parametrize("killed", ["a device", "the aggregator"])
+def test_a_reply_that_was_never_on_disk_is_made_again(make_world: MakeWorld, regression: Bundle, killed: str) -> None:
+    """A device that restarts does the ask again; while it lives, it offers what it has to a new aggregator."""
+    world = make_world(regression, method=Looking(regression))
+    world.run(lambda: len(world.rounds) == 3 and world.coordinator.replies[0] == 2)
+    ready = [node for node in world.nodes.values() if node.jobs[-1][0] == 3]
+    if killed == "a device":
+        for node in ready:
+            node.start()
+    world.restart_aggregator()
+    world.run()
+    w = gradient_descent(make_data(2))
+    np.testing.assert_array_equal(world.coordinator.state.tensors["w"], w)
+    for node in world.nodes.values():
+        done = [round for round, _ in node.jobs]
+        assert done.count(3) == (2 if killed == "a device" and node in ready else 1)
+        assert [r for r in done if r % 2 == 0] == [0, 2, 4]
+        assert node.session.private["count"] == ROUNDS
 
 
 @pytest.mark.parametrize("order", ["status first", "announcement first"])

@@ -31,9 +31,8 @@ class Devices:
             bundle = self.bundles[name]
             feeds = {"train": self.data[name], "test": self.data[name]}
             announced = protocol.bytes_to_tensors(protocol.tensors_to_bytes(ask.tensors), "it")
-            outcome, self.kept[name] = answer(
-                Runtime(bundle), ask.tasks, announced, feeds, self.kept[name], device=name
-            )
+            outcome, kept = answer(Runtime(bundle), ask.tasks, announced, feeds, self.kept[name], device=name)
+            self.kept[name] = self.kept[name] if kept is None else kept
             sent = check_reply(outcome.tensors, reply_names(ask, bundle.manifest), name)
             found.append(Reply(name, number, outcome.examples, sent, outcome.metrics))
         return found

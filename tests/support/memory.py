@@ -23,6 +23,7 @@ from edgefl.store import Store
 from edgefl_device.contract import fit_to_contract
 from edgefl_device.dataset import Dataset
 from edgefl_device.interpreter import Outcome, answer
+from edgefl_device.kept import Buffers
 from edgefl_device.runtime import Runtime
 from edgefl_device.session import Cancel, Conflict, Done, Job, Perform, Prepare, Session, Subscribe, Unsubscribe
 
@@ -168,6 +169,9 @@ class Node:
                 self.session.private,
                 device=self.name,
                 own=job.settings,
+                buffers=Buffers(
+                    self.directory / f"{RUN}.kept", round=job.announcement.round, epoch=job.announcement.epoch
+                ),
             )
             self.carry_out(self.session.performed(job, self.tamper(outcome), private, self.world.now_s))
         self.carry_out(self.session.tick(self.world.now_s))

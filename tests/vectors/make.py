@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 
 from edgefl import protocol
-from edgefl.method import Task
+from edgefl.method import Keep, Task
 from edgefl.protocol import (
     AggregatorStatus,
     Announcement,
@@ -76,6 +76,8 @@ VALID: dict[str, tuple[Message, bytes]] = {
                     send_as="delta",
                     encoding="float16",
                 ),
+                Task("distill", feed="kept:dreams", keep=Keep("dreams", 256, add=True)),
+                Task("dream", feed="noise", seed=3, keep=Keep("first", 64)),
             ],
             tensors=BlobRef(A, len(W)),
         ),

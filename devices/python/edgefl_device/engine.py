@@ -16,6 +16,7 @@ class Engine(Protocol):
 
     bundle: Bundle
     manifest: Manifest
+    note: object  # what its user remembers about the state; None again as soon as the state changes
 
     def state(self, names: Iterable[str] | None = None) -> dict[str, Array]: ...
 

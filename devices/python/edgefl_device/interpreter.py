@@ -13,13 +13,15 @@ import numpy as np
 
 from edgefl.bundle import Output
 from edgefl.errors import EdgeflError, InputError
+from edgefl.feeds import fault
 from edgefl.method import Task
 from edgefl.tensors import Array, Tensors
 from edgefl_device.contract import batches
 from edgefl_device.dataset import AnyArray, Dataset
 from edgefl_device.engine import Engine
+from edgefl_device.kept import Buffers
 from edgefl_device.order import order_of, seed_of
-from edgefl_device.plan import Plan, own_state, plan
+from edgefl_device.plan import Plan, changes_nothing, own_state, plan
 
 Progress = Callable[[str, int, int], None]  # program, batches done, batches of this task
 
@@ -37,6 +39,14 @@ class Outcome:
     examples: int
 
 
+@dataclass(frozen=True)
+class _Held:
+    """What a runtime is known to hold: of the tensors called `names`, those in `private`, the others the bundle's."""
+
+    private: Tensors
+    names: frozenset[str]
+
+
 def answer(
     runtime: Engine,
     tasks: Sequence[Task],
@@ -46,18 +56,34 @@ def answer(
     *,
     device: str,
     own: Mapping[str, float] = MappingProxyType({}),
+    buffers: Buffers | None = None,
     stopped: Callable[[], bool] = lambda: False,
     progress: Progress | None = None,
-) -> tuple[Outcome, Tensors]:
+) -> tuple[Outcome, Tensors | None]:
     """`perform` on the state that this device has kept: `private` is what the ask before gave, empty at first.
 
-    With the outcome comes what to keep now. Whatever else the runtime held on entry plays no part.
+    With the outcome comes what to keep now; None where that is `private` still, so that doing these tasks again would
+    give the same. Whatever else the runtime held on entry plays no part.
     """
+    manifest = runtime.manifest
+    held = runtime.note
+    ready = held.names if isinstance(held, _Held) and held.private is private else frozenset()
     # A tensor that only a later task loads is nobody's until then: the bundle's.
-    runtime.reset(name for name in own_state(runtime.manifest, tasks[:1], announced) if name not in private)
-    runtime.load(private)
-    outcome = perform(runtime, tasks, announced, feeds, device=device, own=own, stopped=stopped, progress=progress)
-    return outcome, runtime.state(own_state(runtime.manifest, tasks, announced))
+    wanted = {*private, *own_state(manifest, tasks[:1], announced)}
+    if missing := wanted - ready:
+        runtime.reset(sorted(name for name in missing if name not in private))
+        runtime.load({name: private[name] for name in missing if name in private})
+    ready |= wanted
+    outcome = perform(
+        runtime, tasks, announced, feeds, device=device, own=own, buffers=buffers, stopped=stopped, progress=progress
+    )
+    mine = own_state(manifest, tasks, announced)
+    if changes_nothing(manifest, tasks, announced, private):
+        runtime.note = _Held(private, ready.intersection(mine))
+        return outcome, None
+    kept = runtime.state(mine)
+    runtime.note = _Held(kept, frozenset(mine))
+    return outcome, kept
 
 
 def perform(
@@ -68,13 +94,15 @@ def perform(
     *,
     device: str,
     own: Mapping[str, float] = MappingProxyType({}),
+    buffers: Buffers | None = None,
     stopped: Callable[[], bool] = lambda: False,
     progress: Progress | None = None,
 ) -> Outcome:
     """Carry out `tasks` in order. The state changes only when all of them succeed.
 
     `feeds` holds the device's own "train" and "test" data, each from `fit_to_contract`. `device` is its name,
-    which takes part in the shuffle. `own` are its own settings, which count more than a task's.
+    which takes part in the shuffle. `own` are its own settings, which count more than a task's. `buffers` are those
+    of this ask; without them, a task that keeps examples or is fed kept ones is refused.
 
     Metrics are "PROGRAM.OUTPUT" for every output that is one number, over the batches of the last epoch, and
     "PROGRAM.examples", the examples of that epoch. When two tasks run one program, the later one's are kept.
@@ -82,11 +110,16 @@ def perform(
 
     A "delta" is the difference to the state right after the task's `load` and `reset`; outputs are always values.
 
-    Raises InputError for a task that does not fit the bundle or the data, before anything runs; EdgeflError when
-    training diverges or a value does not fit float16; Stopped when `stopped()` turns true between batches.
+    Raises InputError for a task that does not fit the bundle or the data, before anything is kept or runs; EdgeflError
+    when training diverges, a value does not fit float16 or the disk takes no more; Stopped when `stopped()` turns true
+    between batches. What was kept stays kept then: the same ask would keep it again.
     """
-    plans = [plan(i, task, runtime.manifest, announced, feeds, own) for i, task in enumerate(tasks, 1)]
+    if wrong := fault(tasks):
+        raise InputError(wrong)
+    plans = [plan(i, task, runtime.manifest, announced, feeds, own, buffers) for i, task in enumerate(tasks, 1)]
     _refuse_double_sends(plans)
+    if buffers is not None:
+        buffers.save()
     before = runtime.state(_changed_by(plans))
     tensors: dict[str, Array] = {}
     metrics: dict[str, float] = {}
@@ -147,8 +180,9 @@ def _carry_out(
 def _batches(one: Plan, device: str) -> Iterator[tuple[int, Array, Array]]:
     """Epoch, features and labels of every batch of the task; `steps` may stop in the middle of an epoch."""
     left, epoch = one.batches, 0
+    seed = None if one.task.feed == "noise" else one.task.seed  # noise has one order, the same on every device
     while left:
-        order = order_of(len(one.data), seed=one.task.seed, device=device, epoch=epoch)
+        order = order_of(len(one.data), seed=seed, device=device, epoch=epoch)
         for x, y in batches(one.data, one.contract, order, one.task.batch_size):
             yield epoch, x, y
             left -= 1

@@ -24,6 +24,7 @@ from edgefl_device.contract import fit_to_contract
 from edgefl_device.dataset import Splits
 from edgefl_device.engine import Engine, name_of, start
 from edgefl_device.interpreter import Outcome, Stopped, answer
+from edgefl_device.kept import Buffers
 from edgefl_device.plan import check_own_settings
 from edgefl_device.session import (
     Action,
@@ -66,7 +67,7 @@ class Options:
 class _Performed:
     job: Job
     outcome: Outcome
-    private: Tensors
+    private: Tensors | None
 
 
 @dataclass(frozen=True)
@@ -284,6 +285,11 @@ class _Participant:
             self._session.private,
             device=self._options.name,
             own={**job.settings, **self._options.settings},
+            buffers=Buffers(
+                self._options.state / f"{self._session.run}.kept",
+                round=job.announcement.round,
+                epoch=job.announcement.epoch,
+            ),
             stopped=stop.is_set,
         )
         return _Performed(job, outcome, private)

@@ -11,12 +11,13 @@ import numpy as np
 
 from edgefl.bundle import DataContract, Input, Manifest, Normalisation, Program, select
 from edgefl.errors import DataError, InputError
+from edgefl.feeds import buffer_of
 from edgefl.method import Task
+from edgefl.noise import normals
 from edgefl.tensors import Array, Tensors
 from edgefl_device.contract import fit_to_contract
 from edgefl_device.dataset import Dataset
-
-FEATURES, LABELS = "x", "y"  # the announced tensors of the feed "announced"
+from edgefl_device.kept import FEATURES, LABELS, Buffers
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,13 @@ def plan(
     announced: Tensors,
     feeds: Mapping[str, Dataset],
     own: Mapping[str, float],
+    buffers: Buffers | None = None,
 ) -> Plan:
-    """Check one task. Raises InputError (DataError for data) that names the task and what is wrong with it.
+    """Check one task, whose feed `edgefl.feeds.fault` has no fault with. Raises InputError (DataError for data) that
+    names the task and what is wrong with it.
 
-    `own` are the device's own settings: where the program has one of them, it counts more than the task's.
+    `own` are the device's own settings: where the program has one of them, it counts more than the task's. What the
+    task keeps is noted in `buffers`, and not yet saved.
     """
     where = f"task {number} ({task.program!r})"
     program = manifest.programs.get(task.program)
@@ -80,7 +84,7 @@ def plan(
             f"{where}: batch_size is {task.batch_size}, but the program was exported for batches of {fixed}",
             hint=f"ask with batch_size = {fixed}, or export with --batch dynamic",
         )
-    contract, data = _feed(where, task, program, manifest.data, announced, feeds)
+    contract, data = _feed(where, task, program, manifest.data, announced, feeds, buffers)
     send_state, send_outputs = _sends(where, task, program, manifest)
     one = Plan(
         where=where,
@@ -117,17 +121,38 @@ def _check_micro_batches(one: Plan) -> None:
         )
 
 
+def changes_nothing(manifest: Manifest, tasks: Sequence[Task], announced: Tensors, private: Tensors) -> bool:
+    """Whether tasks leave what the device has kept for itself as it is, so that doing them again gives the same reply.
+
+    They then write, reset and load nothing of it. What they keep in buffers counts for nothing here: it has a file of
+    its own for each round.
+    """
+    loaded = {name for task in tasks for name in select(announced, task.load)}
+    public = {tensor.name: tensor.public_name for tensor in manifest.state}
+    written = any(manifest.program(task.program).writes or task.reset for task in tasks)
+    return not written and not any(public.get(name) in loaded for name in private)
+
+
 def _feed(
-    where: str, task: Task, program: Program, contract: DataContract, announced: Tensors, feeds: Mapping[str, Dataset]
+    where: str,
+    task: Task,
+    program: Program,
+    contract: DataContract,
+    announced: Tensors,
+    feeds: Mapping[str, Dataset],
+    buffers: Buffers | None,
 ) -> tuple[DataContract, Dataset]:
-    if task.feed == "announced":
-        return _announced(where, program, contract, announced)
-    if task.feed.startswith("kept:"):
-        raise DataError(
-            f"{where}: feed {task.feed!r}: this device keeps no buffers", hint="upgrade edgefl on the device"
-        )
-    if task.feed not in ("train", "test"):
-        raise InputError(f"{where}: unknown feed {task.feed!r}; expected 'train', 'test' or 'announced'")
+    buffer = buffer_of(task.feed)
+    if (buffer is not None or task.keep is not None) and buffers is None:
+        raise InputError(f"{where}: nothing can be kept here", hint="only a device in a run has buffers")
+    examples = _noise(where, task, program) if task.feed == "noise" else announced
+    if task.keep is not None and buffers is not None:
+        buffers.keep(task.keep, examples, where)
+    if buffer is not None and buffers is not None:
+        held = buffers.examples(buffer, where)
+        return _examples(where, task, program, contract, held)
+    if task.feed in ("announced", "noise"):
+        return _examples(where, task, program, contract, examples)
     if task.feed not in feeds or len(feeds[task.feed]) == 0:
         raise DataError(
             f"{where}: this device has no {task.feed!r} data", hint="give the device a source that holds it"
@@ -135,21 +160,32 @@ def _feed(
     return contract, feeds[task.feed]
 
 
-def _announced(
-    where: str, program: Program, contract: DataContract, announced: Tensors
+def _noise(where: str, task: Task, program: Program) -> dict[str, Array]:
+    features = next((i for i in program.inputs if i.source == "features"), None)
+    if features is None or not features.dtype.startswith("float"):
+        raise InputError(f"{where}: feed 'noise': the program takes no floating-point features")
+    shape = [n for n in features.shape[1:] if isinstance(n, int)]
+    if len(shape) != len(features.shape) - 1:
+        raise InputError(f"{where}: feed 'noise': the shape of an example is {list(features.shape[1:])}, not fixed")
+    assert task.seed is not None  # checked by `edgefl.feeds.fault`
+    return {FEATURES: normals(task.seed, [task.batch_size, *shape])}
+
+
+def _examples(
+    where: str, task: Task, program: Program, contract: DataContract, examples: Tensors
 ) -> tuple[DataContract, Dataset]:
-    """The announced "x" and "y" as data, in the shapes and dtypes of the program's own inputs.
+    """The tensors "x" and "y" as data, in the shapes and dtypes of the program's own inputs.
 
     Floating-point "x" is taken as it is: whoever announces dreams makes them in the program's input space.
     uint8 "x" are pixels and normalised like the device's own.
     """
     features = next((i for i in program.inputs if i.source == "features"), None)
     labels = next((i for i in program.inputs if i.source == "labels"), None)
-    if FEATURES not in announced or (labels is not None and LABELS not in announced):
-        missing = LABELS if FEATURES in announced else FEATURES
-        raise InputError(f"{where}: feed 'announced' needs the tensor {missing!r}, which was not announced")
-    x = announced[FEATURES]
-    y = np.zeros(len(np.atleast_1d(x)), np.int64) if labels is None else announced[LABELS]
+    if FEATURES not in examples or (labels is not None and LABELS not in examples):
+        missing = LABELS if FEATURES in examples else FEATURES
+        raise InputError(f"{where}: feed {task.feed!r} needs the tensor {missing!r}, which was not announced")
+    x = examples[FEATURES]
+    y = np.zeros(len(np.atleast_1d(x)), np.int64) if labels is None else examples[LABELS]
     contract = msgspec.structs.replace(
         contract,
         features=contract.features if features is None else _example_shape(features, x),
@@ -159,7 +195,7 @@ def _announced(
         classes=contract.classes if labels is not None and labels.dtype == contract.labels_dtype else None,
         normalisation=contract.normalisation if x.dtype == np.uint8 else Normalisation(),
     )
-    return contract, fit_to_contract(Dataset(x, y), contract, f"{where}: announced data")
+    return contract, fit_to_contract(Dataset(x, y), contract, f"{where}: {task.feed} data")
 
 
 def _example_shape(described: Input, array: Array) -> tuple[int, ...]:

@@ -51,6 +51,7 @@ class Runtime:
     def __init__(self, bundle: Bundle, *, threads: int = 1) -> None:
         self.bundle = bundle
         self.manifest = bundle.manifest
+        self.note: object = None
         self._threads = threads
         self._engine = _engine()
         from_numpy = self._engine.OrtValue.ortvalue_from_numpy
@@ -78,6 +79,8 @@ class Runtime:
             check_tensors(tensors, expected, where="tensors to load")
         except BundleError as error:
             raise InputError(error.message, hint="does the aggregator use the same bundle?") from error
+        if tensors:
+            self.note = None
         for name, tensor in tensors.items():
             np.copyto(self._buffers[name].current, tensor)
 
@@ -113,6 +116,8 @@ class Runtime:
             raise EdgeflError(f"program {program!r} failed: {_first_line(error)}") from error
         values = binding.get_outputs()[len(described.writes) :]  # in the order of binding
         outputs = {wanted.name: value.numpy() for wanted, value in zip(described.outputs, values, strict=True)}
+        if described.writes:
+            self.note = None
         for name in described.writes:
             self._buffers[name].swap()
         return outputs

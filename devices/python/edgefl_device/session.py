@@ -39,6 +39,7 @@ from edgefl_device.interpreter import Outcome
 from edgefl_device.journal import Journal, Kept
 from edgefl_device.offering import AGAIN_MOST_S, Offering
 
+NOTHING: Tensors = {}  # one object, so that whoever has worked with it sees that it is the same
 ASSIGNMENT_AGAIN_S = 3.0  # without an assignment for so long, say again that we are up; doubles up to a minute
 
 
@@ -142,7 +143,7 @@ class Session:
     def private(self) -> Tensors:
         """The private state after the last reply that counts; empty at the beginning."""
         if self._kept is None or self._bundle is None or self._kept.bundle != self._bundle.sha256:
-            return {}
+            return NOTHING
         return self._kept.private
 
     # --- the connection ---------------------------------------------------------------------------------------
@@ -204,8 +205,12 @@ class Session:
             self._log(f"dropped a message on {topic}: {error.message}")
             return []
 
-    def performed(self, job: Job, outcome: Outcome, private: Tensors, now_s: float) -> list[Action]:
-        """A job is done. Its reply is on disk before anybody hears of it."""
+    def performed(self, job: Job, outcome: Outcome, private: Tensors | None, now_s: float) -> list[Action]:
+        """A job is done. Its reply and the private state after it are on disk before anybody hears of it.
+
+        `private` None: it left that as it was. Then the reply is in memory only, for doing the job again would give the
+        same.
+        """
         if self.working is None or self.working.key != job.key:
             return []
         self.working = None
@@ -217,10 +222,13 @@ class Session:
             examples=outcome.examples,
             metrics=outcome.metrics,
             reply=outcome.tensors,
-            private=private,
+            private=NOTHING if private is None else private,
         )
-        self._journal.write(kept)
-        self._kept = _without_reply(kept)
+        if private is None:
+            self._offering = Offering(self.device, kept, chunk_bytes=self.chunk_bytes, now_s=now_s)
+        else:
+            self._journal.write(kept)
+            self._kept = _without_reply(kept)
         return self._go_on(now_s)
 
     def failed(self, job: Job, reason: str, now_s: float) -> list[Action]:
@@ -345,6 +353,8 @@ class Session:
             return [self._fail(self._broken)]
         if self._bundle is None or self._failed == key:
             return []
+        if self._offering is not None and self._offering.key == key:
+            return self.tick(now_s)
         if self._kept is not None and (self._kept.round, self._kept.nonce) == key:
             return self._offer(now_s)
         if self.working is not None:
@@ -395,10 +405,9 @@ class Session:
     # --- replies ----------------------------------------------------------------------------------------------
 
     def _offer(self, now_s: float) -> list[Action]:
-        if self._offering is None:
-            stored = self._journal.read()
-            assert stored is not None
-            self._offering = Offering(self.device, stored, chunk_bytes=self.chunk_bytes, now_s=now_s)
+        stored = self._journal.read()
+        assert stored is not None
+        self._offering = Offering(self.device, stored, chunk_bytes=self.chunk_bytes, now_s=now_s)
         return self.tick(now_s)
 
     def _permitted(self, permit: Permit, now_s: float) -> list[Action]:

@@ -24,6 +24,7 @@ class TrainingRuntime:
         """Raises BundleError for a bundle without files for this engine, or with some that it cannot load."""
         self.bundle = bundle
         self.manifest = bundle.manifest
+        self.note: object = None
         self._threads = threads
         self._programs = self.manifest.target(ENGINE).parity
         self._described: dict[str, StateTensor] = {tensor.name: tensor for tensor in self.manifest.state}
@@ -53,6 +54,8 @@ class TrainingRuntime:
             check_tensors(tensors, [self._described[name] for name in tensors], where="tensors to load")
         except BundleError as error:
             raise InputError(error.message, hint="does the aggregator use the same bundle?") from error
+        if tensors:
+            self.note = None
         for name, tensor in tensors.items():
             np.copyto(self._stored(name), tensor, casting="unsafe")
 
@@ -68,6 +71,8 @@ class TrainingRuntime:
         described = self.manifest.program(program)
         if program not in self._programs:
             return self._step_portable(program, inputs)
+        if described.writes:
+            self.note = None
         try:
             if program == "train":
                 got = self._artifacts.train(inputs)
