@@ -18,7 +18,7 @@ import msgspec
 from edgefl.bundle import Bundle
 from edgefl.coordinator import Action, Announce, Coordinator, RoundDone, RoundSettings
 from edgefl.fusion import Fusing, fusing
-from edgefl.method import Method, Reply, Task
+from edgefl.method import Method, Reply, State, Task
 from edgefl.tensors import Tensors
 from edgefl_device.data import Dataset, fit_to_contract
 from edgefl_device.interpreter import Outcome, answer, perform
@@ -93,14 +93,20 @@ class Fleet:
         return actions
 
     def rounds(
-        self, method: Method, settings: RoundSettings, *, seed: int, fusing: Fusing = fusing
+        self,
+        method: Method,
+        settings: RoundSettings,
+        *,
+        seed: int,
+        fusing: Fusing = fusing,
+        state: State | None = None,
     ) -> Iterator[RoundDone]:
         """Each round when it is fused, until the method's end or until nobody asks for the next.
 
-        `seed`: of who is asked. A round waits for all its replies.
+        `seed`: of who is asked. A round waits for all its replies. `state`: to go on from, in place of the first.
         """
         settings = msgspec.structs.replace(settings, min_devices=len(self.devices), quorum=1.0, deadline_s=float("inf"))
-        coordinator = Coordinator(method, method.start(), settings, seed=seed, fusing=fusing)
+        coordinator = Coordinator(method, state or method.start(), settings, seed=seed, fusing=fusing)
         pending: list[Action] = []
         for name in self.devices:
             pending += coordinator.joined(name, time.monotonic())

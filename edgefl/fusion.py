@@ -58,6 +58,7 @@ class WeightedMean:
         self._by_device: dict[str, float] = {}
         self._examples = 0
         self._metrics = _Metrics()
+        self._measured: dict[str, Mapping[str, float]] = {}
 
     def add(self, reply: Reply, weight: float) -> None:
         assert math.isfinite(weight) and weight > 0, weight
@@ -74,6 +75,7 @@ class WeightedMean:
         self._by_device[reply.device] = weight
         self._examples += reply.examples
         self._metrics.add(reply.metrics)
+        self._measured[reply.device] = reply.metrics
 
     def merge(self, other: WeightedMean) -> None:
         """Count everything `other` has counted. The two must hold different devices."""
@@ -86,13 +88,15 @@ class WeightedMean:
         self._by_device |= other._by_device
         self._examples += other._examples
         self._metrics.merge(other._metrics)
+        self._measured |= other._measured
 
     def finish(self) -> Fused:
         assert self.devices, "finish() before any reply"
         tensors = {name: (total / self._weights[name]).astype(self._dtypes[name]) for name, total in self._sums.items()}
         devices = tuple(sorted(self.devices))
         weights = shares({device: self._by_device[device] for device in devices})
-        return Fused(tensors, self._metrics.finish(), devices, self._examples, weights)
+        measured = {device: self._measured[device] for device in devices}
+        return Fused(tensors, self._metrics.finish(), devices, self._examples, weights, measured)
 
 
 class _Metrics:

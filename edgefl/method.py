@@ -32,7 +32,7 @@ class Keep(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     capacity    the newest so many examples stay; older ones leave
     add         the announced "x" is the change of the newest entry instead, which must be of the round before: their
                 sum in float32, with that entry's "y", is what is kept. A device that missed that round fails the task,
-                until examples are announced as a whole again; so after every round that is durable
+                until examples are announced as a whole again: so in every ask that is durable and in the one after it
     """
 
     buffer: str
@@ -81,12 +81,19 @@ class Ask(msgspec.Struct, frozen=True):
     tensors     announced to every asked device: name -> array
     fusion      how replies become one, a name in `edgefl.fusion.FUSIONS`
     weight      how much a reply counts, a name in `edgefl.weights.RULES` or a rule of one's own
+    durable     whether the round's outcome must be on disk before the next ask. Where not, a run that was interrupted
+                goes back to the last durable round and does those after it again, to the same end. So the tasks may
+                change nothing that devices keep for themselves (what they load does not count, nor what goes into
+                buffers). The state before an ask that is durable is always on disk, and that at the end of the run
+    about       what a person should read of the round while it goes on: "epoch 3, dream 20 of 40"
     """
 
     tasks: tuple[Task, ...]
     tensors: Mapping[str, Array]
     fusion: str = "mean"
     weight: str = "examples"
+    durable: bool = True
+    about: str = ""
 
 
 class Reply(msgspec.Struct, frozen=True):
@@ -108,6 +115,7 @@ class Fused(msgspec.Struct, frozen=True):
     """Many replies as one: tensors fused by the ask's fusion, metrics as means weighted by examples.
 
     weights     how much each device counted; they sum to 1
+    measured    the metrics of each device
     """
 
     tensors: Mapping[str, Array]
@@ -115,10 +123,11 @@ class Fused(msgspec.Struct, frozen=True):
     devices: tuple[str, ...]
     examples: int
     weights: Mapping[str, float] = {}
+    measured: Mapping[str, Mapping[str, float]] = {}
 
 
 class State(msgspec.Struct, frozen=True):
-    """A method's whole memory between rounds: saved after every round, and loading it is resuming.
+    """A method's whole memory between rounds: saved after every durable round, and loading it is resuming.
 
     round       rounds completed
     tensors     name -> array, never changed in place

@@ -18,10 +18,12 @@ from edgefl.config import BundleSection, EvaluateSection, ModelSection, RunFile,
 from edgefl.errors import ConfigError
 from edgefl.files import write_atomic
 from edgefl.fusion import Fusing, fusing, fusion_named
+from edgefl.inference import write_model
 from edgefl.learned import learning
 from edgefl.method import Ask, Method
+from edgefl.methods.codream import CoDream
 from edgefl.serve import Evaluate
-from edgefl.tensors import Array
+from edgefl.tensors import Array, save_tensors
 from edgefl.weights import LEARNED, load_rule, own_rule
 
 if TYPE_CHECKING:
@@ -85,7 +87,7 @@ def personal_of(method: Method, one: DeviceClass) -> list[str]:
 
 
 def evaluator_of(config: RunFile, classes: Sequence[DeviceClass], method: Method) -> Evaluate | None:
-    """A function: fused tensors -> metrics over the held-out data, of every class together.
+    """A function: fused tensors -> metrics over the held-out data, of every class together, or of the student.
 
     Raises ConfigError where only devices have whole models.
     """
@@ -93,14 +95,17 @@ def evaluator_of(config: RunFile, classes: Sequence[DeviceClass], method: Method
         return None
     from edgefl_device.evaluate import evaluator
 
+    test, _ = _evaluation_data(config.evaluate, config.seed)
+    size = config.evaluate.batch_size
+    if isinstance(method, CoDream):
+        measure_student = evaluator(method.student.bundle, test, batch_size=size)
+        return lambda tensors: measure_student(method.student_in(tensors))
     for one in classes:
         if own := personal_of(method, one):
             raise ConfigError(
                 f"[evaluate]: only a device has its whole model: it keeps {own[0]!r} for itself",
                 hint="set evaluate = true in [method] instead: devices report on their own test data",
             )
-    test, _ = _evaluation_data(config.evaluate, config.seed)
-    size = config.evaluate.batch_size
     evaluators = [(one.bundle.manifest, evaluator(one.bundle, test, batch_size=size)) for one in classes]
 
     def evaluate(tensors: Mapping[str, Array]) -> dict[str, float]:
@@ -147,14 +152,28 @@ def _evaluation_data(section: EvaluateSection, seed: int) -> tuple[Any, Any]:
 
 
 def write_models(method: Method, classes: Sequence[DeviceClass], tensors: Mapping[str, Array], place: Path) -> None:
-    """An inference model of each class whose model is not the devices' alone: model.onnx, or models/CLASS.onnx.
+    """What a finished run leaves of its models: weights.safetensors, and an inference model of each class whose model
+    is not the devices' alone: model.onnx, or models/CLASS.onnx. Of a run with a student, the student's.
 
-    Where a bundle has no program `predict`, none.
+    Where a bundle has no program `predict`, no model.
     """
-    from edgefl.inference import write_model
-
-    for one in classes:
-        if "predict" in one.bundle.manifest.programs and not personal_of(method, one):
-            path = place / "model.onnx" if len(classes) == 1 else place / "models" / f"{one.name}.onnx"
+    if isinstance(method, CoDream):
+        found = [(method.student.bundle, method.student_in(tensors), place / "model.onnx")]
+        weights = found[0][1]
+    else:
+        several = len(classes) > 1
+        found = [
+            (one.bundle, whole_state(one.bundle, tensors), _model_path(place, one, several))
+            for one in classes
+            if not personal_of(method, one)
+        ]
+        weights = dict(tensors) if several or not found else found[0][1]
+    write_atomic(place / "weights.safetensors", save_tensors(weights))
+    for bundle, state, path in found:
+        if "predict" in bundle.manifest.programs:
             path.parent.mkdir(exist_ok=True)
-            write_model(one.bundle, whole_state(one.bundle, tensors), path)
+            write_model(bundle, state, path)
+
+
+def _model_path(place: Path, one: DeviceClass, several: bool) -> Path:
+    return place / "models" / f"{one.name}.onnx" if several else place / "model.onnx"

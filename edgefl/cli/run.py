@@ -16,11 +16,11 @@ from pathlib import Path
 
 import click
 
-from edgefl.classes import DeviceClass, whole_state
+from edgefl.classes import DeviceClass
 from edgefl.cli.bundle import total_bytes
 from edgefl.cli.live import LiveTable
 from edgefl.cli.output import format_option, print_json, tell
-from edgefl.cli.prepare import classes_of, evaluator_of, fusing_of, method_of, personal_of, write_models
+from edgefl.cli.prepare import classes_of, evaluator_of, fusing_of, method_of, student_of, write_models
 from edgefl.config import (
     BrokerEngine,
     BrokerSection,
@@ -35,12 +35,11 @@ from edgefl.config import (
 from edgefl.coordinator import RoundSettings
 from edgefl.emulate import Fleet
 from edgefl.errors import ConfigError
-from edgefl.files import locked, write_atomic
+from edgefl.files import locked
 from edgefl.mqtt import Address, Tls
 from edgefl.report import ClassRow, facts, size, write_report
 from edgefl.serve import Server
 from edgefl.store import Store
-from edgefl.tensors import save_tensors
 
 resume_option = click.option("--resume", is_flag=True, help="Go on with the last run of this file.")
 
@@ -206,7 +205,7 @@ def _aggregate(
     """Carry a run to its end, with a fleet of our own or whoever comes."""
     address = Address.parse(url)
     classes = classes_of(config, place)
-    method = method_of(config, classes)
+    method = method_of(config, classes, student_of(config, place))
     evaluate = evaluator_of(config, classes, method)
     fuse = fusing_of(config, classes, place)
     begun = (place / "run.json").exists()
@@ -268,9 +267,6 @@ def _tls(broker: BrokerSection) -> Tls:
 def _write_results(store: Store, classes: Sequence[DeviceClass], server: Server, config: RunFile) -> None:
     """What a finished run leaves: weights, inference models, a report."""
     tensors = server.coordinator.state.tensors
-    whole = len(classes) == 1 and not personal_of(server.coordinator.method, classes[0])
-    state = whole_state(classes[0].bundle, tensors) if whole else tensors
-    write_atomic(store.path / "weights.safetensors", save_tensors(state))
     write_models(server.coordinator.method, classes, tensors, store.path)
     held = Counter(store.classes().values())
     rows = [

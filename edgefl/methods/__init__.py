@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from edgefl.methods.codream import CoDream
 from edgefl.methods.deq_fl import DeqFl
 from edgefl.methods.fedavg import FedAvg
 from edgefl.methods.fedmrl import FedMRL
@@ -23,4 +24,5 @@ METHODS: dict[str, type[Any]] = {
     "lg_fedavg": LgFedAvg,
     "deq_fl": DeqFl,
     "fedproto": FedProto,
+    "codream": CoDream,
 }

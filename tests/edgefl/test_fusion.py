@@ -181,7 +181,7 @@ def test_one_accumulator_whatever_the_number_of_devices() -> None:
     finally:
         tracemalloc.stop()
     assert after_two >= 80_000
-    assert after_many - after_two < 100_000  # names of a thousand devices; their tensors are 40 MB
+    assert after_many - after_two < 200_000  # names and metrics of a thousand devices; their tensors are 40 MB
     assert peak - after_two < 400_000  # one reply, one product
 
 

@@ -1,0 +1,370 @@
+"""CoDream: Singh, Gupta, Kapila, Shi, Dagar, Vepakomma, Raskar, "CoDream: Exchanging Dreams Instead of Models for
+Federated Aggregation with Heterogeneous Models", arXiv:2402.15968. Devices of any architecture optimise inputs
+together, label them together, and learn from them. No weight ever leaves a device.
+
+    warm up: each device trains its own model f_k
+    an epoch, G + 2 rounds:
+      dream  X ~ N(0, 1);  G times: the server announces X, device k answers g_k = dL_k/dX with its model frozen,
+             X <- Adam(X, mean_k g_k - lambda d/dX mean H(softmax s(X))),  s the server's student, H the entropy
+      label  device k answers softmax f_k(X);  y = mean_k of them
+      learn  (X, y) goes into everybody's first-in-first-out buffer; devices and student distill on the buffer with
+             T^2 KL(y_T | softmax(f / T)), then devices train on their own data
+
+L_k is in the bundle's program `dream`. Probabilities are averaged, as in the paper's equation; its code averages
+logits, which the most confident device decides. With local steps a device goes several Adam steps by itself and answers
+X - X_k, whose mean is subtracted from X: federated averaging in the space of the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+
+from edgefl.bundle import DataContract
+from edgefl.errors import ConfigError
+from edgefl.method import Ask, Fused, Keep, State, Task
+from edgefl.noise import normals
+from edgefl.tensors import Array, Tensors
+
+X, Y = "x", "y"  # what devices call the dreams and their labels
+COMPARED = "dreams"  # state of a device: dreams that `likeness` compares with its own images
+BUFFER, CURRENT = "dreams", "current"  # buffers of a device
+GRADIENT, CHANGE, PROBABILITIES = "dream_gradient", "dream_change", "probabilities"
+STUDENT = "student."  # what its tensors in the state begin with
+BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8  # Adam's
+PATH = 12  # pictures of one dream that are kept of an epoch, at most
+
+
+class Student(Protocol):
+    """The model that learns on the aggregator: a device that never leaves."""
+
+    @property
+    def data(self) -> DataContract: ...
+
+    @property
+    def initial(self) -> Tensors:
+        """Its state before the first task."""
+        ...
+
+    def carry_out(self, tasks: Sequence[Task], announced: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
+        """What the tasks send, and the state after them."""
+        ...
+
+
+class Place(NamedTuple):
+    """Where in the run a round is. Epochs count from 1, the warm-up is 0; steps of a dream count from 0."""
+
+    epoch: int
+    phase: Literal["warm up", "dream", "label", "learn"]
+    step: int = 0
+
+
+class CoDream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Dreams instead of models.
+
+    For bundles that were exported with --method codream, of any architecture with one data contract.
+
+    initial              shared tensors of the bundles: only `dreams`, which `likeness` compares
+    student              the model on the aggregator; None only to check a run file
+    epochs               how often devices dream, label and learn
+    warm_up              passes over its own data that each device trains before the first dream
+    dreams               B, how many dreams an epoch makes
+    dream_steps          G, steps of an epoch's dreams; a multiple of `local_steps`
+    dream_rate           of the Adam that moves dreams, in units of the normalised input
+    entropy, statistics, total_variation, l2    weights of the terms of L_k
+    adversarial          lambda: dreams that the student is unsure of are preferred
+    adversarial_from     the first epoch in which they are
+    clip                 the greatest norm of one dream's gradient, after the mean over devices; 0: any
+    buffer               how many dreams devices and student keep
+    temperature          T
+    distill_epochs, distill_batch_size, distill_rate     passes over the buffer in each epoch, and how
+    train_epochs, batch_size, learning_rate              passes over a device's own data, and how; a rate of None is
+                         what the bundle was exported with
+    alone                leave everything out but the devices' own training: what dreams are compared with
+    evaluate             devices evaluate their models on their own test data, at the end of each epoch
+    likeness_limit       warn when a dream is more like an image of a device than this cosine
+    weight               weight rule of gradients and probabilities
+    encoding             of gradients, changes and probabilities on the wire
+    dreams_as            how dreams go out: "float32"; "uint8", as pixels; or "change": devices keep the dreams and get
+                         by how much they changed, as float16, with the dreams themselves around each durable step
+    local_steps          Adam steps of a device per exchange; 1 sends gradients
+    seeded               send a seed in place of an epoch's first dreams
+    refresh              steps between two states on disk: after a crash the dreams go back as far at most
+    gradient_scale       gradients are sent so many times as large, so that float16 holds the small ones
+    seed                 of the dreams and of the devices' shuffles
+    """
+
+    initial: Mapping[str, Any]
+    student: Any = None
+    epochs: Annotated[int, Meta(ge=1)] = 10
+    warm_up: Annotated[int, Meta(ge=0)] = 20
+    dreams: Annotated[int, Meta(ge=2)] = 64
+    dream_steps: Annotated[int, Meta(ge=1)] = 150
+    dream_rate: Annotated[float, Meta(gt=0)] = 0.05
+    entropy: Annotated[float, Meta(ge=0)] = 1.0
+    statistics: Annotated[float, Meta(ge=0)] = 10.0
+    total_variation: Annotated[float, Meta(ge=0)] = 2.5e-5
+    l2: Annotated[float, Meta(ge=0)] = 3e-8
+    adversarial: Annotated[float, Meta(ge=0)] = 1.0
+    adversarial_from: Annotated[int, Meta(ge=1)] = 3
+    clip: Annotated[float, Meta(ge=0)] = 0.0
+    buffer: Annotated[int, Meta(ge=1)] = 640
+    temperature: Annotated[float, Meta(gt=0)] = 2.0
+    distill_epochs: Annotated[int, Meta(ge=1)] = 10
+    distill_batch_size: Annotated[int, Meta(ge=1)] = 32
+    distill_rate: Annotated[float, Meta(gt=0)] | None = None
+    train_epochs: Annotated[int, Meta(ge=1)] = 5
+    batch_size: Annotated[int, Meta(ge=1)] = 32
+    learning_rate: Annotated[float, Meta(gt=0)] | None = None
+    alone: bool = False
+    evaluate: bool = True
+    likeness_limit: Annotated[float, Meta(gt=0, le=1)] = 0.95
+    weight: str = "equal"
+    encoding: Literal["float32", "float16"] = "float16"
+    dreams_as: Literal["float32", "uint8", "change"] = "uint8"
+    local_steps: Annotated[int, Meta(ge=1)] = 1
+    seeded: bool = True
+    refresh: Annotated[int, Meta(ge=1)] = 25
+    gradient_scale: Annotated[float, Meta(gt=0)] = 1024.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.dream_steps % self.local_steps:
+            raise ValueError("dream_steps must be a multiple of local_steps")
+
+    # --- the method -------------------------------------------------------------------------------------------
+
+    def start(self) -> State:
+        """Raises ConfigError without a student, or when there are more dreams than the bundles compare."""
+        if self.student is None:
+            raise ConfigError("codream needs a student, the model that learns on the aggregator", hint="add [student]")
+        if COMPARED not in self.initial:
+            raise ConfigError("the bundles cannot dream", hint="export them with --method codream")
+        if (most := len(self.initial[COMPARED])) < self.dreams:
+            raise ConfigError(
+                f"[method] dreams is {self.dreams}, but the bundles compare {most} with a device's own images",
+                hint=f"export them with --dreams {self.dreams}",
+            )
+        return State(0, {STUDENT + name: value for name, value in self.student.initial.items()})
+
+    def ask(self, state: State) -> Ask | None:
+        if state.round >= self.rounds:
+            return None
+        place = self.place(state.round)
+        if place.phase == "dream":
+            return self._ask_to_dream(state, place)
+        if place.phase == "label":
+            label = Task(program="label", feed="announced", batch_size=0, send=(PROBABILITIES,), encoding=self.encoding)
+            return self._ask((label,), {X: self.pixels(state.tensors["dreams"])}, place)
+        if place.phase == "warm up" or self.alone:
+            return self._ask(self._train(place), {}, place)
+        pixels = self.pixels(state.tensors["dreams"])
+        announced = {X: pixels, Y: state.tensors["labels"], COMPARED: self._compared(pixels)}
+        keep = Keep(BUFFER, self.buffer)
+        return self._ask((self._distill(f"kept:{BUFFER}", place, keep), *self._train(place)), announced, place)
+
+    def advance(self, state: State, fused: Fused) -> State:
+        place = self.place(state.round)
+        if place.phase == "dream":
+            tensors = self._dreamed(state, fused, place)
+        elif place.phase == "label":
+            y = fused.tensors[PROBABILITIES]
+            tensors = {**state.tensors, "labels": (y / y.sum(1, keepdims=True)).astype(np.float32)}
+        elif place.phase == "learn" and not self.alone:
+            tensors = self._learned(state, place)
+        else:
+            tensors = dict(state.tensors)
+        after = State(state.round + 1, tensors, state.numbers)
+        return self._fall_asleep(after)
+
+    @property
+    def rounds(self) -> int:
+        """Of the whole run."""
+        return 1 + self.epochs * (1 if self.alone else self.exchanges + 2)
+
+    @property
+    def exchanges(self) -> int:
+        """Dream rounds of an epoch."""
+        return self.dream_steps // self.local_steps
+
+    def place(self, round: int) -> Place:
+        """What round `round`, from 0, is."""
+        if round == 0:
+            return Place(0, "warm up")
+        if self.alone:
+            return Place(round, "learn")
+        epoch, step = divmod(round - 1, self.exchanges + 2)
+        if step < self.exchanges:
+            return Place(epoch + 1, "dream", step)
+        return Place(epoch + 1, "label" if step == self.exchanges else "learn")
+
+    # --- dreams -----------------------------------------------------------------------------------------------
+
+    def pixels(self, x: Array) -> Array:
+        """Dreams [B, C, H, W] in the input space as uint8, as a camera would have seen them."""
+        mean, std = self._normalisation(x)
+        pixels: Array = np.clip(np.rint((x * std + mean) * 255), 0, 255).astype(np.uint8)
+        return pixels
+
+    def _normalisation(self, x: Array) -> tuple[Array, Array]:
+        channels = (-1, *[1] * (x.ndim - 2))
+        normalisation = self.student.data.normalisation
+        mean, std = (np.asarray(v, np.float32).reshape(channels) for v in (normalisation.mean, normalisation.std))
+        return mean, std
+
+    def _within(self, x: Array) -> Array:
+        """Dreams no brighter and no darker than an image can be."""
+        mean, std = self._normalisation(x)
+        within: Array = np.clip(x, (0 - mean) / std, (1 - mean) / std).astype(np.float32)
+        return within
+
+    def _first(self, epoch: int) -> Array:
+        return normals(self._noise_seed(epoch), (self.dreams, *self.student.data.features))
+
+    def _noise_seed(self, epoch: int) -> int:
+        return self.seed * 10_000 + epoch
+
+    def _fall_asleep(self, state: State) -> State:
+        """Where the next round begins to dream: new dreams, without moments."""
+        place = self.place(state.round)
+        if state.round >= self.rounds or place.phase != "dream" or place.step:
+            return state
+        first = self._first(place.epoch)
+        fresh = {"dreams": first, "adam.m": np.zeros_like(first), "adam.v": np.zeros_like(first)}
+        path = {"path": self.pixels(first[:1])}
+        kept = {k: v for k, v in state.tensors.items() if k not in ("labels", "change")}
+        return State(state.round, {**kept, **fresh, **path}, state.numbers)
+
+    def _ask_to_dream(self, state: State, place: Place) -> Ask:
+        x = state.tensors["dreams"]
+        durable = place.step % self.refresh == 0
+        whole = place.step % self.refresh <= 1  # a resume begins with a durable round, after one or before one
+        keep: Keep | None = Keep(CURRENT, self.dreams) if self.dreams_as == "change" else None
+        feed, announced = "announced", {X: self.pixels(x) if self.dreams_as == "uint8" else x}
+        if place.step == 0 and self.seeded:
+            feed, announced = "noise", {}
+        elif keep is not None and not whole:
+            feed, keep = f"kept:{CURRENT}", Keep(CURRENT, self.dreams, add=True)
+            announced = {X: state.tensors["change"]}
+        settings = {
+            "entropy": self.entropy,
+            "statistics": self.statistics,
+            "total_variation": self.total_variation,
+            "l2": self.l2,
+        }
+        if self.local_steps > 1:
+            settings |= {"steps": float(self.local_steps), "step_size": self.dream_rate}
+        else:
+            settings["gradient_scale"] = self.gradient_scale
+        task = Task(
+            program="dream" if self.local_steps == 1 else "dream_steps",
+            feed=feed,
+            keep=keep,
+            batch_size=self.dreams if feed == "noise" else 0,
+            seed=self._noise_seed(place.epoch) if feed == "noise" else None,
+            settings=settings,
+            send=(GRADIENT if self.local_steps == 1 else CHANGE,),
+            encoding=self.encoding,
+        )
+        return self._ask((task,), announced, place, durable=durable)
+
+    def _dreamed(self, state: State, fused: Fused, place: Place) -> dict[str, Array]:
+        """The state's tensors after a step of the dreams."""
+        tensors = dict(state.tensors)
+        x = tensors["dreams"]
+        gradient = np.zeros_like(x)
+        if self.local_steps == 1:
+            gradient = fused.tensors[GRADIENT] / np.float32(self.gradient_scale)
+        if self.adversarial and place.epoch >= self.adversarial_from:
+            gradient = gradient - np.float32(self.adversarial) * self._unsure(state)
+        step, tensors["adam.m"], tensors["adam.v"] = self._adam(gradient, tensors, place)
+        if self.local_steps > 1:
+            step = step + fused.tensors[CHANGE]
+        moved = self._within(x - step)
+        if self.dreams_as == "change":  # exactly what devices will have: they add what float16 holds of it
+            tensors["change"] = (moved - x).astype(np.float16)
+            moved = x + tensors["change"].astype(np.float32)
+        tensors["dreams"] = moved
+        every = max(1, self.exchanges // (PATH - 1))
+        if place.step % every == every - 1 or place.step == self.exchanges - 1:
+            tensors["path"] = np.concatenate([tensors["path"], self.pixels(moved[:1])])
+        return tensors
+
+    def _adam(self, gradient: Array, tensors: Tensors, place: Place) -> tuple[Array, Array, Array]:
+        """Adam's step (Kingma, Ba 2015, Algorithm 1), and its moments; float32 [B, C, H, W]."""
+        if self.clip:
+            norms = np.sqrt(np.square(gradient).sum(axis=tuple(range(1, gradient.ndim)), keepdims=True))
+            gradient = gradient * np.minimum(1, self.clip / np.maximum(norms, np.float32(1e-12))).astype(np.float32)
+        m = np.float32(BETA_1) * tensors["adam.m"] + np.float32(1 - BETA_1) * gradient
+        v = np.float32(BETA_2) * tensors["adam.v"] + np.float32(1 - BETA_2) * np.square(gradient)
+        t = place.step + 1
+        step = np.float32(self.dream_rate) * (m / np.float32(1 - BETA_1**t))
+        return step / (np.sqrt(v / np.float32(1 - BETA_2**t)) + np.float32(EPSILON)), m, v
+
+    def _unsure(self, state: State) -> Array:
+        """d/dX mean H(softmax s(X))."""
+        settings = {"entropy": 1.0, "statistics": 0.0, "total_variation": 0.0, "l2": 0.0}
+        task = Task(program="dream", feed="announced", batch_size=0, settings=settings, send=(GRADIENT,))
+        sent, _ = self.student.carry_out([task], {X: state.tensors["dreams"]}, self.student_in(state.tensors))
+        return np.asarray(sent[GRADIENT])
+
+    # --- learning ---------------------------------------------------------------------------------------------
+
+    def _ask(self, tasks: tuple[Task, ...], announced: Tensors, place: Place, *, durable: bool = True) -> Ask:
+        about = f"epoch {place.epoch}, {place.phase}" if place.epoch else place.phase
+        if place.phase == "dream":
+            about = f"{about} {place.step + 1} of {self.exchanges}"
+        return Ask(tasks, announced, weight=self.weight, durable=durable, about=about)
+
+    def _distill(self, feed: str, place: Place, keep: Keep | None = None) -> Task:
+        rate = {} if self.distill_rate is None else {"learning_rate": self.distill_rate}
+        return Task(
+            program="distill",
+            feed=feed,
+            keep=keep,
+            reset=("optimizer.*",),
+            epochs=self.distill_epochs,
+            batch_size=self.distill_batch_size,
+            seed=self.seed + place.epoch,
+            settings={"temperature": self.temperature, **rate},
+        )
+
+    def _train(self, place: Place) -> tuple[Task, ...]:
+        """A device's own data: it trains, and measures what its next dreams need."""
+        train = Task(
+            program="train",
+            reset=("optimizer.*",),
+            epochs=self.train_epochs if place.epoch else self.warm_up,
+            batch_size=self.batch_size,
+            seed=self.seed + place.epoch,
+            settings={} if self.learning_rate is None else {"learning_rate": self.learning_rate},
+        )
+        tasks: tuple[Task, ...] = (train,) if train.epochs else ()
+        tasks += (Task(program="statistics", batch_size=256),)
+        if place.epoch and not self.alone:
+            tasks += (Task(program="likeness", load=(COMPARED,), reset=("nearest",), batch_size=256),)
+        evaluate = Task(program="evaluate", feed="test", batch_size=256)
+        return (*tasks, evaluate) if self.evaluate else tasks
+
+    def _compared(self, pixels: Array) -> Array:
+        """As many dreams as the bundles compare: all of them, and some again."""
+        return np.resize(pixels, self.initial[COMPARED].shape)
+
+    def _learned(self, state: State, place: Place) -> dict[str, Array]:
+        """The state's tensors after the student has learned, as devices did."""
+        tensors = dict(state.tensors)
+        new = {X: self.pixels(tensors["dreams"]), Y: tensors["labels"]}
+        for name, value in new.items():
+            before = tensors.get(f"buffer.{name}", value[:0])
+            tensors[f"buffer.{name}"] = np.concatenate([before, value])[-self.buffer :]
+        buffer = {name: tensors[f"buffer.{name}"] for name in new}
+        _, learned = self.student.carry_out([self._distill("announced", place)], buffer, self.student_in(state.tensors))
+        return tensors | {STUDENT + name: value for name, value in learned.items()}
+
+    def student_in(self, tensors: Tensors) -> dict[str, Array]:
+        """The student's own state, of the method's tensors."""
+        return {k.removeprefix(STUDENT): v for k, v in tensors.items() if k.startswith(STUDENT)}

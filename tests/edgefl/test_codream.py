@@ -1,0 +1,325 @@
+"""CoDream's aggregator half against PyTorch, and whole runs of it with devices of two architectures."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fleet import Device, Fleet
+from msgspec.structs import replace
+from PIL import Image
+from torch import nn
+
+from edgefl.album import Album
+from edgefl.bundle import Bundle, Normalisation
+from edgefl.coordinator import RoundDone, RoundSettings
+from edgefl.errors import ConfigError
+from edgefl.method import Fused, State
+from edgefl.methods.codream import CoDream
+from edgefl.noise import normals
+from edgefl_device.data import read_splits
+from edgefl_device.kept import Buffers
+from edgefl_device.student import Student
+from edgefl_exporter.optimizers import Adam
+from edgefl_exporter.programs.dreams import export_dreams
+
+Make = Callable[..., CoDream]
+NORMALISATION = Normalisation((0.5,), (0.25,))
+DREAMS = 6
+DEVICES = ("device-0", "device-1")
+
+
+def dense() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 10))
+
+
+def normalised() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(36, 10))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
+    """Bundles of two architectures."""
+    folder = tmp_path_factory.mktemp("codream")
+    found = {}
+    for make in (dense, normalised):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            net = make()
+        found[make.__name__] = export_dreams(
+            net,
+            torch.zeros(1, 1, 8, 8),
+            out=folder / f"{make.__name__}.bundle",
+            name=make.__name__,
+            dreams=DREAMS,
+            optimizer=Adam(learning_rate=0.01),
+            normalisation=NORMALISATION,
+        )
+    return found
+
+
+@pytest.fixture
+def make(made: dict[str, Bundle]) -> Make:
+    """A small CoDream, with settings in place of its own."""
+
+    def make(**settings: Any) -> CoDream:
+        small: dict[str, Any] = {
+            "epochs": 2,
+            "warm_up": 2,
+            "dreams": DREAMS,
+            "dream_steps": 4,
+            "dream_rate": 0.1,
+            "distill_epochs": 1,
+            "distill_batch_size": 4,
+            "train_epochs": 1,
+            "batch_size": 10,
+            "buffer": 9,
+            "adversarial_from": 1,
+            "refresh": 2,
+        }
+        initial = made["dense"].shared_weights()
+        return CoDream(initial=initial, student=Student(made["dense"]), **(small | settings))
+
+    return make
+
+
+@pytest.fixture
+def rounds(made: dict[str, Bundle], tmp_path: Path) -> Callable[[CoDream], Iterator[RoundDone]]:
+    def rounds(method: CoDream) -> Iterator[RoundDone]:
+        yield from fleet_of(made, tmp_path / "kept").rounds(method, RoundSettings(), seed=0)
+
+    return rounds
+
+
+def fleet_of(made: dict[str, Bundle], kept: Path) -> Fleet:
+    splits = read_splits("digits")
+    assert splits.test is not None
+    test = splits.test.take(np.arange(50))
+    devices = [
+        Device(name, bundle, {"train": splits.train.take(np.arange(30 * i, 30 * i + 30)), "test": test})
+        for i, (name, bundle) in enumerate(zip(DEVICES, made, strict=True))
+    ]
+    return Fleet(made, devices, kept=kept)
+
+
+def dreaming(method: CoDream, epoch: int = 1) -> State:
+    """The method's state where an epoch begins to dream."""
+    per_epoch = method.exchanges + 2
+    before = replace(method.start(), round=(epoch - 1) * per_epoch)
+    return method._fall_asleep(replace(before, round=before.round + 1))
+
+
+def fused(**tensors: np.ndarray) -> Fused:
+    return Fused(tensors, {}, DEVICES, 0)
+
+
+# --- one step ------------------------------------------------------------------------------------------------------
+
+
+def test_dreams_move_as_adam_moves_them(make: Make) -> None:
+    method = make(adversarial=0.0, dreams_as="float32")
+    state = dreaming(method)
+    x = torch.tensor(state.tensors["dreams"], requires_grad=True)
+    adam = torch.optim.Adam([x], lr=0.1)
+    low, high = -0.5 / 0.25, 0.5 / 0.25
+    for step in range(method.dream_steps):
+        gradient = normals(step, x.shape)
+        x.grad = torch.tensor(gradient)
+        adam.step()
+        with torch.no_grad():
+            x.clamp_(low, high)
+        state = method.advance(state, fused(dream_gradient=gradient * np.float32(method.gradient_scale)))
+        np.testing.assert_allclose(state.tensors["dreams"], x.detach().numpy(), atol=1e-5)
+
+
+def test_the_student_pulls_dreams_to_what_it_is_unsure_of(make: Make, made: dict[str, Bundle]) -> None:
+    method = make(adversarial=3.0)
+    state = dreaming(method)
+    net = dense()
+    weights = {name: torch.tensor(value) for name, value in made["dense"].weights().items() if name[0].isdigit()}
+    net.load_state_dict(weights)
+    x = torch.tensor(state.tensors["dreams"], requires_grad=True)
+    p = torch.softmax(net(x), 1)
+    (-(p * p.log()).sum(1).mean()).backward()
+    assert x.grad is not None
+    after = method.advance(state, fused(dream_gradient=np.zeros_like(state.tensors["dreams"])))
+    np.testing.assert_allclose(after.tensors["adam.m"], -0.1 * 3 * x.grad.numpy(), rtol=1e-3, atol=1e-7)
+    later = make(adversarial=3.0, adversarial_from=2)
+    assert (
+        not later.advance(dreaming(later), fused(dream_gradient=np.zeros_like(x.detach().numpy())))
+        .tensors["adam.m"]
+        .any()
+    )
+
+
+def test_one_long_gradient_is_shortened_and_the_others_are_not(make: Make) -> None:
+    method = make(adversarial=0.0, clip=1.0, gradient_scale=1.0)
+    state = dreaming(method)
+    gradient = normals(0, state.tensors["dreams"].shape)
+    gradient /= 2 * np.sqrt(np.square(gradient).sum((1, 2, 3), keepdims=True))  # norm 1/2 each
+    long = gradient.copy()
+    long[0] *= 8  # norm 4
+    m = method.advance(state, fused(dream_gradient=long)).tensors["adam.m"]
+    np.testing.assert_allclose(m[0], 0.1 * 2 * gradient[0], rtol=1e-5)
+    np.testing.assert_allclose(m[1:], 0.1 * gradient[1:], rtol=1e-5)
+
+
+def test_local_steps_are_subtracted(make: Make) -> None:
+    method = make(adversarial=0.0, local_steps=2)
+    state = dreaming(method)
+    change = 0.01 * normals(1, state.tensors["dreams"].shape)
+    after = method.advance(state, fused(dream_change=change)).tensors["dreams"]
+    np.testing.assert_allclose(after, np.clip(state.tensors["dreams"] - change, -2, 2), atol=1e-6)
+
+
+def test_labels_are_means_of_probabilities(make: Make) -> None:
+    method = make()
+    state = replace(dreaming(method), round=1 + method.exchanges)
+    p = np.random.default_rng(0).dirichlet(np.ones(10), DREAMS).astype(np.float32)
+    after = method.advance(state, fused(probabilities=p * 0.999))
+    np.testing.assert_allclose(after.tensors["labels"], p, atol=1e-6)
+
+
+# --- what goes out --------------------------------------------------------------------------------------------------
+
+
+def test_a_seed_stands_for_the_first_dreams(make: Make) -> None:
+    method = make()
+    ask = method.ask(dreaming(method))
+    assert ask is not None and not ask.tensors
+    (task,) = ask.tasks
+    assert task.feed == "noise" and task.seed is not None
+    np.testing.assert_array_equal(normals(task.seed, (DREAMS, 1, 8, 8)), dreaming(method).tensors["dreams"])
+
+
+def test_dreams_go_out_as_pixels(make: Make) -> None:
+    method = make(seeded=False)
+    state = dreaming(method)
+    ask = method.ask(state)
+    assert ask is not None and ask.tensors["x"].dtype == np.uint8
+    seen = (ask.tensors["x"] / 255 - 0.5) / 0.25
+    np.testing.assert_allclose(seen, np.clip(state.tensors["dreams"], -2, 2), atol=0.5 / 255 / 0.25 + 1e-6)
+
+
+@pytest.mark.parametrize("dreams_as", ["float32", "uint8", "change"])
+def test_devices_see_the_dreams_that_the_aggregator_has(
+    make: Make, made: dict[str, Bundle], tmp_path: Path, dreams_as: Any
+) -> None:
+    method = make(dreams_as=dreams_as, dream_steps=7, refresh=3, epochs=1)
+    fleet, seen = fleet_of(made, tmp_path), 0
+    state = method.start()
+    for done in fleet.rounds(method, RoundSettings(), seed=0):
+        place = method.place(done.round)
+        if place.phase == "dream" and dreams_as == "change":
+            buffers = Buffers(tmp_path / DEVICES[0], round=done.round + 1, epoch=0)
+            np.testing.assert_array_equal(buffers.examples("current", "test")["x"], state.tensors["dreams"])
+            seen += 1
+        state = done.state
+    assert seen == (7 if dreams_as == "change" else 0)
+    assert state.round == method.rounds
+
+
+# --- whole runs -----------------------------------------------------------------------------------------------------
+
+
+def test_devices_and_student_learn_from_dreams_and_no_weight_travels(
+    make: Make, rounds: Callable[[CoDream], Iterator[RoundDone]]
+) -> None:
+    method = make()
+    sent: set[str] = set()
+    first = method.start()
+    for done in rounds(method):
+        sent |= set(done.fused.tensors)
+        phase = method.place(done.round).phase
+        if phase == "learn":
+            assert done.fused.metrics["distill.examples"] > 0
+            assert 0 < done.fused.metrics["likeness.likeness_most"] <= 1 + 1e-6
+        assert list(done.fused.measured) == list(DEVICES)
+    assert sent == {"dream_gradient", "probabilities"}
+    assert done.state.round == method.rounds == 1 + 2 * (4 + 2)
+    assert not np.array_equal(done.state.tensors["student.1.weight"], first.tensors["student.1.weight"])
+    assert len(done.state.tensors["buffer.x"]) == len(done.state.tensors["buffer.y"]) == 9  # of 12 dreams the newest
+    np.testing.assert_array_equal(done.state.tensors["buffer.x"][-DREAMS:], method.pixels(done.state.tensors["dreams"]))
+
+
+@pytest.mark.parametrize("changed", [{"local_steps": 2}, {"encoding": "float32", "seeded": False}, {"alone": True}])
+def test_a_run_ends_with_every_setting(
+    make: Make, rounds: Callable[[CoDream], Iterator[RoundDone]], changed: dict[str, Any]
+) -> None:
+    method = make(**changed)
+    *_, last = rounds(method)
+    assert last.state.round == method.rounds
+    assert all(np.isfinite(value).all() for value in last.state.tensors.values())
+    if method.alone:
+        assert "buffer.x" not in last.state.tensors
+        assert last.round == method.epochs
+
+
+def test_resumed_in_the_middle_of_dreams_the_dreams_are_the_same(
+    make: Make, made: dict[str, Bundle], tmp_path: Path
+) -> None:
+    method = make()
+    unbroken = fleet_of(made, tmp_path / "unbroken")
+    *_, end = unbroken.rounds(method, RoundSettings(), seed=0)
+
+    fleet = fleet_of(made, tmp_path / "broken")
+    before = None
+    for done in fleet.rounds(method, RoundSettings(), seed=0):
+        if method.place(done.state.round) == (1, "dream", 3):  # two steps after one that was saved, after step 0
+            break
+        if method.place(done.state.round) == (1, "dream", 1):
+            before = done.state
+    assert before is not None
+    *_, last = fleet.rounds(method, RoundSettings(), seed=0, state=before)
+    for name, value in end.state.tensors.items():
+        np.testing.assert_array_equal(last.state.tensors[name], value, err_msg=name)
+
+
+# --- pictures and refusals ------------------------------------------------------------------------------------------
+
+
+def test_an_epoch_leaves_its_dreams_as_pictures(
+    make: Make, rounds: Callable[[CoDream], Iterator[RoundDone]], tmp_path: Path
+) -> None:
+    method = make()
+    album = Album(method, tmp_path / "dreams")
+    for done in rounds(method):
+        album.add(done.state)
+    names = sorted(path.name for path in album.folder.iterdir())
+    assert names == [f"epoch-00{e}{kind}.png" for e in (1, 2) for kind in ("-path", "")]
+    sheet = np.asarray(Image.open(io.BytesIO((album.folder / "epoch-002.png").read_bytes())))
+    dreams = method.pixels(done.state.tensors["dreams"])
+    np.testing.assert_array_equal(sheet[0:64:8, 0:64:8, 0], dreams[0, 0])  # magnified eight times
+    path = np.asarray(Image.open(album.folder / "epoch-002-path.png"))
+    np.testing.assert_array_equal(path[0:64:8, -66:-2:8, 0], dreams[0, 0])  # its end
+
+
+def test_a_dream_that_is_an_image_of_a_device_is_warned_of(make: Make, tmp_path: Path) -> None:
+    album = Album(make(likeness_limit=0.9), tmp_path)
+    found = {"device-0": {"likeness.likeness_most": 0.5}, "device-1": {"likeness.likeness_most": 0.97}}
+    assert "image of device-1: cosine 0.970, over 0.9" in str(album.warning({"measured": found}))
+    assert album.warning({"measured": {"device-0": found["device-0"]}}) is None
+    assert album.warning({}) is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"student": None}, "needs a student"),
+        ({"initial": {}}, "cannot dream"),
+        ({"dreams": DREAMS + 1}, f"but the bundles compare {DREAMS}"),
+    ],
+)
+def test_what_cannot_begin_is_refused(make: Make, changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        replace(make(), **changed).start()
+
+
+def test_exchanges_are_whole(make: Make) -> None:
+    with pytest.raises(ValueError, match="multiple of local_steps"):
+        make(local_steps=3)
