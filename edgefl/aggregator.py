@@ -369,6 +369,7 @@ class Aggregator:
             devices=list(action.devices),
             tasks=list(action.ask.tasks),
             tensors=ref,
+            before=action.before,
         )
         payload = protocol.encode(announcement, data if len(data) <= self._inline_bytes else b"")
         self._announced = Outgoing(protocol.round_topic(self.run), payload, retain=True)

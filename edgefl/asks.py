@@ -36,6 +36,8 @@ def check_ask(ask: Ask, manifest: Manifest, *, kept: Collection[str] = ()) -> No
     _check_examples(ask, manifest, set(kept))
     if ask.weight in RULES:
         _check_rule(RULES[ask.weight], asked, manifest)
+    if not ask.durable:
+        _check_nothing_kept(ask, manifest)
     for task in ask.tasks:
         _check_batch_size(task, manifest)
         for name in manifest.program(task.program).reads:
@@ -116,6 +118,22 @@ def _check_examples(ask: Ask, manifest: Manifest, kept: set[str]) -> None:
         for name in needed:
             if name not in ask.tensors:
                 raise ConfigError(f"{where} needs the tensor {name!r}, which the method does not announce")
+
+
+def _check_nothing_kept(ask: Ask, manifest: Manifest) -> None:
+    """Raise ConfigError for an ask whose outcome need not be durable and that changes what devices keep: after a resume
+    they would carry it out on its own outcome."""
+    loaded = {name for task in ask.tasks for name in select(ask.tensors, task.load)}
+    own = [tensor.name for tensor in manifest.state if tensor.public_name not in loaded]
+    for task in ask.tasks:
+        changed = {*manifest.program(task.program).writes, *select(own, task.reset)}
+        for name in own:
+            if name in changed:
+                raise ConfigError(
+                    f"program {task.program!r} of bundle {manifest.name!r} changes {name!r}, which a device keeps, in "
+                    "an ask that is not durable",
+                    hint="make the ask durable, or let the method announce the tensor",
+                )
 
 
 def _check_batch_size(task: Task, manifest: Manifest) -> None:

@@ -5,7 +5,7 @@ same object:
 
     actions = coordinator.begin(now_s)
     actions = coordinator.joined("pi-1", now_s) | left(...) | replied(reply, ...) | failed(...) | tick(now_s)
-    ... RoundDone among the actions: make its state durable, then coordinator.begin(now_s) again
+    ... RoundDone among the actions: make its state durable where it says so, then coordinator.begin(now_s) again
 
 `now_s` is any clock that never goes back. The driver carries out actions in order.
 
@@ -62,11 +62,14 @@ class Announce:
     devices: tuple[str, ...]
     duration_s: float
     quorum: int = 1
+    durable: bool = True  # whether the state that the round begins with is: whether a resume may open this round
+    before: str = ""  # the nonce of the round before; "" after a resume
 
 
 @dataclass(frozen=True)
 class RoundDone:
-    """A round is fused. Make `state` durable, then call `begin` for the next round."""
+    """A round is fused. Make `state` durable, unless `durable` says that it need not be; then call `begin` for the next
+    round."""
 
     round: int
     state: State
@@ -74,6 +77,7 @@ class RoundDone:
     attempts: int
     asked: int
     seconds: float
+    durable: bool = True
 
 
 @dataclass(frozen=True)
@@ -141,11 +145,12 @@ class Coordinator:
         *,
         seed: int = 0,
         secret: str = "",
+        epoch: int = 1,
         resumed: OpenRound | None = None,
         fusing: Fusing = fusing,
     ) -> None:
-        """`seed` decides who is asked; `secret` (kept in the run directory) makes nonces that nobody can guess;
-        `fusing` may know weight rules and fusions that have no name in edgefl."""
+        """`seed` decides who is asked; `secret` (kept in the run directory) makes nonces that nobody can guess; `epoch`
+        counts the aggregator's starts; `fusing` may know weight rules and fusions that have no name in edgefl."""
         self.method = method
         self.state = state
         self.settings = settings
@@ -155,9 +160,13 @@ class Coordinator:
         self._satisfied = False
         self._seed = seed
         self._secret = secret
+        self._epoch = epoch
         self._resumed = resumed
         self._fusing = fusing
         self._round: _Round | None = None
+        self._next: tuple[int, Ask | None] | None = None  # a round and what the method asks in it
+        self._before = ""  # the nonce of the last round of this start
+        self._durable = True  # whether `state` is on disk, or is the method's first
 
     # --- events -----------------------------------------------------------------------------------------------
 
@@ -257,7 +266,7 @@ class Coordinator:
     def _open_round(self, now_s: float) -> list[Action]:
         if self._round is not None or self.finished:
             return []
-        ask = None if self._satisfied else self.method.ask(self.state)
+        ask = None if self._satisfied else self._ask()
         if ask is None:
             self.finished = True
             return [Finished(self.state)]
@@ -288,6 +297,8 @@ class Coordinator:
                 devices=tuple(sorted(self._round.asked)),
                 duration_s=self.settings.deadline_s,
                 quorum=self._round.quorum,
+                durable=self._durable,
+                before=self._before,
             )
         ]
 
@@ -320,10 +331,22 @@ class Coordinator:
         fused = closed.fusion.finish()
         round = self.state.round
         self.state = self.method.advance(self.state, fused)
-        self._round = None
-        return [RoundDone(round, self.state, fused, closed.attempt + 1, len(closed.asked), now_s - closed.opened_s)]
+        self._round, self._before = None, closed.nonce
+        following = self._ask()
+        # A resume must not go back behind a durable ask: devices may have carried it out.
+        self._durable = closed.ask.durable or following is None or following.durable or self.stopping
+        seconds = now_s - closed.opened_s
+        return [
+            RoundDone(round, self.state, fused, closed.attempt + 1, len(closed.asked), seconds, durable=self._durable)
+        ]
 
     # --- small questions --------------------------------------------------------------------------------------
+
+    def _ask(self) -> Ask | None:
+        """What the method asks now. It is asked once a round: an ask may be work."""
+        if self._next is None or self._next[0] != self.state.round:
+            self._next = (self.state.round, self.method.ask(self.state))
+        return self._next[1]
 
     def _outstanding(self) -> set[str]:
         """Asked devices that may still reply. After a resume that includes those not heard of yet."""
@@ -346,5 +369,7 @@ class Coordinator:
         return [names[i] for i in rng.permutation(len(names))[:count]]
 
     def _nonce(self) -> str:
-        """The same after a resume, so that devices which finished their work meanwhile need not repeat it."""
-        return hashlib.sha256(f"{self._secret}/{self.state.round}".encode()).hexdigest()[:16]
+        """The same after a resume, so that devices which finished their work meanwhile need not repeat it; but of this
+        start of the aggregator alone where the ask follows from what is not on disk."""
+        since = "" if self._durable else f"/{self._epoch}"
+        return hashlib.sha256(f"{self._secret}/{self.state.round}{since}".encode()).hexdigest()[:16]

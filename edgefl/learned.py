@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from typing import Protocol
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -74,7 +75,7 @@ class LearnedMean:
         first = shares({reply.device: weight for reply, weight in held})
         weights, losses = self._learn(replies, np.array([first[reply.device] for reply in replies]))
         fused = _mean(replies, weights)
-        return Fused(fused.tensors, {**fused.metrics, **losses}, fused.devices, fused.examples, fused.weights)
+        return msgspec.structs.replace(fused, metrics={**fused.metrics, **losses})
 
     def _learn(self, replies: Sequence[Reply], weights: Weights) -> tuple[Weights, dict[str, float]]:
         """The best weights found, and the held-out loss before and after."""

@@ -113,8 +113,10 @@ class Assignment(_Message, frozen=True, tag="assignment"):
 class Announcement(_Message, frozen=True, tag="announcement"):
     """One round's ask. The body holds the announced tensors when they are small; else they are a blob.
 
-    Rounds before `round` are durable: a device may forget its replies to them.
-    `duration_s` is from now, no clock is shared.
+    Rounds before `round` are over: a device may forget its replies to them. An announcement of a later epoch may go
+    back to a round whose state was not durable then, with another nonce.
+    `duration_s` is from now, no clock is shared. `before` is the nonce of the round before; "" where the aggregator has
+    started since.
     """
 
     epoch: Count
@@ -125,6 +127,7 @@ class Announcement(_Message, frozen=True, tag="announcement"):
     devices: Annotated[list[Name], Meta(max_length=10_000)]
     tasks: Annotated[list[Task], Meta(max_length=100)]
     tensors: BlobRef
+    before: Annotated[str, Meta(pattern=r"^([0-9a-f]{16})?\Z")] = ""
 
 
 class BlobRequest(_Message, frozen=True, tag="blob_request"):

@@ -74,6 +74,7 @@ class Server:
             settings,
             seed=seed,
             secret=store.secret,
+            epoch=store.epoch,
             resumed=store.open_round(),
             fusing=fusing,
         )
@@ -151,7 +152,10 @@ class Server:
     # --- rounds -----------------------------------------------------------------------------------------------
 
     def _round_done(self, done: RoundDone, traffic: Traffic) -> bool:
-        """Evaluate, make durable, show. Whether there should be a next round."""
+        """Evaluate, make durable, show. Whether there should be a next round.
+
+        Of a round that need not be durable only a short record is noted: a run may have thousands.
+        """
         record: Record = {
             "round": done.state.round,
             "replies": len(done.fused.devices),
@@ -167,6 +171,10 @@ class Server:
             "weights": {device: round(weight, 6) for device, weight in done.fused.weights.items()},
             **_rates(done.fused.metrics),
         }
+        if not done.durable:
+            self.store.save_round(done.state, record | {"durable": False}, durable=False)
+            return True
+        record["measured"] = {device: dict(metrics) for device, metrics in done.fused.measured.items()}
         if self._evaluate is not None:
             held_out = _rates(self._evaluate(done.state.tensors))
             record["loss"] = held_out["evaluate.loss"]

@@ -8,13 +8,14 @@
         weights.py            where the run has a weight rule of its own, its file
         state.safetensors     the method's state after the last durable round, with that round's record
         open.json             the round that is announced, if one is
-        metrics.jsonl         one record per durable round
+        metrics.jsonl         one record per round
         events.jsonl          what happened, for a person
         weights.safetensors   the fused weights at the end
         model.onnx            an inference model with these weights
         report.html           curves and tables
 
-A round is durable when `save_round` returns.
+A round is durable when `save_round` returns, unless its ask said that it need not be. What such rounds have left here
+after the last durable one is removed when the run goes on.
 """
 
 from __future__ import annotations
@@ -80,8 +81,11 @@ class Store:
 
     # --- the method's state -----------------------------------------------------------------------------------
 
-    def save_round(self, state: State, record: Record) -> None:
-        """Make a round durable: its state first, then its record."""
+    def save_round(self, state: State, record: Record, *, durable: bool = True) -> None:
+        """Make a round durable: its state first, then its record. Where it need not be, its record is noted only."""
+        if not durable:
+            self._append("metrics.jsonl", record, durable=False)
+            return
         about = {"round": state.round, "numbers": dict(state.numbers), "record": record}
         write_atomic(self.path / "state.safetensors", save_tensors(state.tensors, {"about": json.dumps(about)}))
         self._append("metrics.jsonl", record)
@@ -95,7 +99,7 @@ class Store:
         return State(about["round"], load_tensors(path.read_bytes(), path), about["numbers"])
 
     def records(self) -> list[Record]:
-        """One record per durable round."""
+        """One record per round."""
         return self._lines("metrics.jsonl")
 
     def _about(self) -> dict[str, Any] | None:
@@ -107,12 +111,19 @@ class Store:
         return about
 
     def _repair_metrics(self) -> None:
-        """After a crash: a last line that is cut, or a durable round whose record was not yet appended."""
+        """After a crash: a last line that is cut, rounds after the last durable one, or that one's record missing.
+
+        Rounds before it that were not durable may have lost theirs in a power cut.
+        """
         self._repair_lines("metrics.jsonl")
         about = self._about()
         records = self.records()
-        if about is not None and (not records or records[-1]["round"] != about["record"]["round"]):
-            self._append("metrics.jsonl", about["record"])
+        last = about["round"] if about is not None else 0
+        kept = [record for record in records if record["round"] <= last]
+        if about is not None and (not kept or kept[-1]["round"] != last):
+            kept.append(about["record"])
+        if kept != records:
+            write_atomic(self.path / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in kept).encode())
 
     # --- devices ----------------------------------------------------------------------------------------------
 
@@ -126,11 +137,12 @@ class Store:
 
     # --- files of lines ---------------------------------------------------------------------------------------
 
-    def _append(self, name: str, record: Record) -> None:
+    def _append(self, name: str, record: Record, *, durable: bool = True) -> None:
         with open(self.path / name, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
 
     def _lines(self, name: str) -> list[Record]:
         path = self.path / name
@@ -151,14 +163,15 @@ class Store:
     # --- rounds and events ------------------------------------------------------------------------------------
 
     def save_open_round(self, announce: Announce) -> None:
-        """Remember who is asked, so that a resume asks the same devices."""
+        """Remember who is asked, so that a resume asks the same devices. A round that no resume opens is noted only."""
         about = {
             "round": announce.round,
             "attempt": announce.attempt,
             "devices": list(announce.devices),
             "quorum": announce.quorum,
         }
-        write_atomic(self.path / "open.json", json.dumps(about).encode())
+        if announce.durable:
+            write_atomic(self.path / "open.json", json.dumps(about).encode())
         self.event("announced", **about | {"round": announce.round + 1})
 
     def open_round(self) -> OpenRound | None:

@@ -45,13 +45,14 @@ class Device:
     def __init__(self, bundle: Bundle, folder: Path) -> None:
         self.runtime, self.folder = Runtime(bundle), folder
 
-    def do(self, round: int, *tasks: Task, announced: Any = None, epoch: int = 1) -> Outcome:
+    def do(self, round: int, *tasks: Task, announced: Any = None, life: str = "") -> Outcome:
+        """`life`: of the aggregator, whose asks have other nonces in each."""
         tensors = {"w": W} | (announced or {})
-        buffers = Buffers(self.folder, round=round, epoch=epoch)
+        buffers = Buffers(self.folder, round=round, ask=f"{round}{life}", before=f"{round - 1}{life}")
         return perform(self.runtime, tasks, tensors, {"train": OWN}, device="pi-1", buffers=buffers)
 
-    def fed(self, round: int, task: Task = FEED, announced: Any = None, epoch: int = 1) -> list[float]:
-        outcome = self.do(round, task, announced=announced, epoch=epoch)
+    def fed(self, round: int, task: Task = FEED, announced: Any = None, life: str = "") -> list[float]:
+        outcome = self.do(round, task, announced=announced, life=life)
         predicted: list[float] = outcome.tensors["predicted"].tolist()
         return predicted
 
@@ -124,10 +125,10 @@ def test_an_ask_done_again_changes_nothing(device: Device) -> None:
 def test_what_an_aggregator_goes_back_behind_is_forgotten(device: Device) -> None:
     for number, digit in enumerate((1, 2, 3)):
         device.fed(number, keeping(9), examples(digit))
-    assert device.fed(1, epoch=2) == [1]
-    assert device.fed(1, keeping(9), examples(7), epoch=2) == [1, 7]
+    assert device.fed(1, life="b") == [1]
+    assert device.fed(1, keeping(9), examples(7), life="b") == [1, 7]
     assert device.files() == ["dreams/0.safetensors", "dreams/1.safetensors"]
-    assert device.fed(5, epoch=2) == [1, 7]
+    assert device.fed(5, life="b") == [1, 7]
 
 
 # Changes
@@ -155,18 +156,18 @@ def test_a_crash_before_the_old_file_is_removed(device: Device) -> None:
 
 
 @pytest.mark.parametrize(
-    ("round", "epoch", "message"),
+    ("round", "life", "message"),
     [
-        (4, 1, "the announced change is of the examples of round 4, but buffer 'dreams' is of round 2"),
-        (2, 2, "buffer 'dreams' is of round 2 of before the aggregator's restart"),
-        (1, 2, "buffer 'dreams' is of round 2 of before the aggregator's restart"),
-        (0, 1, "buffer 'dreams' is empty"),
+        (4, "", "the announced change is of the examples of round 4, but buffer 'dreams' is of round 2"),
+        (2, "b", "buffer 'dreams' is of round 2 of before a restart"),
+        (1, "b", "buffer 'dreams' is of round 2 of before a restart"),
+        (0, "", "buffer 'dreams' is empty"),
     ],
 )
-def test_a_change_of_what_the_device_has_not(device: Device, round: int, epoch: int, message: str) -> None:
+def test_a_change_of_what_the_device_has_not(device: Device, round: int, life: str, message: str) -> None:
     device.fed(1, keeping(4), examples(3, 4))
     with pytest.raises(InputError) as caught:
-        device.fed(round, keeping(4, add=True), {"x": np.ones((2, 2), np.float32)}, epoch=epoch)
+        device.fed(round, keeping(4, add=True), {"x": np.ones((2, 2), np.float32)}, life=life)
     assert message in caught.value.message
     assert caught.value.hint == "the device takes part again when examples are announced as a whole"
     assert device.files() == ["dreams/1.safetensors"]

@@ -170,7 +170,10 @@ class Node:
                 device=self.name,
                 own=job.settings,
                 buffers=Buffers(
-                    self.directory / f"{RUN}.kept", round=job.announcement.round, epoch=job.announcement.epoch
+                    self.directory / f"{RUN}.kept",
+                    round=job.announcement.round,
+                    ask=job.announcement.nonce,
+                    before=job.announcement.before,
                 ),
             )
             self.carry_out(self.session.performed(job, self.tamper(outcome), private, self.world.now_s))
@@ -248,6 +251,7 @@ class World:
             self.store.load_state() or self.method.start(),
             self.settings,
             secret=self.store.secret,
+            epoch=self.store.epoch,
             resumed=self.store.open_round(),
         )
         self.aggregator = Aggregator(
@@ -275,7 +279,8 @@ class World:
 
     def _round_done(self, done: RoundDone, traffic: Traffic) -> bool:
         self.kill("before the round is durable")
-        self.store.save_round(done.state, {"round": done.state.round, "devices": list(done.fused.devices)})
+        record = {"round": done.state.round, "devices": list(done.fused.devices)}
+        self.store.save_round(done.state, record, durable=done.durable)
         self.rounds.append((done.round, done.fused.devices))
         self.kill("after the round is durable")
         return True

@@ -80,6 +80,7 @@ VALID: dict[str, tuple[Message, bytes]] = {
                 Task("dream", feed="noise", seed=3, keep=Keep("first", 64)),
             ],
             tensors=BlobRef(A, len(W)),
+            before=NONCE,
         ),
         W,
     ),

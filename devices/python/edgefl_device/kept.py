@@ -27,13 +27,13 @@ FEATURES, LABELS = "x", "y"
 class _Entry:
     """What one round kept.
 
-    epoch       which start of the aggregator asked for it
+    ask         the nonce of the ask that it is of
     since       the round whose examples these are with the changes of all rounds since; `round` where there were none
     capacity    of the buffer, from then on
     """
 
     round: int
-    epoch: int
+    ask: str
     since: int
     capacity: int
     tensors: Tensors
@@ -45,12 +45,14 @@ class _Entry:
 class Buffers:
     """The buffers as one ask sees them: `keep` and `examples` while it is planned, `save` before its programs run."""
 
-    def __init__(self, folder: Path, *, round: int, epoch: int = 0) -> None:
-        """`folder` holds a folder for each buffer. `epoch` counts the aggregator's starts: within one, a round has one
-        content."""
+    def __init__(self, folder: Path, *, round: int, ask: str | None = None, before: str | None = None) -> None:
+        """`folder` holds a folder for each buffer. `ask` and `before` are the nonces of this ask and of that of the
+        round before: a run that goes back may ask something else in a round. Without them, the round's number says all.
+        """
         self._folder = folder
         self._round = round
-        self._epoch = epoch
+        self._ask = str(round) if ask is None else ask
+        self._before = str(round - 1) if before is None else before
         self._new: dict[str, _Entry] = {}
 
     def keep(self, keep: Keep, examples: Tensors, where: str) -> None:
@@ -61,7 +63,7 @@ class Buffers:
             self._new[keep.buffer] = self._changed(keep, examples[FEATURES], where)
         else:
             chosen = _checked(examples, where)
-            self._new[keep.buffer] = _Entry(self._round, self._epoch, self._round, keep.capacity, chosen)
+            self._new[keep.buffer] = _Entry(self._round, self._ask, self._round, keep.capacity, chosen)
 
     def examples(self, buffer: str, where: str) -> dict[str, Array]:
         """The newest examples of a buffer, as many as its capacity, oldest first: "x", and "y" where they have one.
@@ -94,7 +96,7 @@ class Buffers:
                 ) from error
 
     def _write(self, buffer: str, entry: _Entry) -> None:
-        about = {"epoch": entry.epoch, "since": entry.since, "capacity": entry.capacity}
+        about = {"ask": entry.ask, "since": entry.since, "capacity": entry.capacity}
         data = save_tensors(entry.tensors, {"about": json.dumps(about)})
         write_atomic(self._path(buffer, entry.round), data)
         stay = {one.round for one in self._entries(buffer, entry)}
@@ -121,11 +123,11 @@ class Buffers:
         """The newest entry with a change added; where this ask has done that before, what it made."""
         rounds = [number for number in self._rounds(keep.buffer) if number <= self._round]
         newest = self._read(keep.buffer, rounds[-1]) if rounds else None
-        if newest is not None and (newest.round, newest.epoch) == (self._round, self._epoch):
+        if newest is not None and (newest.round, newest.ask) == (self._round, self._ask):
             return newest
-        if newest is None or (newest.round, newest.epoch) != (self._round - 1, self._epoch):
+        if newest is None or (newest.round, newest.ask) != (self._round - 1, self._before):
             has = "is empty" if newest is None else f"is of round {newest.round + 1}"
-            again = " of before the aggregator's restart" if newest and newest.epoch != self._epoch else ""
+            again = " of before a restart" if newest is not None and newest.round >= self._round - 1 else ""
             raise InputError(
                 f"{where}: the announced change is of the examples of round {self._round}, but buffer {keep.buffer!r} "
                 f"{has}{again}",
@@ -138,7 +140,7 @@ class Buffers:
                 f"{list(old.shape)}; expected floats of one shape"
             )
         x = old.astype(np.float32) + change.astype(np.float32)
-        return _Entry(self._round, self._epoch, newest.since, keep.capacity, {**newest.tensors, FEATURES: x})
+        return _Entry(self._round, self._ask, newest.since, keep.capacity, {**newest.tensors, FEATURES: x})
 
     def _read(self, buffer: str, number: int) -> _Entry:
         path = self._path(buffer, number)
@@ -146,7 +148,7 @@ class Buffers:
             data = path.read_bytes()
             about = json.loads(load_metadata(data)["about"])
             tensors = load_tensors(data, path)
-            entry = _Entry(number, int(about["epoch"]), int(about["since"]), int(about["capacity"]), tensors)
+            entry = _Entry(number, str(about["ask"]), int(about["since"]), int(about["capacity"]), tensors)
             len(entry)
         except (OSError, BundleError, KeyError, TypeError, ValueError) as error:
             raise DataError(

@@ -288,7 +288,8 @@ class _Participant:
             buffers=Buffers(
                 self._options.state / f"{self._session.run}.kept",
                 round=job.announcement.round,
-                epoch=job.announcement.epoch,
+                ask=job.announcement.nonce,
+                before=job.announcement.before,
             ),
             stopped=stop.is_set,
         )
