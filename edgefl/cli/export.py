@@ -56,6 +56,7 @@ class _Configured(click.Command):
 @click.option(
     "--dreams", type=click.IntRange(1), help="Of codream: how many dreams are compared with own images; default 64."
 )
+@click.option("--generator", is_flag=True, help="Of codream: with the programs of its fast variant.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="The bundle to write; default: NAME.bundle.")
 @click.option("--input", "shape", help="Shape of one example, e.g. 1x8x8, where MODEL gives only a module.")
 @click.option("--loss", help="cross_entropy, mse ... or FILE:FUNCTION; default: the zoo model's own, or cross_entropy.")
@@ -182,8 +183,10 @@ def _model(model: str | None, options: Mapping[str, Any]) -> str:
         raise click.UsageError(f"--{given[0]} is of --method fedmrl")
     elif model is None:
         raise click.UsageError("Missing argument 'MODEL'.")
-    if options["dreams"] is not None and options["method"] != "codream":
-        raise click.UsageError("--dreams is of --method codream")
+    if options["method"] != "codream":
+        for name in ("dreams", "generator"):
+            if options[name]:
+                raise click.UsageError(f"--{name} is of --method codream")
     return model or str(options["local"])
 
 
@@ -226,6 +229,8 @@ def _export(model: str, options: Mapping[str, Any], out: Path, name: str, tell: 
         common["private"] = parts(options["private"])
     if options["dreams"] is not None:
         common["dreams"] = options["dreams"]
+    if options["generator"]:
+        common["generator"] = True
     if options["method"] == METHOD:
         small = load_model(options["small"], shape, seed=options["seed"], features=options["d1"])
         if (small.example.shape, small.example.dtype) != (example.shape, example.dtype):

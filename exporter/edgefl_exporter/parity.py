@@ -169,7 +169,7 @@ def judge(name: str, program: Program, question: Question) -> dict[str, float]:
     ours: dict[str, float] = {}
     # Where a ReLU or a maximum flips, a gradient jumps and a value does not: only of gradients, and of what they
     # change, may the program's own answer be this unsteady.
-    jumps = {*program.writes.values(), *(o.name for o in program.outputs if o.name.startswith((GRADIENT, DREAM)))}
+    jumps = {*program.writes.values(), *(o.name for o in program.outputs if o.name.startswith((GRADIENT, *DREAM)))}
     for _ in range(MOVES):
         other, own = question.nearby()
         theirs = _worse(theirs, errors(other))

@@ -136,6 +136,7 @@ def test_a_method_brings_its_programs(
         ([], 2, "Missing argument 'MODEL'"),
         (["nets.py:model", "--small", "nets.py:small"], 2, "--small is of --method fedmrl"),
         (["nets.py:model", "--dreams", "3"], 2, "--dreams is of --method codream"),
+        (["nets.py:model", "--generator"], 2, "--generator is of --method codream"),
         (
             ["nets.py:model", "--method", "codream", "--private", "*"],
             2,

@@ -14,7 +14,7 @@ from edgefl_exporter.samples import Samples
 Values = Mapping[str, Tensor]
 FEATURES, LABELS, PRESENT = "x", "y", "present"
 GRADIENT = "gradient."  # what the outputs that hold a parameter's gradient begin with
-DREAM = "dream_"  # and those that hold how dreams should change
+DREAM = ("dream_", "gradient_z")  # and those that hold how dreams, or what they are made of, should change
 
 
 @dataclass(frozen=True)
