@@ -344,7 +344,8 @@ class CoDream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             settings={} if self.learning_rate is None else {"learning_rate": self.learning_rate},
         )
         tasks: tuple[Task, ...] = (train,) if train.epochs else ()
-        tasks += (Task(program="statistics", batch_size=256),)
+        # A glob, because bundles with BatchNorm have no such counter. Without it old models' features would count.
+        tasks += (Task(program="statistics", reset=("observed.examples*",), batch_size=256),)
         if place.epoch and not self.alone:
             tasks += (Task(program="likeness", load=(COMPARED,), reset=("nearest",), batch_size=256),)
         evaluate = Task(program="evaluate", feed="test", batch_size=256)

@@ -95,7 +95,8 @@ def carried_out(runtime: Runtime, *tasks: Task, **announced: Array) -> Outcome:
     return perform(runtime, tasks, announced, {"train": data}, device="d")
 
 
-STATISTICS = Task(program="statistics", reset=("observed.examples",), batch_size=4)
+# As a method asks a whole fleet: the glob passes over bundles with BatchNorm, which have no such counter.
+STATISTICS = Task(program="statistics", reset=("observed.examples*",), batch_size=4)
 
 
 def dreaming(**settings: float) -> Task:
@@ -157,8 +158,7 @@ def test_the_gradient_of_each_term_is_that_of_finite_differences(
     rounding of L, 1e-16 / 1e-5; what is left is the program's float32: 1e-6 of the largest, with a margin of 20."""
     runtime = Runtime(bundles[name])
     x = noise(3)
-    tasks = (STATISTICS,) if name == "none" else ()
-    outcome = carried_out(runtime, *tasks, dreaming(**alone(term)), x=x)
+    outcome = carried_out(runtime, STATISTICS, dreaming(**alone(term)), x=x)
     state = runtime.state()
     model, wide = MODELS[name](), torch.from_numpy(x).double()
     gradient = torch.zeros_like(wide)
@@ -267,8 +267,7 @@ def test_local_steps_are_those_of_adam(bundles: dict[str, Bundle], name: str, st
     runtime = Runtime(bundles[name])
     settings = {"steps": steps, "step_size": 0.02, "total_variation": 0.1}
     task = Task(program="dream_steps", feed="announced", batch_size=0, send=("dream_change",), settings=settings)
-    tasks = (STATISTICS,) if name == "none" else ()
-    outcome = carried_out(runtime, *tasks, task, x=noise())
+    outcome = carried_out(runtime, STATISTICS, task, x=noise())
     x = torch.from_numpy(noise()).double().requires_grad_()
     model, state, factors = MODELS[name](), runtime.state(), FACTORS | {"total_variation": 0.1}
     adam = torch.optim.Adam([x], lr=0.02)

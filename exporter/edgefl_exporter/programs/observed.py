@@ -134,7 +134,8 @@ def moments(x: Tensor, axis: int) -> Moments:
 def statistics(task: Supervised) -> Definition:
     """The statistics of the feed's examples: of a model without BatchNorm they become what its dreams match.
 
-    Exact over all batches from where `observed.examples` is 0, so a task resets that; the batches may differ in size.
+    Exact over all batches from where `observed.examples` is 0, so a task resets that, as the glob
+    `observed.examples*` where some bundles of a run have none; the batches may differ in size.
     `distance` is R between these statistics and those that dreams have matched so far. With BatchNorm nothing is
     written, and `distance` is the mean over batches of R between a batch and the running statistics.
     """
