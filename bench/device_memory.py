@@ -57,7 +57,7 @@ def measure_command(bundle: Path, data: Path, folder: Path) -> Row:
             Address.parse(broker.url),
             settings=RoundSettings(),
             seed=0,
-            watcher=Watcher(round_done=lambda record: seen.append(resident(fleet.pids["device"]))),
+            watcher=Watcher(round_done=lambda record, state: seen.append(resident(fleet.pids["device"]))),
         )
         with Fleet(broker.url, "memory", {"device": data}, folder / "devices") as fleet:
             server.serve(fleet.check)

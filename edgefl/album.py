@@ -43,7 +43,7 @@ class Album:
         if place.phase != "label":
             return
         labels = state.tensors["labels"]
-        captions = [f"{c} {p:.0%}" for c, p in zip(labels.argmax(1), labels.max(1), strict=True)]
+        captions = [f"{c}: {p:.0%}" for c, p in zip(labels.argmax(1), labels.max(1), strict=True)]
         self.folder.mkdir(exist_ok=True)
         name = f"epoch-{place.epoch:03}"
         dreams = self._method.pixels(state.tensors["dreams"])

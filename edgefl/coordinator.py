@@ -257,6 +257,11 @@ class Coordinator:
         return self._round.deadline_s if self._round else None
 
     @property
+    def about(self) -> str:
+        """What the method says of the open round; "" when none is open."""
+        return self._round.ask.about if self._round else ""
+
+    @property
     def replies(self) -> tuple[int, int]:
         """Replies so far and devices asked, of the open round."""
         return (len(self._round.replied), len(self._round.asked)) if self._round else (0, 0)

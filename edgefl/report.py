@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,8 +59,8 @@ def write_report(
     `album`: a folder of pictures, epoch by epoch. `beside`: the records of another run, whose devices' accuracies are
     drawn dashed beside those of this one.
     """
-    columns = [c for c in COLUMNS if any(c.key in r and r[c.key] is not None for r in records)]
-    shown = [r for r in records if r.get("durable", True)]
+    shown = Rows(records).rows
+    columns = [c for c in COLUMNS if any(c.key in r and r[c.key] is not None for r in shown)]
     page = _PAGE.format(
         title=html.escape(title),
         facts="".join(f"<div>{html.escape(name)}<b>{html.escape(value)}</b></div>" for name, value in facts(records)),
@@ -92,12 +92,16 @@ class Column:
         return format(value, self.form)
 
 
+SUMMED = ("bytes_up", "bytes_down", "seconds")
+OWN = "evaluate.accuracy"  # the column of what devices measure on their own test data
+
 COLUMNS = (
     Column("round", "round", "d"),
     Column("replies", "replies", "replies"),
     Column("training loss", "train.loss", ".4f"),
     Column("test loss", "loss", ".4f"),
     Column("test accuracy", "accuracy", ".2%"),
+    Column("own accuracy", OWN, ".2%"),
     Column("up", "bytes_up", "bytes"),
     Column("down", "bytes_down", "bytes"),
     Column("seconds", "seconds", ".2f"),
@@ -115,6 +119,26 @@ _CURVES = (
 
 MOST_CURVES = 12  # devices whose accuracies are drawn
 MOST_PICTURES = 8  # epochs of an album that are shown
+
+
+class Rows:
+    """The rounds in which devices saw their own data, each with the bytes and seconds of those before that it follows:
+    the steps of a dream are no rows of a table."""
+
+    def __init__(self, records: Iterable[Record] = ()) -> None:
+        self.rows: list[Record] = []
+        self._sums = dict.fromkeys(SUMMED, 0.0)
+        for record in records:
+            self.add(record)
+
+    def add(self, record: Record) -> bool:
+        """Whether it is a row."""
+        self._sums = {key: value + record[key] for key, value in self._sums.items()}
+        if not record["examples"]:
+            return False
+        self.rows.append(record | self._sums)
+        self._sums = dict.fromkeys(SUMMED, 0.0)
+        return True
 
 
 def facts(records: Sequence[Record]) -> list[tuple[str, str]]:

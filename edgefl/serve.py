@@ -18,7 +18,7 @@ from edgefl.classes import DeviceClass
 from edgefl.coordinator import Coordinator, Note, RoundDone, RoundSettings
 from edgefl.errors import EdgeflError
 from edgefl.fusion import Fusing, fusing
-from edgefl.method import Method
+from edgefl.method import Method, State
 from edgefl.mqtt import Address, Broken, Connected, Connection, Disconnected, Received, Tls
 from edgefl.store import Record, Store
 from edgefl.tensors import Array
@@ -33,7 +33,7 @@ Evaluate = Callable[[Mapping[str, Array]], dict[str, float]]
 class Watcher:
     """Who wants to see a run while it goes on."""
 
-    round_done: Callable[[Record], None] = lambda record: None
+    round_done: Callable[[Record, State], None] = lambda record, state: None
     progress: Callable[[str], None] = lambda line: None
 
 
@@ -173,6 +173,7 @@ class Server:
         }
         if not done.durable:
             self.store.save_round(done.state, record | {"durable": False}, durable=False)
+            self._watcher.round_done(record, done.state)
             return True
         record["measured"] = {device: dict(metrics) for device, metrics in done.fused.measured.items()}
         if self._evaluate is not None:
@@ -183,7 +184,7 @@ class Server:
             record["loss"], record["accuracy"] = record["evaluate.loss"], record["evaluate.accuracy"]
         self.store.save_round(done.state, record)
         self.store.event("round done", round=done.state.round, replies=record["replies"])
-        self._watcher.round_done(record)
+        self._watcher.round_done(record, done.state)
         return not self._reached(record)
 
     def _reached(self, record: Record) -> bool:
@@ -197,10 +198,14 @@ class Server:
             about = f" device {note.device}" if note.device else ""
             self._watcher.progress(f"round {note.round + 1}:{about} {note.event}: {note.text}")
         elif asked:
-            self._watcher.progress(f"round {self.coordinator.state.round + 1}: {replies} of {asked} replies")
+            self._watcher.progress(f"{self._about()}: {replies} of {asked} replies")
         else:
             wanted = self.coordinator.settings.min_devices
             self._watcher.progress(f"waiting for devices: {len(self.coordinator.present)} of {wanted}")
+
+    def _about(self) -> str:
+        """The open round, for a person."""
+        return self.coordinator.about or f"round {self.coordinator.state.round + 1}"
 
     def _will(self) -> tuple[str, bytes]:
         message = self._aggregator.will()

@@ -145,11 +145,7 @@ class Store:
                 os.fsync(file.fileno())
 
     def _lines(self, name: str) -> list[Record]:
-        path = self.path / name
-        if not path.exists():
-            return []
-        with _damage(path):
-            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return read_records(self.path / name)
 
     def _repair_lines(self, name: str) -> None:
         """Remove a last line that a crash has cut."""
@@ -194,6 +190,14 @@ class Store:
 
     def close(self) -> None:
         self._events.close()
+
+
+def read_records(path: Path) -> list[Record]:
+    """The lines of one of a run's .jsonl files; none where it is not there. Raises ConfigError where it is damaged."""
+    if not path.exists():
+        return []
+    with _damage(path):
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 @contextmanager

@@ -24,6 +24,7 @@ _COMMANDS = {
     "aggregate": ("run", "aggregate"),
     "device": ("device", "device"),
     "run": ("run", "run"),
+    "report": ("report", "report"),
 }
 
 # package -> the extra that brings it

@@ -11,21 +11,22 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from edgefl.report import COLUMNS
+from edgefl.method import State
+from edgefl.report import COLUMNS, OWN, Rows
 from edgefl.serve import Watcher
 from edgefl.store import Record
 
 SHOWN_ROUNDS = 25
-_WIDTHS = [max(len(c.title), 9) for c in COLUMNS]
 
 
 class LiveTable:
     """The rounds so far and one line of progress, on stderr: stdout is for the result."""
 
-    def __init__(self, title: str, before: Sequence[Record] = ()) -> None:
-        """`before`: the rounds of earlier starts of this run."""
+    def __init__(self, title: str, before: Sequence[Record] = (), *, own: bool = False) -> None:
+        """`before`: the rounds of earlier starts of this run. `own`: whether devices evaluate beside the aggregator."""
         self._title = title
-        self._records = list(before)
+        self._columns = [column for column in COLUMNS if own or column.key != OWN]
+        self._rows = Rows(before)
         self._line = ""
         self._console = Console(stderr=True)
         self._live = Live(self._table(), console=self._console, auto_refresh=False) if self._terminal else None
@@ -42,9 +43,9 @@ class LiveTable:
             self._live.start()
         else:
             self._print(self._title)
-            self._print(_cells([c.title for c in COLUMNS]))
-            for record in self._records:
-                self._print(_cells([c.cell(record) for c in COLUMNS]))
+            self._print(self._line_of([column.title for column in self._columns]))
+            for record in self._rows.rows:
+                self._print_row(record)
         return self
 
     def __exit__(
@@ -55,12 +56,19 @@ class LiveTable:
             self._live.update(self._table(), refresh=True)
             self._live.stop()
 
-    def _round_done(self, record: Record) -> None:
-        self._records.append(record)
-        if self._live:
+    def _round_done(self, record: Record, state: State) -> None:
+        new = self._rows.add(record)
+        if self._live and new:
             self._live.update(self._table(), refresh=True)
-        else:
-            self._print(_cells([c.cell(record) for c in COLUMNS]))
+        elif new:
+            self._print_row(self._rows.rows[-1])
+
+    def _print_row(self, record: Record) -> None:
+        self._print(self._line_of([column.cell(record) for column in self._columns]))
+
+    def _line_of(self, cells: list[str]) -> str:
+        widths = (max(len(column.title), 9) for column in self._columns)
+        return "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
 
     def _progress(self, line: str) -> None:
         if line == self._line:
@@ -73,15 +81,11 @@ class LiveTable:
 
     def _table(self) -> Group:
         table = Table(title=self._title, title_justify="left", box=None, pad_edge=False)
-        for column in COLUMNS:
+        for column in self._columns:
             table.add_column(column.title, justify="right")
-        for record in self._records[-SHOWN_ROUNDS:]:
-            table.add_row(*(c.cell(record) for c in COLUMNS))
+        for record in self._rows.rows[-SHOWN_ROUNDS:]:
+            table.add_row(*(column.cell(record) for column in self._columns))
         return Group(table, Text(self._line, style="dim"))
 
     def _print(self, line: str) -> None:
         print(line, file=sys.stderr, flush=True)
-
-
-def _cells(cells: list[str]) -> str:
-    return "  ".join(cell.rjust(width) for cell, width in zip(cells, _WIDTHS, strict=True))

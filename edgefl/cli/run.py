@@ -9,18 +9,18 @@ import re
 import shlex
 import shutil
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
+from edgefl.album import Album
 from edgefl.classes import DeviceClass
-from edgefl.cli.bundle import total_bytes
 from edgefl.cli.live import LiveTable
 from edgefl.cli.output import format_option, print_json, tell
 from edgefl.cli.prepare import classes_of, evaluator_of, fusing_of, method_of, student_of, write_models
+from edgefl.cli.report import ALBUM, write_run_report
 from edgefl.config import (
     BrokerEngine,
     BrokerSection,
@@ -36,10 +36,12 @@ from edgefl.coordinator import RoundSettings
 from edgefl.emulate import Fleet
 from edgefl.errors import ConfigError
 from edgefl.files import locked
+from edgefl.method import Method, State
+from edgefl.methods.codream import CoDream
 from edgefl.mqtt import Address, Tls
-from edgefl.report import ClassRow, facts, size, write_report
-from edgefl.serve import Server
-from edgefl.store import Store
+from edgefl.report import facts, size
+from edgefl.serve import Server, Watcher
+from edgefl.store import Record, Store
 
 resume_option = click.option("--resume", is_flag=True, help="Go on with the last run of this file.")
 
@@ -214,7 +216,9 @@ def _aggregate(
     with contextlib.ExitStack() as stack:
         stack.callback(store.close)
         title = f"run {run_id}: {', '.join(one.name for one in classes)}, {config.method.get('name', 'fedavg')}"
-        table = stack.enter_context(LiveTable(title, store.records()))
+        table = stack.enter_context(
+            LiveTable(title, store.records(), own=evaluate is not None and getattr(method, "evaluate", False))
+        )
         server = Server(
             run_id,
             classes,
@@ -227,7 +231,7 @@ def _aggregate(
             fusing=fuse,
             target_accuracy=config.evaluate.target_accuracy if config.evaluate else None,
             tls=_tls(config.broker),
-            watcher=table.watcher(),
+            watcher=_watcher(table, method, store),
         )
         devices = None
         if fleet is not None and config.fleet is not None:
@@ -250,6 +254,23 @@ def _aggregate(
     return _Result(store, finished, again)
 
 
+def _watcher(table: LiveTable, method: Method, store: Store) -> Watcher:
+    """The table, and for dreams an album."""
+    shown = table.watcher()
+    if not isinstance(method, CoDream):
+        return shown
+    album = Album(method, store.path / ALBUM)
+
+    def round_done(record: Record, state: State) -> None:
+        album.add(state)
+        if warning := album.warning(record):
+            store.event("likeness", round=record["round"], text=warning)
+            shown.progress(f"warning: {warning}")
+        shown.round_done(record, state)
+
+    return Watcher(round_done, shown.progress)
+
+
 def _profile_options(names: list[str], profiles: Sequence[ProfileSection]) -> dict[str, list[str]]:
     """The words by which each emulated device states and sets what its profile says; devices take profiles by turns."""
     found: dict[str, list[str]] = {}
@@ -268,18 +289,7 @@ def _write_results(store: Store, classes: Sequence[DeviceClass], server: Server,
     """What a finished run leaves: weights, inference models, a report."""
     tensors = server.coordinator.state.tensors
     write_models(server.coordinator.method, classes, tensors, store.path)
-    held = Counter(store.classes().values())
-    rows = [
-        ClassRow(
-            name=one.name,
-            condition=" and ".join(filter(None, (section.condition, ", ".join(section.devices)))),
-            devices=held[one.name],
-            bundle_bytes=total_bytes(one.bundle),
-            shared_bytes=sum(t.size_bytes for t in one.bundle.manifest.shared()),
-        )
-        for one, section in zip(classes, config.bundles, strict=True)
-    ]
-    write_report(store.path / "report.html", store.path.name, store.records(), to_toml(config), rows)
+    write_run_report(store.path, config, classes)
 
 
 def _finish(result: _Result, form: str) -> None:

@@ -289,7 +289,7 @@ class CoDream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             tensors["change"] = (moved - x).astype(np.float16)
             moved = x + tensors["change"].astype(np.float32)
         tensors["dreams"] = moved
-        every = max(1, self.exchanges // (PATH - 1))
+        every = -(-self.exchanges // (PATH - 2))
         if place.step % every == every - 1 or place.step == self.exchanges - 1:
             tensors["path"] = np.concatenate([tensors["path"], self.pixels(moved[:1])])
         return tensors

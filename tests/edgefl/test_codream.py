@@ -216,7 +216,7 @@ def test_devices_see_the_dreams_that_the_aggregator_has(
     for done in fleet.rounds(method, RoundSettings(), seed=0):
         place = method.place(done.round)
         if place.phase == "dream" and dreams_as == "change":
-            buffers = Buffers(tmp_path / DEVICES[0], round=done.round + 1, epoch=0)
+            buffers = Buffers(tmp_path / DEVICES[0], round=done.round + 1)
             np.testing.assert_array_equal(buffers.examples("current", "test")["x"], state.tensors["dreams"])
             seen += 1
         state = done.state

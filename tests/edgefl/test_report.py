@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from edgefl.report import COLUMNS, facts, size, write_report
+from edgefl.report import COLUMNS, OWN, Rows, facts, size, write_report
 
 CONFIG = 'name = "digits"  # <5 & more\nmodel = "</pre><script>alert(1)</script>"\n'
 
@@ -21,6 +21,7 @@ def record(number: int, **more: Any) -> dict[str, Any]:
         "round": number,
         "replies": 7,
         "asked": 8,
+        "examples": 100,
         "bytes_up": 1024,
         "bytes_down": 3 * 2**20,
         "seconds": 0.5,
@@ -101,10 +102,11 @@ def test_braces_in_a_run_file_are_text_too(tmp_path: Path) -> None:
 
 def test_the_table_of_rounds(tmp_path: Path) -> None:
     found = page(tmp_path, RECORDS)
-    assert found.all("th") == [column.title for column in COLUMNS]
+    shown = [column for column in COLUMNS if column.key != OWN]
+    assert found.all("th") == [column.title for column in shown]
     cells = found.all("td")
-    assert cells[: len(COLUMNS)] == ["1", "7/8", "1.0000", "2.0000", "50.00%", "1.0 KiB", "3.0 MiB", "0.50"]
-    assert len(cells) == len(RECORDS) * len(COLUMNS)
+    assert cells[: len(shown)] == ["1", "7/8", "1.0000", "2.0000", "50.00%", "1.0 KiB", "3.0 MiB", "0.50"]
+    assert len(cells) == len(RECORDS) * len(shown)
 
 
 def test_columns_and_curves_without_values_are_left_out(tmp_path: Path) -> None:
@@ -155,3 +157,42 @@ def test_weights_of_the_last_round_and_in_the_mean(tmp_path: Path) -> None:
     assert "Weights" not in page(tmp_path, RECORDS).all("h2")
     many = [record(1, weights={f"d{i}": 0.01 for i in range(100)})]
     assert "Weights" not in page(tmp_path, many).all("h2")
+
+
+def test_a_round_without_own_data_is_part_of_the_next_row() -> None:
+    records = [record(1), record(2, examples=0, bytes_up=7), record(3, examples=0, seconds=2.0), record(4)]
+    rows = Rows(records).rows
+    assert [r["round"] for r in rows] == [1, 4]
+    assert rows[1]["bytes_up"] == 1024 + 7 + 1024 and rows[1]["seconds"] == 0.5 + 2.0 + 0.5
+    assert sum(r["bytes_down"] for r in rows) == sum(r["bytes_down"] for r in records)
+
+
+def test_each_device_is_drawn_beside_another_run(tmp_path: Path) -> None:
+    def measured(right: float) -> dict[str, Any]:
+        return {"pi-1": {"evaluate.correct": right, "evaluate.examples": 10.0}}
+
+    own = [record(n, measured=measured(n)) for n in (1, 2, 3)]
+    other = [record(n, measured=measured(1)) for n in (1, 2, 3)]
+    write_report(tmp_path / "own.html", "run", own, CONFIG)
+    write_report(tmp_path / "both.html", "run", own, CONFIG, beside=other)
+    alone, both = (devices_in(tmp_path / f"{name}.html") for name in ("own", "both"))
+    dashed = "stroke-dasharray"
+    assert both.count(dashed) > alone.count(dashed)
+
+
+def devices_in(path: Path) -> str:
+    """The picture of each device's accuracy, as SVG."""
+    (found,) = re.findall(r'alt="accuracy of each device" src="data:image/svg\+xml;base64,([^"]*)"', path.read_text())
+    return base64.b64decode(found).decode()
+
+
+def test_an_album_is_shown_and_its_last_epoch_open(tmp_path: Path) -> None:
+    album = tmp_path / "dreams"
+    album.mkdir()
+    for name in ("epoch-001", "epoch-001-path", "epoch-002", "epoch-002-path"):
+        (album / f"{name}.png").write_bytes(name.encode())
+    write_report(tmp_path / "report.html", "run", RECORDS, CONFIG, album=album)
+    text = (tmp_path / "report.html").read_text()
+    shown = [base64.b64decode(data).decode() for data in re.findall(r"data:image/png;base64,([^\"]*)", text)]
+    assert shown == ["epoch-001", "epoch-001-path", "epoch-002", "epoch-002-path"]
+    assert text.count("<details open>") == 1 and text.index("<details open>") > text.index("epoch 1<")
