@@ -21,7 +21,7 @@ from edgefl_device.dataset import Dataset
 from edgefl_device.interpreter import Outcome, perform
 from edgefl_device.runtime import Runtime
 from edgefl_exporter import SGD, export
-from edgefl_exporter.programs.dreams import export_dreams
+from edgefl_exporter.programs.dreams import dream, export_dreams
 from edgefl_exporter.programs.generator import NUMBERS, Generator
 from edgefl_exporter.programs.objective import FACTORS
 from edgefl_exporter.programs.observed import statistics
@@ -316,6 +316,38 @@ def test_the_distance_is_to_what_dreams_have_matched_so_far(bundles: dict[str, B
     moved[:2] += (3, 4)
     runtime.load({"observed.mean": moved})
     assert carried_out(runtime, STATISTICS).metrics["statistics.distance"] == pytest.approx(5, rel=1e-3)
+
+
+class Shared(nn.Module):
+    """A convolution that is called twice, each time with an activation that changes its output in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.again = nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+        self.head = nn.Linear(3, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.first(x), inplace=True)
+        x = F.relu(self.again(x), inplace=True)
+        x = F.relu(self.again(x), inplace=True)
+        return self.head(x.mean((2, 3)))
+
+
+def test_a_layer_is_observed_at_each_call_and_before_what_changes_it_in_place(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = Shared(), torch.zeros(1, *SHAPE)
+    programs = (statistics, dream)
+    bundle = export(
+        model, x, out=tmp_path / "b", name="b", programs=(), own_programs=programs, normalisation=NORMALISATION
+    )
+    runtime = Runtime(bundle)
+    carried_out(runtime, STATISTICS)
+    with torch.no_grad():
+        outputs = [model.first(normalised(pixels()))]
+        for _ in range(2):
+            outputs.append(model.again(outputs[-1].relu()))
+    want = np.concatenate([y.mean((0, 2, 3)) for y in outputs])
+    np.testing.assert_allclose(runtime.view("observed.mean"), want, atol=1e-6)
 
 
 def test_a_model_with_batch_norm_keeps_no_other_statistics(bundles: dict[str, Bundle]) -> None:

@@ -245,21 +245,22 @@ def _watch(
 ) -> tuple[Any, list[_Seen]]:
     """What `call` returns, and what the observed layers of `module` see meanwhile.
 
-    At once, because an activation in place changes a layer's output. What runs without a gradient, the solve of an
-    equilibrium, is not observed.
+    The model goes on with a copy of an observed output, which an activation may change in place. What runs without a
+    gradient, the solve of an equilibrium, is not observed.
     """
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     layers = [m for m in module.modules() if isinstance(m, nn.modules.conv._ConvNd | nn.Linear)]
     seen: list[_Seen] = []
 
-    def hook(layer: Any, args: Any, kwargs: Any, output: Tensor) -> None:
+    def hook(layer: Any, args: Any, kwargs: Any, output: Tensor) -> Tensor | None:
         if not torch.is_grad_enabled():
-            return
+            return None
         if norms:
             given = args[0] if args else kwargs["input"]
             seen.append(_Seen(measure(given, 1), Moments(layer.running_mean, layer.running_var)))
-        else:
-            seen.append(_Seen(measure(output, output.dim() - 1 if isinstance(layer, nn.Linear) else 1), None))
+            return None
+        seen.append(_Seen(measure(output, output.dim() - 1 if isinstance(layer, nn.Linear) else 1), None))
+        return output.clone()
 
     handles = [layer.register_forward_hook(hook, with_kwargs=True) for layer in norms or layers]
     try:
