@@ -48,8 +48,11 @@ class Device:
 class Fleet:
     """Devices that share one runtime per bundle, each with its private state. `bundles`: name -> bundle.
 
-    `kept`: a folder for the buffers of examples that tasks keep, for methods that have such.
+    `kept`: a folder for the buffers of examples that tasks keep, for methods that have such. `down` and `up` count the
+    bytes of the tensors that all devices together were announced and sent.
     """
+
+    down = up = 0
 
     def __init__(
         self, bundles: Mapping[str, Bundle], devices: Sequence[Device], *, threads: int = 1, kept: Path | None = None
@@ -86,6 +89,8 @@ class Fleet:
         actions: list[Action] = []
         for name in announce.devices:
             outcome = self.perform(self.devices[name], announce.ask.tasks, announce.ask.tensors, announce.round)
+            self.down += sum(array.nbytes for array in announce.ask.tensors.values())
+            self.up += sum(array.nbytes for array in outcome.tensors.values())
             reply = Reply(name, announce.round, outcome.examples, outcome.tensors, outcome.metrics)
             verdict, wanted = coordinator.replied(reply, announce.nonce, time.monotonic())
             assert verdict.status == "accepted", verdict

@@ -87,7 +87,7 @@ class CoDream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     alone                leave everything out but the devices' own training: what dreams are compared with
     evaluate             devices evaluate their models on their own test data, at the end of each epoch
     likeness_limit       warn when a dream is more like an image of a device than this cosine
-    weight               weight rule of gradients and probabilities
+    weight               weight rule of the probabilities; gradients count the same from every device
     encoding             of gradients, changes and probabilities on the wire
     dreams_as            how dreams go out: "float32"; "uint8", as pixels; or "change": devices keep the dreams and get
                          by how much they changed, as float16, with the dreams themselves around each durable step
@@ -123,7 +123,7 @@ class CoDream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     alone: bool = False
     evaluate: bool = True
     likeness_limit: Annotated[float, Meta(gt=0, le=1)] = 0.95
-    weight: str = "equal"
+    weight: str = "examples"
     encoding: Literal["float32", "float16"] = "float16"
     dreams_as: Literal["float32", "uint8", "change"] = "uint8"
     local_steps: Annotated[int, Meta(ge=1)] = 1
@@ -159,7 +159,9 @@ class CoDream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             return self._ask_to_dream(state, place)
         if place.phase == "label":
             label = Task(program="label", feed="announced", batch_size=0, send=(PROBABILITIES,), encoding=self.encoding)
-            return self._ask((label,), {X: self.pixels(state.tensors["dreams"])}, place)
+            count = Task(program="evaluate", batch_size=256)  # on its own data, so that weight rules know how many
+            announced = {X: self.pixels(state.tensors["dreams"])}
+            return self._ask((label, count), announced, place, weight=self.weight)
         if place.phase == "warm up" or self.alone:
             return self._ask(self._train(place), {}, place)
         pixels = self.pixels(state.tensors["dreams"])
@@ -314,11 +316,13 @@ class CoDream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     # --- learning ---------------------------------------------------------------------------------------------
 
-    def _ask(self, tasks: tuple[Task, ...], announced: Tensors, place: Place, *, durable: bool = True) -> Ask:
+    def _ask(
+        self, tasks: tuple[Task, ...], announced: Tensors, place: Place, *, durable: bool = True, weight: str = "equal"
+    ) -> Ask:
         about = f"epoch {place.epoch}, {place.phase}" if place.epoch else place.phase
         if place.phase == "dream":
             about = f"{about} {place.step + 1} of {self.exchanges}"
-        return Ask(tasks, announced, weight=self.weight, durable=durable, about=about)
+        return Ask(tasks, announced, weight=weight, durable=durable, about=about)
 
     def _distill(self, feed: str, place: Place, keep: Keep | None = None) -> Task:
         rate = {} if self.distill_rate is None else {"learning_rate": self.distill_rate}
