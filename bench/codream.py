@@ -29,6 +29,7 @@ from types import MappingProxyType
 from typing import Any
 
 import click
+import msgspec
 import numpy as np
 from fleet import Device, Fleet
 from harness import Row, Target, data_option, finish, options
@@ -77,12 +78,12 @@ SETTINGS = {
         normalisation=Normalisation((0.1307,), (0.3081,)),
         learning_rate=1e-3,
         codream={
-            "epochs": 10,
+            "epochs": 8,
             "warm_up": 40,
             "dreams": 128,
             "dream_steps": 40,
             "dream_rate": 0.1,
-            "buffer": 1280,
+            "buffer": 640,
             "distill_epochs": 10,
             "distill_batch_size": 64,
             "train_epochs": 4,
@@ -137,6 +138,12 @@ class Cell:
     name: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def file(self) -> str:
+        """Of the file that keeps what the run ends with."""
+        settings = (f"{key}={value}" for key, value in sorted(self.settings.items()))
+        return "-".join([self.method, self.partition, str(self.seed), *settings]).replace(" ", "_")
+
 
 @dataclass(frozen=True)
 class Found:
@@ -175,13 +182,20 @@ class Bench:
             "optimizer": Adam(learning_rate=setting.learning_rate),
         }
         for model in sorted({*setting.models, setting.student, setting.common}):
-            print(f"exporting {model}", file=sys.stderr)
             for method, more in ("codream", {"dreams": setting.codream["dreams"]}), ("fedavg", {}):
-                if method == "codream" or model == setting.common:
+                if (method == "codream" or model == setting.common) and not self.path(method, model).exists():
+                    print(f"exporting {model} for {method}", file=sys.stderr)
                     EXPORTERS[method](*ZOO[model].make(), out=self.path(method, model), name=model, **common, **more)
 
     def path(self, method: str, model: str) -> Path:
         return self.folder / f"{method}-{model}.bundle"
+
+    def found(self, cell: Cell) -> Found:
+        """What the run ends with, of the folder if it has it."""
+        kept = self.folder / f"{cell.file}.json"
+        if not kept.exists():
+            kept.write_bytes(msgspec.json.encode(self.run(cell)))
+        return msgspec.json.decode(kept.read_bytes(), type=Found)
 
     def run(self, cell: Cell) -> Found:
         """From the first round to the test after the last."""
@@ -324,15 +338,25 @@ def targets(found: Mapping[tuple[str, str], Sequence[Found]], gain: float) -> li
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--processes", type=click.IntRange(1), default=2, show_default=True, help="Runs at the same time.")
 @click.option("--set", "changes", multiple=True, help="A setting of CoDream in place of its own, e.g. buffer=640.")
+@click.option("--keep", type=click.Path(path_type=Path), help="Keep bundles and finished runs there, and go on.")
 @data_option
 @options
 def main(
-    data: Path, form: str, quick: bool, savings: bool, seeds: int, processes: int, changes: tuple[str, ...]
+    data: Path,
+    form: str,
+    quick: bool,
+    savings: bool,
+    seeds: int,
+    processes: int,
+    changes: tuple[str, ...],
+    keep: Path | None,
 ) -> None:
     changed = {key: json.loads(value) for key, _, value in (change.partition("=") for change in changes)}
     seeds = 1 if quick else seeds
-    with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(data, Path(folder), quick)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = keep or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        bench = Bench(data, folder, quick)
         bench.export()
         if savings:
             lines = [Cell(CODREAM, IID, 0, name, more | changed) for name, more in SAVINGS.items()]
@@ -340,7 +364,7 @@ def main(
             lines = [Cell(m, part, 0, "", changed) for part in (IID, UNEVEN) for m in (ALONE, CODREAM, FEDAVG)]
         cells = [replace(line, seed=seed) for line in lines for seed in range(seeds)]
         with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-            all_runs = list(pool.map(bench.run, cells))
+            all_runs = list(pool.map(bench.found, cells))
     runs = [all_runs[i : i + seeds] for i in range(0, len(cells), seeds)]
     rows = [row(line, found) for line, found in zip(lines, runs, strict=True)]
     setting = bench.setting(read_splits(data))
