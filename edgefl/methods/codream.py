@@ -159,7 +159,7 @@ class CoDream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             return self._ask_to_dream(state, place)
         if place.phase == "label":
             label = Task(program="label", feed="announced", batch_size=0, send=(PROBABILITIES,), encoding=self.encoding)
-            count = Task(program="evaluate", batch_size=256)  # on its own data, so that weight rules know how many
+            count = Task(program="predict", batch_size=256)  # of its own data: weight rules then know how many it has
             announced = {X: self.pixels(state.tensors["dreams"])}
             return self._ask((label, count), announced, place, weight=self.weight)
         if place.phase == "warm up" or self.alone:

@@ -185,6 +185,19 @@ def test_labels_are_means_of_probabilities(make: Make) -> None:
     np.testing.assert_allclose(after.tensors["labels"], p, atol=1e-6)
 
 
+def test_labels_weigh_devices_by_their_examples(make: Make, made: dict[str, Bundle], tmp_path: Path) -> None:
+    method = make(epochs=1, evaluate=False)
+    fleet = fleet_of(made, tmp_path / "kept")
+    second = fleet.devices["device-1"]
+    second.feeds = {"train": second.feeds["train"].take(np.arange(10))}
+    weights = {
+        method.place(done.round).phase: list(done.fused.weights.values())
+        for done in fleet.rounds(method, RoundSettings(), seed=0)
+    }
+    assert weights["label"] == [0.75, 0.25]
+    assert weights["dream"] == [0.5, 0.5]
+
+
 # --- what goes out --------------------------------------------------------------------------------------------------
 
 
