@@ -122,8 +122,8 @@ MOST_PICTURES = 8  # epochs of an album that are shown
 
 
 class Rows:
-    """The rounds in which devices saw their own data, each with the bytes and seconds of those before that it follows:
-    the steps of a dream are no rows of a table."""
+    """The rounds in which devices trained, each with the bytes and seconds of those before that it follows: the steps
+    of a dream are no rows of a table."""
 
     def __init__(self, records: Iterable[Record] = ()) -> None:
         self.rows: list[Record] = []
@@ -134,7 +134,7 @@ class Rows:
     def add(self, record: Record) -> bool:
         """Whether it is a row."""
         self._sums = {key: value + record[key] for key, value in self._sums.items()}
-        if not record["examples"]:
+        if not any(key.startswith("train.") for key in record):
             return False
         self.rows.append(record | self._sums)
         self._sums = dict.fromkeys(SUMMED, 0.0)

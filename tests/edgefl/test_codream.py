@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -15,11 +16,13 @@ from msgspec.structs import replace
 from PIL import Image
 from torch import nn
 
+from edgefl import protocol
 from edgefl.album import Album
+from edgefl.asks import check_ask
 from edgefl.bundle import Bundle, Normalisation
 from edgefl.coordinator import RoundDone, RoundSettings
 from edgefl.errors import ConfigError
-from edgefl.method import Fused, State
+from edgefl.method import Ask, Fused, State
 from edgefl.methods.codream import CoDream
 from edgefl.noise import normals
 from edgefl_device.data import read_splits
@@ -258,6 +261,32 @@ def test_devices_and_student_learn_from_dreams_and_no_weight_travels(
     assert not np.array_equal(done.state.tensors["student.1.weight"], first.tensors["student.1.weight"])
     assert len(done.state.tensors["buffer.x"]) == len(done.state.tensors["buffer.y"]) == 9  # of 12 dreams the newest
     np.testing.assert_array_equal(done.state.tensors["buffer.x"][-DREAMS:], method.pixels(done.state.tensors["dreams"]))
+
+
+def as_bytes(ask: Ask) -> bytes:
+    return msgspec.json.encode((ask.tasks, ask.weight, ask.durable)) + protocol.tensors_to_bytes(ask.tensors)
+
+
+def test_the_laws_of_methods_hold_in_every_round(make: Make, made: dict[str, Bundle], tmp_path: Path) -> None:
+    """Asks and states follow from the state alone, every bundle can carry out every ask, and an ask fits the wire."""
+    method = make(dreams_as="change")
+    state = before = method.start()
+    assert all(np.array_equal(value, method.start().tensors[name]) for name, value in state.tensors.items())
+    for done in fleet_of(made, tmp_path).rounds(method, RoundSettings(), seed=0):
+        ask, again = method.ask(before), method.ask(before)
+        assert ask is not None and again is not None and as_bytes(ask) == as_bytes(again)
+        for bundle in made.values():
+            check_ask(ask, bundle.manifest, kept=("dreams", "current"))
+        sent = protocol.Announcement(1, 0, 0, "0" * 16, 1.0, ["pi-1"], list(ask.tasks), protocol.BlobRef("a" * 64, 1))
+        assert protocol.decode(protocol.encode(sent))[0] == sent
+        assert set(done.fused.tensors) == {name for task in ask.tasks for name in task.send}
+        for value in (*before.tensors.values(), *done.fused.tensors.values()):
+            value.flags.writeable = False
+        state = method.advance(before, done.fused)
+        assert state.round == before.round + 1 and state.tensors.keys() == done.state.tensors.keys()
+        assert all(np.array_equal(value, done.state.tensors[name]) for name, value in state.tensors.items())
+        before = state
+    assert method.ask(state) is None
 
 
 @pytest.mark.parametrize("changed", [{"local_steps": 2}, {"encoding": "float32", "seeded": False}, {"alone": True}])

@@ -1,5 +1,7 @@
 """Laws that every method passes, each checked with every method in METHODS; then FedAvg against its formula.
 
+CoDream's rounds are of several kinds: test_codream.py holds every one of them to these laws.
+
 A new method adds one line to `CASES`, and a formula of its own.
 """
 
@@ -108,7 +110,7 @@ def make(name: str, bundle: Bundle, **settings: Any) -> Any:
 
 
 def test_every_method_has_a_case() -> None:
-    assert {case.method for case in CASES.values()} == set(METHODS)
+    assert {case.method for case in CASES.values()} == set(METHODS) - {"codream"}
 
 
 def fleet(bundle: Bundle) -> Devices:
