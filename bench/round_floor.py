@@ -40,7 +40,7 @@ NO_FILE = File("", "", 0)
 @options
 def main(rounds: int, quick: bool, form: str) -> None:
     """Seconds per round without training, 4 devices, over each embedded broker."""
-    engines = [e for e in ("mosquitto", "iotcore") if e == "iotcore" or _has_mosquitto()]
+    engines = [e for e in ("mosquitto", "iotcore") if e == "iotcore" or has_mosquitto()]
     sizes = {"4 KB": SIZES["4 KB"]} if quick else SIZES
     rows: list[Row] = []
     for engine in engines:
@@ -145,7 +145,7 @@ def identity_bundle(out: Path, values: int) -> Bundle:
     return bundles.write(out, manifest, weights=weights, programs=programs, golden={"train": {}})
 
 
-def _has_mosquitto() -> bool:
+def has_mosquitto() -> bool:
     return shutil.which("mosquitto") is not None or Path("/usr/sbin/mosquitto").exists()
 
 

@@ -84,17 +84,20 @@ class Aggregator:
         epoch: int,
         assigned: Mapping[str, str],
         chunk_bytes: int = protocol.CHUNK_BYTES,
+        inline_bytes: int = protocol.INLINE_BYTES,
         on_assign: Callable[[str, str], None],
         on_announce: Callable[[Announce], None],
         on_round: Callable[[RoundDone, Traffic], bool],
         on_note: Callable[[Note], None],
     ) -> None:
-        """`assigned`: device -> name of its class, of an earlier start of this run."""
+        """`assigned`: device -> name of its class, of an earlier start of this run. `chunk_bytes`, `inline_bytes`: the
+        largest parts of blobs, and the largest bodies of announcements and offers, that the broker takes."""
         self.run = run
         self.coordinator = coordinator
         self.finished = False
         self._epoch = epoch
         self.chunk_bytes = chunk_bytes
+        self.inline_bytes = inline_bytes
         self._on_assign = on_assign
         self._on_announce = on_announce
         self._on_round = on_round
@@ -255,7 +258,8 @@ class Aggregator:
         if upload is None or upload.offer != offer:
             assembly = Assembly(offer.upload, offer.size_bytes, offer.chunk_bytes)
             upload = self._uploads[offer.device] = _Upload(offer, assembly, now_s)
-        if len(body) == offer.size_bytes and protocol.chunk_count(offer.size_bytes, offer.chunk_bytes) == 1:
+        if len(body) == offer.size_bytes:
+            upload.assembly = Assembly(offer.upload, offer.size_bytes, max(1, offer.size_bytes))
             upload.assembly.add(0, body)
             self._complete(upload, now_s)
         elif upload.permitted:
@@ -360,6 +364,7 @@ class Aggregator:
         self._tensor_blobs = {ref.sha256: data}
         self._nonce = action.nonce
         self._expect(action.ask)
+        small_bytes = min(self.chunk_bytes, self.inline_bytes)  # travel inside, whoever hears it
         announcement = Announcement(
             epoch=self._epoch,
             round=action.round,
@@ -370,8 +375,12 @@ class Aggregator:
             tasks=list(action.ask.tasks),
             tensors=ref,
             before=action.before,
+            # All may come at once, and nobody has permitted them.
+            inline_bytes=max(small_bytes, min(self.inline_bytes, UPLOAD_BUDGET_BYTES // len(action.devices))),
         )
-        payload = protocol.encode(announcement, data if len(data) <= self._inline_bytes else b"")
+        asks_most = 2 * len(action.devices) >= len(self.coordinator.present)  # else those who are asked fetch it
+        inline = len(data) <= (self.inline_bytes if asks_most else small_bytes)
+        payload = protocol.encode(announcement, data if inline else b"")
         self._announced = Outgoing(protocol.round_topic(self.run), payload, retain=True)
         self._traffic.down += self._announced.wire_bytes * max(1, len(self.coordinator.present))
         self._out.append(self._announced)
@@ -379,10 +388,6 @@ class Aggregator:
     def _expect(self, ask: Ask) -> None:
         self._expected = {name: asks.reply_names(ask, one.bundle.manifest) for name, one in self._classes.items()}
         self._largest_uploads = {name: asks.largest_reply_bytes(names) for name, names in self._expected.items()}
-
-    @property
-    def _inline_bytes(self) -> int:
-        return min(protocol.INLINE_BYTES, self.chunk_bytes)
 
     def _publish_status(self, status: str) -> None:
         message = AggregatorStatus(self._epoch, status)  # type: ignore[arg-type]

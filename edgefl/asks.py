@@ -183,9 +183,9 @@ def check_reply(tensors: Mapping[str, Array], expected: Expected, device: str) -
                 f"device {device!r} sent {name!r} as {value.dtype} {list(value.shape)}; expected {dtype} {list(shape)}",
                 hint="does the device use another bundle?",
             )
-        if value.dtype.kind == "f" and not np.isfinite(value).all():
-            raise RemoteProtocolError(f"device {device!r} sent {name!r} with a value that is not finite")
         checked[name] = value.astype(np.float32) if value.dtype == np.float16 else value
+        if value.dtype.kind == "f" and not np.isfinite(checked[name]).all():
+            raise RemoteProtocolError(f"device {device!r} sent {name!r} with a value that is not finite")
     return checked
 
 

@@ -222,8 +222,11 @@ class Connection:
         self._client.disconnect()
         self._client.loop_stop()
 
-    def chunk_bytes(self, largest: int, smallest: int) -> int:
-        """Payload bytes of a chunk that this broker takes. Raises BrokerError below `smallest`."""
+    def part_bytes(self, largest: int, smallest: int) -> int:
+        """Payload bytes, at most `largest`, of a message that this broker takes.
+
+        Raises BrokerError below `smallest`.
+        """
         if self.max_packet_bytes is None:
             return largest
         size = min(largest, self.max_packet_bytes - PACKET_OVERHEAD_BYTES)

@@ -18,9 +18,9 @@ Topics, at most six levels, no round number in a topic name:
     edgefl/1/RUN/down/DEVICE                   Assignment, Permit, Receipt
     edgefl/1/RUN/blob/PREFIX                   BlobChunk
 
-A reply travels so: the device *offers* it (with its tensors, if they fit); the aggregator *permits* the chunks it
-still lacks; the device sends them; a *receipt* ends it. A lost message is repaired by offering again: the permit names
-what is missing. An MQTT acknowledgement means nothing here, only a receipt does.
+A reply travels so: the device *offers* it (with its tensors, if the announcement allows so many bytes); the aggregator
+*permits* the chunks it still lacks; the device sends them; a *receipt* ends it. A lost message is repaired by offering
+again: the permit names what is missing. An MQTT acknowledgement means nothing here, only a receipt does.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ MAX_FRAME_BYTES = 1024 * 1024
 MAX_BLOB_BYTES = 2**31
 CHUNK_BYTES = 64 * 1024 - 512  # with its header a 64 KiB packet, the fastest size measured (docs/design.md)
 MIN_CHUNK_BYTES = 4 * 1024
-INLINE_BYTES = CHUNK_BYTES  # a body this small travels with its announcement or offer
+INLINE_BYTES = 512 * 1024  # a body this small may travel with its announcement or offer, where the broker takes it
 
 NAME = r"^[a-z0-9_-]{1,36}\Z"  # not $, which lets a newline follow
 
@@ -116,7 +116,7 @@ class Announcement(_Message, frozen=True, tag="announcement"):
     Rounds before `round` are over: a device may forget its replies to them. An announcement of a later epoch may go
     back to a round whose state was not durable then, with another nonce.
     `duration_s` is from now, no clock is shared. `before` is the nonce of the round before; "" where the aggregator has
-    started since.
+    started since. A reply of at most `inline_bytes` travels in its offer.
     """
 
     epoch: Count
@@ -128,6 +128,7 @@ class Announcement(_Message, frozen=True, tag="announcement"):
     tasks: Annotated[list[Task], Meta(max_length=100)]
     tensors: BlobRef
     before: Annotated[str, Meta(pattern=r"^([0-9a-f]{16})?\Z")] = ""
+    inline_bytes: Count = CHUNK_BYTES
 
 
 class BlobRequest(_Message, frozen=True, tag="blob_request"):

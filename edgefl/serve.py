@@ -100,7 +100,8 @@ class Server:
         """
         self._connection.subscribe(*self._aggregator.subscriptions())
         self._connection.connect()
-        self._aggregator.chunk_bytes = self._connection.chunk_bytes(protocol.CHUNK_BYTES, protocol.MIN_CHUNK_BYTES)
+        self._aggregator.chunk_bytes = self._connection.part_bytes(protocol.CHUNK_BYTES, protocol.MIN_CHUNK_BYTES)
+        self._aggregator.inline_bytes = self._connection.part_bytes(protocol.INLINE_BYTES, protocol.MIN_CHUNK_BYTES)
         events: queue.SimpleQueue[Any] = self._connection.inbox
         next_check_s = time.monotonic() + CHECK_S
         self.store.event("started", epoch=self.store.epoch, broker=str(self._connection.address))

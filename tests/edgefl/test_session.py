@@ -23,12 +23,22 @@ from toy import write_regression
 from edgefl import protocol
 from edgefl.bundle import Bundle, parse_manifest
 from edgefl.classes import DeviceClass, parse_condition
-from edgefl.coordinator import RoundSettings
+from edgefl.coordinator import Announce, RoundSettings
 from edgefl.method import Ask, Fused, State, Task
 from edgefl.methods.fedavg import FedAvg
 from edgefl.methods.lg_fedavg import LgFedAvg
 from edgefl.methods.scaffold import Scaffold
-from edgefl.protocol import AggregatorStatus, BlobChunk, Offer, Presence, Receipt, TaskFailed, UploadChunk
+from edgefl.protocol import (
+    AggregatorStatus,
+    Announcement,
+    BlobChunk,
+    BlobRequest,
+    Offer,
+    Presence,
+    Receipt,
+    TaskFailed,
+    UploadChunk,
+)
 from edgefl_device.dataset import Dataset
 from edgefl_device.interpreter import Outcome
 from edgefl_device.journal import Journal
@@ -163,7 +173,7 @@ def test_what_is_announced_is_published_once_for_all_devices(make_world: MakeWor
     tensors = {a.tensors.sha256: a.tensors.size_bytes for a in world.broker.said(protocol.Announcement)}  # type: ignore[union-attr]
     assert len(tensors) == ROUNDS
     for sha256, size_bytes in tensors.items():
-        assert size_bytes > protocol.INLINE_BYTES
+        assert size_bytes > protocol.CHUNK_BYTES
         assert sum(1 for blob, _ in chunks if blob == sha256) == 3
 
 
@@ -174,6 +184,40 @@ def test_small_tensors_need_no_blob_and_no_upload(make_world: MakeWorld, regress
     assert {c.sha256 for c in world.broker.said(BlobChunk)} <= files  # type: ignore[union-attr]
     assert world.broker.said(UploadChunk) == []
     assert len(world.broker.said(Offer)) == 3 * ROUNDS
+
+
+def test_where_the_broker_takes_it_all_travels_in_two_messages(make_world: MakeWorld, wide: Bundle) -> None:
+    world = make_world(wide, inline_bytes=protocol.INLINE_BYTES)
+    world.run()
+    assert_exact(world)
+    assert world.broker.said(UploadChunk) == []
+    weights = {a.tensors.sha256 for a in world.broker.said(Announcement)}
+    assert not any(request.sha256 in weights for request in world.broker.said(BlobRequest))
+    assert trained_once_a_round(world)
+
+
+def test_what_few_of_many_are_asked_for_they_fetch(make_world: MakeWorld, wide: Bundle) -> None:
+    """Everybody hears an announcement: weights for one device in three are no part of it."""
+    settings = RoundSettings(fraction=0.3, min_devices=3, quorum=1.0, deadline_s=60.0)
+    world = make_world(wide, inline_bytes=protocol.INLINE_BYTES, settings=settings)
+    world.run()
+    said = [m for m in world.broker.published if m.topic == protocol.round_topic(RUN)]
+    assert len(said) == ROUNDS
+    assert all(len(message.payload) < 2000 for message in said)
+    assert world.broker.said(UploadChunk) == []
+
+
+@pytest.mark.parametrize(("devices", "allowed"), [(3, 512 * 1024), (300, 223696), (9000, protocol.CHUNK_BYTES)])
+def test_replies_that_nobody_permits_are_together_no_more_than_the_budget(
+    make_world: MakeWorld, regression: Bundle, devices: int, allowed: int
+) -> None:
+    world = make_world(regression, inline_bytes=protocol.INLINE_BYTES)
+    world.run(lambda: len(world.coordinator.present) == len(SIZES) and not world.broker.pending)
+    names = tuple(f"d{i}" for i in range(devices))
+    ask = world.method.ask(world.method.start())
+    world.aggregator._announce(Announce(0, 0, "0" * 16, ask, names, 60.0))
+    announced, _ = protocol.decode(world.aggregator._take_out()[0].payload)
+    assert announced.inline_bytes == allowed
 
 
 def test_private_tensors_never_travel(make_world: MakeWorld, regression: Bundle) -> None:

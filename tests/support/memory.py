@@ -134,6 +134,7 @@ class Node:
             instance=instance,
             log=self.log.append,
         )
+        self.session.inline_bytes = self.world.inline_bytes
         self.runtime: Runtime | None = None
         self._job: Job | None = None
         self._connect(again=False)
@@ -224,9 +225,11 @@ class World:
         broker: Broker | None = None,
         settings: RoundSettings | None = None,
         capabilities: Mapping[str, Mapping[str, int]] = MappingProxyType({}),
+        inline_bytes: int = protocol.CHUNK_BYTES,
     ) -> None:
         """A bundle for all, or device classes. Every device is needed in every round, unless `settings` says otherwise;
-        `capabilities`: what a device states, beside what all do."""
+        `capabilities`: what a device states, beside what all do; `inline_bytes`: what travels in one message."""
+        self.inline_bytes = inline_bytes
         random.seed(broker.seed if broker else 0)  # of the sessions' jitter
         self.directory, self.method = directory, method
         self.classes = [DeviceClass("all", bundle)] if isinstance(bundle, Bundle) else list(bundle)
@@ -260,6 +263,7 @@ class World:
             self.coordinator,
             epoch=self.store.epoch,
             assigned=self.store.classes(),
+            inline_bytes=self.inline_bytes,
             on_assign=self.store.save_class,
             on_announce=self.store.save_open_round,
             on_round=self._round_done,

@@ -81,6 +81,7 @@ VALID: dict[str, tuple[Message, bytes]] = {
             ],
             tensors=BlobRef(A, len(W)),
             before=NONCE,
+            inline_bytes=2**19,
         ),
         W,
     ),

@@ -16,8 +16,9 @@ AGAIN_MOST_S = 60.0
 class Offering:
     """One reply. It is held in memory from its first offer until its round is over."""
 
-    def __init__(self, device: str, kept: Kept, *, chunk_bytes: int, now_s: float) -> None:
-        """`kept` with the reply's tensors; `due` then offers it at once."""
+    def __init__(self, device: str, kept: Kept, *, chunk_bytes: int, inline_bytes: int, now_s: float) -> None:
+        """`kept` with the reply's tensors; `due` then offers it at once, with its body where that is no larger than
+        `inline_bytes`."""
         self._data = protocol.tensors_to_bytes(kept.reply)
         self._offer = Offer(
             device=device,
@@ -29,6 +30,7 @@ class Offering:
             examples=kept.examples,
             metrics=dict(kept.metrics),
         )
+        self._inline = len(self._data) <= inline_bytes
         self._accepted = False
         self._again_s = now_s
         self._delay_s = AGAIN_S
@@ -49,8 +51,7 @@ class Offering:
             return None
         self._again_s = now_s + self._delay_s * random.uniform(0.8, 1.2)
         self._delay_s = min(2 * self._delay_s, AGAIN_MOST_S)
-        inline = len(self._data) <= min(protocol.INLINE_BYTES, self._offer.chunk_bytes)
-        return self._offer, self._data if inline else b""
+        return self._offer, self._data if self._inline else b""
 
     def permitted(self, permit: Permit, now_s: float) -> list[tuple[UploadChunk, memoryview]]:
         """The chunks that the aggregator wants; none where the permit is another reply's."""

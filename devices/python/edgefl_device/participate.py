@@ -191,7 +191,9 @@ class _Participant:
         actions: list[Action] = []
         match event:
             case Connected(first):
-                self._session.chunk_bytes = self._connection.chunk_bytes(protocol.CHUNK_BYTES, protocol.MIN_CHUNK_BYTES)
+                connection, least = self._connection, protocol.MIN_CHUNK_BYTES
+                self._session.chunk_bytes = connection.part_bytes(protocol.CHUNK_BYTES, least)
+                self._session.inline_bytes = connection.part_bytes(protocol.INLINE_BYTES, least)
                 actions = self._session.connected(now_s, again=not first)
             case Disconnected(reason):
                 self._log(f"connection lost ({reason}); connecting again")
@@ -316,11 +318,15 @@ class _Participant:
 
 
 def _give_memory_back() -> None:
-    """Let glibc return every large block when it is freed: by default it keeps blocks up to 32 MB once one of that size
-    was freed, which for a model of 6.7 MB cost 14 MB at the peak and 40 MB after it (bench/device_memory.py)."""
+    """Let glibc return large blocks when they are freed: by default it keeps blocks up to 32 MB once one of that size
+    was freed, which for a model of 6.7 MB cost 14 MB at the peak and 40 MB after it (bench/device_memory.py).
+
+    Blocks below 1 MiB, and 4 MiB in all, it may keep: to fetch them anew, page by page, was half of the work of a dream
+    step (bench/dream_floor.py).
+    """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:  # the numbers are malloc.h's M_ARENA_MAX, M_MMAP_THRESHOLD and M_TRIM_THRESHOLD
-        for option, value in ((-8, 1), (-3, 128 * 1024), (-1, 128 * 1024)):
+        for option, value in ((-8, 1), (-3, 2**20), (-1, 4 * 2**20)):
             mallopt(option, value)
 
 

@@ -117,6 +117,7 @@ class Session:
         self.run = run
         self.device = device
         self.chunk_bytes = protocol.CHUNK_BYTES
+        self.inline_bytes = protocol.INLINE_BYTES
         self.instance = instance or secrets.token_hex(8)
         self.working: Job | None = None
         self._directory = directory
@@ -225,7 +226,7 @@ class Session:
             private=NOTHING if private is None else private,
         )
         if private is None:
-            self._offering = Offering(self.device, kept, chunk_bytes=self.chunk_bytes, now_s=now_s)
+            self._offering = self._offer_of(kept, now_s)
         else:
             self._journal.write(kept)
             self._kept = _without_reply(kept)
@@ -407,8 +408,13 @@ class Session:
     def _offer(self, now_s: float) -> list[Action]:
         stored = self._journal.read()
         assert stored is not None
-        self._offering = Offering(self.device, stored, chunk_bytes=self.chunk_bytes, now_s=now_s)
+        self._offering = self._offer_of(stored, now_s)
         return self.tick(now_s)
+
+    def _offer_of(self, kept: Kept, now_s: float) -> Offering:
+        assert self._announcement is not None
+        inline = min(self.inline_bytes, self._announcement.inline_bytes)
+        return Offering(self.device, kept, chunk_bytes=self.chunk_bytes, inline_bytes=inline, now_s=now_s)
 
     def _permitted(self, permit: Permit, now_s: float) -> list[Action]:
         if self._offering is None:
