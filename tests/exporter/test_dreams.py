@@ -283,6 +283,19 @@ def test_local_steps_are_those_of_adam(bundles: dict[str, Bundle], name: str, st
     assert outcome.metrics["dream_steps.loss"] == pytest.approx(losses[0], rel=1e-5)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_many_steps_lead_to_what_the_device_wants(bundles: dict[str, Bundle], name: str) -> None:
+    runtime = Runtime(bundles[name])
+    carried_out(runtime, STATISTICS)
+    task = Task(program="dream_steps", feed="announced", batch_size=0, send=("dream_change",), settings={"steps": 10})
+    x, found = noise(), []
+    for _ in range(4):
+        outcome = carried_out(runtime, task, x=x)
+        x = x - outcome.tensors["dream_change"]
+        found.append(outcome.metrics["dream_steps.loss"])
+    assert found[-1] < 0.8 * found[0]
+
+
 def test_no_steps_change_nothing(bundles: dict[str, Bundle]) -> None:
     task = Task(program="dream_steps", feed="announced", batch_size=0, send=("dream_change",), settings={"steps": 0})
     outcome = carried_out(Runtime(bundles["batch norm"]), task, x=noise())

@@ -1,4 +1,4 @@
-"""Bundles to be replayed in other runtimes: the zoo's smallest, one with a Loop, and a net with what they lack."""
+"""Bundles to be replayed in other runtimes: the zoo's smallest, two with Loops, and a net with what they lack."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import nn
 
 from edgefl.bundle import Bundle, write
 from edgefl_exporter import SGD, export
+from edgefl_exporter.programs.dreams import export_dreams
 from edgefl_exporter.zoo import ZOO
 
 
@@ -28,7 +29,7 @@ def mixed() -> nn.Module:
 
 @pytest.fixture(scope="session")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> list[Bundle]:
-    """digits from the zoo, `mixed` with momentum (its training step, and its gradients), and an equilibrium."""
+    """digits from the zoo, `mixed` with momentum (its training step, and its gradients), an equilibrium, and dreams."""
     folder = tmp_path_factory.mktemp("platforms")
     torch.manual_seed(0)
     other, pixels = mixed(), torch.zeros(1, 3, 8, 8)
@@ -43,7 +44,10 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> list[Bundle]:
     digits, loop = (
         export(*ZOO[name].make(), out=folder / f"{name}.bundle", name=name) for name in ("digits", "deq-digits")
     )
-    return [digits, train, loop]
+    dreams = export_dreams(
+        *ZOO["digits"].make(), out=folder / "dreams.bundle", name="dreams", dreams=4, generator=True, programs=()
+    )
+    return [digits, train, loop, dreams]
 
 
 @pytest.fixture(scope="session")

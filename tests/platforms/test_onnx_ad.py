@@ -18,7 +18,8 @@ from third_opinion import Refused, disagreement
 
 
 def test_it_agrees(bundles: list[Bundle]) -> None:
-    assert [disagreement(bundle) < 1e-4 for bundle in bundles] == [True, True]
+    """On the two bundles without a Loop, which it cannot differentiate."""
+    assert [disagreement(bundle) < 1e-4 for bundle in bundles[:2]] == [True, True]
 
 
 def test_a_wrong_gradient_is_found(bundles: list[Bundle], tmp_path: Path) -> None:
