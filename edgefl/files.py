@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,15 +91,19 @@ def directory_atomic(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def locked(path: Path, error: EdgeflError) -> Iterator[None]:
-    """Hold the lock file `path` during the block. Raises `error` when another process holds it."""
+def locked(path: Path, error: EdgeflError, *, patience_s: float = 0.0) -> Iterator[None]:
+    """Hold the lock file `path` during the block. Raises `error` when another process still holds it after so long."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    given_up_s = time.monotonic() + patience_s
     with open(path, "w") as file:
-        if fcntl is not None:
+        while fcntl is not None:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
             except OSError:
-                raise error from None
+                if time.monotonic() >= given_up_s:
+                    raise error from None
+                time.sleep(0.05)
         yield
 
 

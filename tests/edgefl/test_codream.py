@@ -11,15 +11,15 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from dreamers import dense, export_dreamers
 from fleet import Device, Fleet
 from msgspec.structs import replace
 from PIL import Image
-from torch import nn
 
 from edgefl import protocol
 from edgefl.album import Album
 from edgefl.asks import check_ask
-from edgefl.bundle import Bundle, Normalisation
+from edgefl.bundle import Bundle
 from edgefl.coordinator import RoundDone, RoundSettings
 from edgefl.errors import ConfigError
 from edgefl.method import Ask, Fused, State
@@ -28,42 +28,16 @@ from edgefl.noise import normals
 from edgefl_device.data import read_splits
 from edgefl_device.kept import Buffers
 from edgefl_device.student import Student
-from edgefl_exporter.optimizers import Adam
-from edgefl_exporter.programs.dreams import export_dreams
 
 Make = Callable[..., CoDream]
-NORMALISATION = Normalisation((0.5,), (0.25,))
 DREAMS = 6
 DEVICES = ("device-0", "device-1")
-
-
-def dense() -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 10))
-
-
-def normalised() -> nn.Module:
-    return nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(36, 10))
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
     """Bundles of two architectures."""
-    folder = tmp_path_factory.mktemp("codream")
-    found = {}
-    for make in (dense, normalised):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            net = make()
-        found[make.__name__] = export_dreams(
-            net,
-            torch.zeros(1, 1, 8, 8),
-            out=folder / f"{make.__name__}.bundle",
-            name=make.__name__,
-            dreams=DREAMS,
-            optimizer=Adam(learning_rate=0.01),
-            normalisation=NORMALISATION,
-        )
-    return found
+    return export_dreamers(tmp_path_factory.mktemp("codream"), DREAMS)
 
 
 @pytest.fixture

@@ -40,6 +40,7 @@ from edgefl_device.session import (
 )
 
 LAST_STEP_S = 30.0  # wait so long for the step under way when the run ends
+LEAVING_S = 3.0  # an emulated device whose run was killed notices within a second; the next may start meanwhile
 RUNS_SETTLE_S = 0.2  # retained messages of all runs arrive together; wait so long for a second run
 
 Log = Callable[[str], None]
@@ -87,7 +88,7 @@ def participate(options: Options, log: Log) -> None:
     busy = ConfigError(
         f"another device process uses {options.state}", hint="give every device its own --name, or its own --state"
     )
-    with locked(options.state / "lock", busy):
+    with locked(options.state / "lock", busy, patience_s=LEAVING_S):
         run = options.run or find_run(options.broker, options.name, options.tls, log)
         _Participant(options, run, log).take_part()
 

@@ -1,0 +1,121 @@
+"""Runs of CoDream in real processes: what they leave, a device that cannot dream, and a kill among the dreams."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from dreamers import export_dreamers
+from processes import Process, json_of
+
+Start = Callable[..., Process]
+RUN_FILE = """
+name = "dreams"
+[method]
+name = "codream"
+epochs = 2
+warm_up = 3
+dreams = 8
+dream_steps = {steps}
+refresh = 7
+distill_epochs = 2
+train_epochs = 1
+likeness_limit = 0.01
+[round]
+min_devices = 3
+quorum = 0.5
+deadline_s = 30.0
+[[bundle]]
+path = "dense.bundle"
+devices = ["device-1"]
+[[bundle]]
+path = "normalised.bundle"
+devices = ["device-2"]
+[[bundle]]
+path = "dense.bundle"
+name = "third"
+{third}
+[student]
+path = "dense.bundle"
+[evaluate]
+data = "digits"
+[fleet]
+devices = 3
+data = "digits"
+examples = 90
+"""
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dreamers")
+    export_dreamers(folder, dreams=8)
+    return folder
+
+
+def write_run_file(folder: Path, bundles: Path, *, steps: int, third: str = "") -> Path:
+    path = folder / "run.toml"
+    text = RUN_FILE.format(steps=steps, third=third)
+    path.write_text(text.replace('path = "', f'path = "{bundles}/'))
+    return path
+
+
+def finished(process: Process, folder: Path) -> tuple[Path, list[dict[str, Any]], str]:
+    """The run directory, its records, and what was said."""
+    code, out, err = process.end()
+    assert code == 0, err
+    place = folder / json_of(out)["run_dir"]
+    return place, [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()], err
+
+
+def test_devices_dream_and_one_that_cannot_is_refused_by_name(start: Start, bundles: Path, tmp_path: Path) -> None:
+    path = write_run_file(tmp_path, bundles, steps=10, third="settings = { statistics = 3e38 }")
+    place, records, said = finished(start("run", str(path), "--format", "json"), tmp_path)
+
+    assert len(records) == 1 + 2 * (10 + 2)
+    events = [json.loads(line) for line in (place / "events.jsonl").read_text().splitlines()]
+    failed = [event for event in events if event["event"] == "failed"]
+    assert {event["device"] for event in failed} == {"device-3"}
+    assert "dream" in failed[0]["text"] and "not finite" in failed[0]["text"]
+    dreamed = [record for record in records if "dream.loss" in record]
+    assert len(dreamed) == 20 and all(record["devices"] == ["device-1", "device-2"] for record in dreamed)
+
+    learned = [record for record in records if "distill.loss" in record]
+    assert len(learned) == 2 and all(len(record["devices"]) == 3 for record in learned)  # learning needs no gradient
+    assert all(0 < record["measured"]["device-1"]["likeness.likeness_most"] <= 1.001 for record in learned)
+    assert "a dream is like an image of" in said and "likeness_limit" in said
+    assert records[0]["accuracy"] != learned[-1]["accuracy"]  # the student's
+
+    names = sorted(p.name for p in (place / "dreams").iterdir())
+    assert names == [f"epoch-00{epoch}{kind}.png" for epoch in (1, 2) for kind in ("-path", "")]
+    report = (place / "report.html").read_text()
+    assert report.count("data:image/png;base64,") == 4 and "accuracy of each device" in report
+    session = onnxruntime.InferenceSession(place / "model.onnx", providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {"x": np.zeros((2, 1, 8, 8), np.float32)})
+    assert logits.shape == (2, 10)
+
+    again = start("report", str(place), "--beside", str(place))
+    code, out, err = again.end()
+    assert code == 0, err
+    assert out.strip() == f"report: {place / 'report.html'}"
+    code, _, err = start("report", str(tmp_path)).end()
+    assert code == 3 and "holds no finished round of a run" in err
+
+
+def test_killed_among_the_dreams_a_run_dreams_the_same(start: Start, bundles: Path, tmp_path: Path) -> None:
+    path = write_run_file(tmp_path, bundles, steps=60)
+    unbroken, _, _ = finished(start("run", str(path), "--format", "json"), tmp_path)
+    killed = start("run", str(path), "--format", "json")
+    killed.wait_for_round(1)
+    killed.kill()
+    resumed, records, _ = finished(start("run", str(path), "--format", "json", "--resume"), tmp_path)
+    assert resumed != unbroken
+    assert [record["round"] for record in records] == list(range(1, 1 + 1 + 2 * 62))
+    for name in ("epoch-001.png", "epoch-001-path.png", "epoch-002.png"):
+        assert (resumed / "dreams" / name).read_bytes() == (unbroken / "dreams" / name).read_bytes(), name
+    assert (resumed / "weights.safetensors").read_bytes() == (unbroken / "weights.safetensors").read_bytes()
