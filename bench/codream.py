@@ -328,8 +328,10 @@ def targets(found: Mapping[tuple[str, str], Sequence[Found]], gain: float) -> li
         dreams, alone = ([float(np.mean(run.devices)) for run in found[partition, m]] for m in (CODREAM, ALONE))
         gains = np.subtract(dreams, alone)
         if partition == IID:
-            made.append(Target(f"{partition}: points that CoDream gains over each alone", gains.mean(), gain, True))
-        made.append(Target(f"{partition}: points that it gains on its worst seed", gains.min(), 0.0, True))
+            made.append(
+                Target(f"{partition}: points that CoDream gains over each alone", float(gains.mean()), gain, True)
+            )
+        made.append(Target(f"{partition}: points that it gains on its worst seed", float(gains.min()), 0.0, True))
     runs = [run for runs in found.values() for run in runs]
     most = max(run.down + run.up for (_, method), runs in found.items() if method == CODREAM for run in runs)
     made.append(Target("MiB of a device in an epoch, down and up", most / MIB, BYTES))
