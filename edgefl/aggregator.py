@@ -290,8 +290,8 @@ class Aggregator:
         else:
             reply = Reply(offer.device, offer.round, offer.examples, checked, offer.metrics)
             verdict, actions = self.coordinator.replied(reply, offer.nonce, now_s)
+            self._carry_out(actions, now_s)  # first what others wait for, perhaps the next round
             self._receipt(offer, verdict.status, verdict.reason)
-            self._carry_out(actions, now_s)
         self._permit_more(now_s)
 
     def _refuse(self, offer: Offer, reason: str, now_s: float) -> None:

@@ -49,7 +49,8 @@ MAX_FRAME_BYTES = 1024 * 1024
 MAX_BLOB_BYTES = 2**31
 CHUNK_BYTES = 64 * 1024 - 512  # with its header a 64 KiB packet, the fastest size measured (docs/design.md)
 MIN_CHUNK_BYTES = 4 * 1024
-INLINE_BYTES = 512 * 1024  # a body this small may travel with its announcement or offer, where the broker takes it
+# A body this small may travel with its announcement or offer, where the broker takes it: beside any header.
+INLINE_BYTES = MAX_FRAME_BYTES - MAX_HEADER_BYTES - 1024
 
 NAME = r"^[a-z0-9_-]{1,36}\Z"  # not $, which lets a newline follow
 

@@ -18,6 +18,7 @@ from edgefl.classes import DeviceClass
 from edgefl.coordinator import Coordinator, Note, RoundDone, RoundSettings
 from edgefl.errors import EdgeflError
 from edgefl.fusion import Fusing, fusing
+from edgefl.memory import keep_freed
 from edgefl.method import Method, State
 from edgefl.mqtt import Address, Broken, Connected, Connection, Disconnected, Received, Tls
 from edgefl.store import Record, Store
@@ -98,6 +99,7 @@ class Server:
 
         `check` is called about every second; what it raises ends the run as an error.
         """
+        keep_freed(block_bytes=4 * 2**20, all_bytes=32 * 2**20)
         self._connection.subscribe(*self._aggregator.subscriptions())
         self._connection.connect()
         self._aggregator.chunk_bytes = self._connection.part_bytes(protocol.CHUNK_BYTES, protocol.MIN_CHUNK_BYTES)

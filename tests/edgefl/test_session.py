@@ -207,7 +207,9 @@ def test_what_few_of_many_are_asked_for_they_fetch(make_world: MakeWorld, wide: 
     assert world.broker.said(UploadChunk) == []
 
 
-@pytest.mark.parametrize(("devices", "allowed"), [(3, 512 * 1024), (300, 223696), (9000, protocol.CHUNK_BYTES)])
+@pytest.mark.parametrize(
+    ("devices", "allowed"), [(3, protocol.INLINE_BYTES), (300, 223696), (9000, protocol.CHUNK_BYTES)]
+)
 def test_replies_that_nobody_permits_are_together_no_more_than_the_budget(
     make_world: MakeWorld, regression: Bundle, devices: int, allowed: int
 ) -> None:

@@ -251,7 +251,7 @@ def _encode(array: Array, one: Plan, name: str) -> Array:
     wanted = np.dtype(one.task.encoding)
     if array.dtype.itemsize <= wanted.itemsize:
         return array
-    largest = np.abs(array).max(initial=0)
+    largest = np.maximum(array.max(initial=0), -array.min(initial=0))
     with np.errstate(over="ignore"):
         if not np.isfinite(largest.astype(wanted)):  # one number instead of all: a check in float16 is slow
             raise EdgeflError(

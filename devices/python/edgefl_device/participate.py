@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import queue
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -17,6 +15,7 @@ from edgefl import protocol
 from edgefl.bundle import PORTABLE
 from edgefl.errors import BrokerError, ConfigError, EdgeflError, ProtocolError
 from edgefl.files import locked, write_atomic
+from edgefl.memory import keep_freed
 from edgefl.mqtt import Address, Broken, Connected, Connection, Disconnected, Received, Tls
 from edgefl.protocol import AggregatorStatus, Outgoing
 from edgefl.tensors import Tensors, save_tensors
@@ -84,7 +83,9 @@ def participate(options: Options, log: Log) -> None:
     ConfigError; KeyboardInterrupt leaves cleanly.
     """
     name_of(options.engine)
-    _give_memory_back()
+    # What glibc keeps by default cost, for a model of 6.7 MB, 14 MB at the peak and 40 MB after it
+    # (bench/device_memory.py); to keep nothing made a dream step twice the work (bench/dream_floor.py).
+    keep_freed(block_bytes=2**20, all_bytes=4 * 2**20)
     busy = ConfigError(
         f"another device process uses {options.state}", hint="give every device its own --name, or its own --state"
     )
@@ -316,19 +317,6 @@ class _Participant:
     def _will(self) -> tuple[str, bytes]:
         message = self._session.will()
         return message.topic, message.payload
-
-
-def _give_memory_back() -> None:
-    """Let glibc return large blocks when they are freed: by default it keeps blocks up to 32 MB once one of that size
-    was freed, which for a model of 6.7 MB cost 14 MB at the peak and 40 MB after it (bench/device_memory.py).
-
-    Blocks below 1 MiB, and 4 MiB in all, it may keep: to fetch them anew, page by page, was half of the work of a dream
-    step (bench/dream_floor.py).
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:  # the numbers are malloc.h's M_ARENA_MAX, M_MMAP_THRESHOLD and M_TRIM_THRESHOLD
-        for option, value in ((-8, 1), (-3, 2**20), (-1, 4 * 2**20)):
-            mallopt(option, value)
 
 
 def _summary(outcome: Outcome) -> str:
