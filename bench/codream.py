@@ -7,11 +7,11 @@
 4 devices with 50 images each (MNIST) or 1,000 (CIFAR-10), dealt out evenly and with shares drawn from Dirichlet(0.1).
 "alone" are the same devices from the same start with as many passes over their own images, and without dreams; what
 CoDream's devices do besides is to dream and to learn from dreams. FedAvg has one architecture for all and the same
-number of passes. Figures are means over seeds: of which images, who has them, and the shuffles. Accuracy is on 5,000
-test images: the mean over devices, the least device, the mean of all devices' probabilities ("together"), and the
-student, which sees dreams alone. Bytes are those of tensors, of one device in one epoch, or one round of FedAvg.
---savings: what each way to send less costs. Everything but the network is the real thing: exporter, programs, tasks,
-coordinator, fusion.
+number of passes. "On noise": as CoDream, but that the first dreams, of noise, stay as they are. Figures are means over
+seeds: of which images, who has them, and the shuffles. Accuracy is on 5,000 test images: the mean over devices, the
+least device, the mean of all devices' probabilities ("together"), and the student, which sees dreams alone. Bytes are
+those of tensors, of one device in one epoch, or one round of FedAvg. --savings: what each way to send less costs.
+Everything but the network is the real thing: exporter, programs, tasks, coordinator, fusion.
 """
 
 from __future__ import annotations
@@ -100,20 +100,23 @@ SETTINGS = {
         learning_rate=2e-3,
         codream={
             "epochs": 5,
-            "warm_up": 12,
+            "warm_up": 8,
             "dreams": 128,
-            "dream_steps": 30,
+            "dream_steps": 40,
             "dream_rate": 0.1,
-            "buffer": 640,
+            "total_variation": 30.0,
+            "buffer": 512,
             "distill_epochs": 5,
             "distill_batch_size": 64,
-            "train_epochs": 2,
+            "distill_rate": 1e-3,
+            "train_epochs": 1,
             "batch_size": 25,
         },
         gain=0.0,
     ),
 }
 PLAIN = {"encoding": "float32", "dreams_as": "float32", "seeded": False, "gradient_scale": 1.0}
+NOISE, STILL = "CoDream on noise", {"dream_steps": 1, "dream_rate": 1e-9}
 DEFAULTS = "float16, uint8, seed (defaults)"
 FEW_EXCHANGES = {"local_steps": 5}
 SAVINGS: dict[str, dict[str, Any]] = {
@@ -365,9 +368,18 @@ def main(
         bench = Bench(data, folder, quick)
         bench.export()
         if savings:
-            lines = [Cell(CODREAM, IID, 0, name, more | changed) for name, more in SAVINGS.items()]
+            lines = [Cell(CODREAM, IID, 0, name, changed | more) for name, more in SAVINGS.items()]
         else:
-            lines = [Cell(m, part, 0, "", changed) for part in (IID, UNEVEN) for m in (ALONE, CODREAM, FEDAVG)]
+            lines = [
+                Cell(method, partition, 0, name, changed | more)
+                for partition in (IID, UNEVEN)
+                for method, name, more in (
+                    (ALONE, "", {}),
+                    (CODREAM, "", {}),
+                    (CODREAM, NOISE, STILL),
+                    (FEDAVG, "", {}),
+                )
+            ]
         cells = [replace(line, seed=seed) for line in lines for seed in range(seeds)]
         with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
             all_runs = list(pool.map(bench.found, cells))
@@ -378,7 +390,9 @@ def main(
         default = rows[list(SAVINGS).index(DEFAULTS)]
         made = [Target("MiB of a device in an epoch, down and up", default["MiB down"] + default["MiB up"], BYTES)]
     else:
-        made = targets({(c.partition, c.method): found for c, found in zip(lines, runs, strict=True)}, setting.gain)
+        made = targets(
+            {(c.partition, c.name or c.method): found for c, found in zip(lines, runs, strict=True)}, setting.gain
+        )
     finish(f"CoDream on {data.name}, {DEVICES} devices x {setting.examples} images, {seeds} seeds", rows, made, form)
 
 
