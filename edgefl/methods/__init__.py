@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from edgefl.methods.codream import CoDream
+from edgefl.methods.codream_fast import CoDreamFast
 from edgefl.methods.deq_fl import DeqFl
 from edgefl.methods.fedavg import FedAvg
 from edgefl.methods.fedmrl import FedMRL
@@ -25,4 +26,5 @@ METHODS: dict[str, type[Any]] = {
     "deq_fl": DeqFl,
     "fedproto": FedProto,
     "codream": CoDream,
+    "codream_fast": CoDreamFast,
 }

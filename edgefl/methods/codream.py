@@ -35,7 +35,9 @@ COMPARED = "dreams"  # state of a device: dreams that `likeness` compares with i
 BUFFER, CURRENT = "dreams", "current"  # buffers of a device
 GRADIENT, CHANGE, PROBABILITIES = "dream_gradient", "dream_change", "probabilities"
 STUDENT = "student."  # what its tensors in the state begin with
+UNSURE = {"entropy": 1.0, "statistics": 0.0, "total_variation": 0.0, "l2": 0.0}  # settings: entropy alone
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8  # Adam's
+FORGOTTEN = ("dreams", "labels", "change", "path", "adam.")  # tensors of an epoch that the next one does without
 PATH = 12  # pictures of one dream that are kept of an epoch, at most
 
 
@@ -206,6 +208,16 @@ class CoDream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     # --- dreams -----------------------------------------------------------------------------------------------
 
+    @property
+    def factors(self) -> dict[str, float]:
+        """The weights of the terms of L_k, as settings of a program."""
+        return {
+            "entropy": self.entropy,
+            "statistics": self.statistics,
+            "total_variation": self.total_variation,
+            "l2": self.l2,
+        }
+
     def pixels(self, x: Array) -> Array:
         """Dreams [B, C, H, W] in the input space as uint8, as a camera would have seen them."""
         mean, std = self._normalisation(x)
@@ -235,11 +247,18 @@ class CoDream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         place = self.place(state.round)
         if state.round >= self.rounds or place.phase != "dream" or place.step:
             return state
-        first = self._first(place.epoch)
-        fresh = {"dreams": first, "adam.m": np.zeros_like(first), "adam.v": np.zeros_like(first)}
-        path = {"path": self.pixels(first[:1])}
-        kept = {k: v for k, v in state.tensors.items() if k not in ("labels", "change")}
-        return State(state.round, {**kept, **fresh, **path}, state.numbers)
+        kept = {name: value for name, value in state.tensors.items() if not name.startswith(FORGOTTEN)}
+        return State(state.round, {**kept, **self._begin_to_dream(kept, place.epoch)}, state.numbers)
+
+    def _begin_to_dream(self, tensors: Tensors, epoch: int) -> dict[str, Array]:
+        """The tensors of an epoch's dreams before their first step."""
+        first = self._first(epoch)
+        return {
+            "dreams": first,
+            "adam.m": np.zeros_like(first),
+            "adam.v": np.zeros_like(first),
+            "path": self.pixels(first[:1]),
+        }
 
     def _ask_to_dream(self, state: State, place: Place) -> Ask:
         x = state.tensors["dreams"]
@@ -252,12 +271,7 @@ class CoDream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         elif keep is not None and not whole:
             feed, keep = f"kept:{CURRENT}", Keep(CURRENT, self.dreams, add=True)
             announced = {X: state.tensors["change"]}
-        settings = {
-            "entropy": self.entropy,
-            "statistics": self.statistics,
-            "total_variation": self.total_variation,
-            "l2": self.l2,
-        }
+        settings = self.factors
         if self.local_steps > 1:
             settings |= {"steps": float(self.local_steps), "step_size": self.dream_rate}
         else:
@@ -283,7 +297,10 @@ class CoDream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             gradient = fused.tensors[GRADIENT] / np.float32(self.gradient_scale)
         if self.adversarial and place.epoch >= self.adversarial_from:
             gradient = gradient - np.float32(self.adversarial) * self._unsure(state)
-        step, tensors["adam.m"], tensors["adam.v"] = self._adam(gradient, tensors, place)
+        m, v = tensors["adam.m"], tensors["adam.v"]
+        step, tensors["adam.m"], tensors["adam.v"] = adam(
+            self._clipped(gradient), m, v, place.step + 1, self.dream_rate
+        )
         if self.local_steps > 1:
             step = step + fused.tensors[CHANGE]
         moved = self._within(x - step)
@@ -291,26 +308,26 @@ class CoDream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             tensors["change"] = (moved - x).astype(np.float16)
             moved = x + tensors["change"].astype(np.float32)
         tensors["dreams"] = moved
-        every = -(-self.exchanges // (PATH - 2))
-        if place.step % every == every - 1 or place.step == self.exchanges - 1:
-            tensors["path"] = np.concatenate([tensors["path"], self.pixels(moved[:1])])
+        tensors["path"] = self._longer_path(tensors["path"], moved[:1], place)
         return tensors
 
-    def _adam(self, gradient: Array, tensors: Tensors, place: Place) -> tuple[Array, Array, Array]:
-        """Adam's step (Kingma, Ba 2015, Algorithm 1), and its moments; float32 [B, C, H, W]."""
-        if self.clip:
-            norms = np.sqrt(np.square(gradient).sum(axis=tuple(range(1, gradient.ndim)), keepdims=True))
-            gradient = gradient * np.minimum(1, self.clip / np.maximum(norms, np.float32(1e-12))).astype(np.float32)
-        m = np.float32(BETA_1) * tensors["adam.m"] + np.float32(1 - BETA_1) * gradient
-        v = np.float32(BETA_2) * tensors["adam.v"] + np.float32(1 - BETA_2) * np.square(gradient)
-        t = place.step + 1
-        step = np.float32(self.dream_rate) * (m / np.float32(1 - BETA_1**t))
-        return step / (np.sqrt(v / np.float32(1 - BETA_2**t)) + np.float32(EPSILON)), m, v
+    def _longer_path(self, path: Array, dream: Array, place: Place) -> Array:
+        """The pictures of the first dream, [n, C, H, W], with the one after this step where it is one to keep."""
+        every = -(-self.exchanges // (PATH - 2))
+        wanted = place.step % every == every - 1 or place.step == self.exchanges - 1
+        return np.concatenate([path, self.pixels(dream)]) if wanted else path
+
+    def _clipped(self, gradient: Array) -> Array:
+        """[B, ...] with no dream's gradient longer than `clip`."""
+        if not self.clip:
+            return gradient
+        norms = np.sqrt(np.square(gradient).sum(axis=tuple(range(1, gradient.ndim)), keepdims=True))
+        shorter: Array = gradient * np.minimum(1, self.clip / np.maximum(norms, np.float32(1e-12))).astype(np.float32)
+        return shorter
 
     def _unsure(self, state: State) -> Array:
         """d/dX mean H(softmax s(X))."""
-        settings = {"entropy": 1.0, "statistics": 0.0, "total_variation": 0.0, "l2": 0.0}
-        task = Task(program="dream", feed="announced", batch_size=0, settings=settings, send=(GRADIENT,))
+        task = Task(program="dream", feed="announced", batch_size=0, settings=UNSURE, send=(GRADIENT,))
         sent, _ = self.student.carry_out([task], {X: state.tensors["dreams"]}, self.student_in(state.tensors))
         return np.asarray(sent[GRADIENT])
 
@@ -373,3 +390,11 @@ class CoDream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def student_in(self, tensors: Tensors) -> dict[str, Array]:
         """The student's own state, of the method's tensors."""
         return {k.removeprefix(STUDENT): v for k, v in tensors.items() if k.startswith(STUDENT)}
+
+
+def adam(gradient: Array, m: Array, v: Array, t: int, rate: float) -> tuple[Array, Array, Array]:
+    """What to subtract, and the moments after it (Kingma, Ba 2015, Algorithm 1); float32. `t` counts from 1."""
+    m = np.float32(BETA_1) * m + np.float32(1 - BETA_1) * gradient
+    v = np.float32(BETA_2) * v + np.float32(1 - BETA_2) * np.square(gradient)
+    step = np.float32(rate) * (m / np.float32(1 - BETA_1**t))
+    return step / (np.sqrt(v / np.float32(1 - BETA_2**t)) + np.float32(EPSILON)), m, v

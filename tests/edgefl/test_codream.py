@@ -19,11 +19,12 @@ from PIL import Image
 from edgefl import protocol
 from edgefl.album import Album
 from edgefl.asks import check_ask
-from edgefl.bundle import Bundle
+from edgefl.bundle import Bundle, select
 from edgefl.coordinator import RoundDone, RoundSettings
 from edgefl.errors import ConfigError
 from edgefl.method import Ask, Fused, State
 from edgefl.methods.codream import CoDream
+from edgefl.methods.codream_fast import CoDreamFast
 from edgefl.noise import normals
 from edgefl_device.data import read_splits
 from edgefl_device.kept import Buffers
@@ -37,14 +38,14 @@ DEVICES = ("device-0", "device-1")
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
     """Bundles of two architectures."""
-    return export_dreamers(tmp_path_factory.mktemp("codream"), DREAMS)
+    return export_dreamers(tmp_path_factory.mktemp("codream"), DREAMS, generator=True)
 
 
 @pytest.fixture
 def make(made: dict[str, Bundle]) -> Make:
-    """A small CoDream, with settings in place of its own."""
+    """A small CoDream of a kind, with settings in place of its own."""
 
-    def make(**settings: Any) -> CoDream:
+    def make(kind: type[CoDream] = CoDream, **settings: Any) -> CoDream:
         small: dict[str, Any] = {
             "epochs": 2,
             "warm_up": 2,
@@ -60,7 +61,7 @@ def make(made: dict[str, Bundle]) -> Make:
             "refresh": 2,
         }
         initial = made["dense"].shared_weights()
-        return CoDream(initial=initial, student=Student(made["dense"]), **(small | settings))
+        return kind(initial=initial, student=Student(made["dense"]), **(small | settings))
 
     return make
 
@@ -154,6 +155,31 @@ def test_local_steps_are_subtracted(make: Make) -> None:
     np.testing.assert_allclose(after, np.clip(state.tensors["dreams"] - change, -2, 2), atol=1e-6)
 
 
+def test_generator_and_latents_move_as_adam_moves_them_and_the_meta_generator_follows(make: Make) -> None:
+    method = make(CoDreamFast, adversarial=0.0, generator_rate=0.01, meta_rate=0.25)
+    assert isinstance(method, CoDreamFast)
+    state = dreaming(method)
+    names = [name for name in state.tensors if name.startswith("generator.")]
+    z = torch.tensor(state.tensors["z"])
+    weights = {name: torch.tensor(state.tensors[name]) for name in names}
+    adam = torch.optim.Adam([{"params": [z]}, {"params": list(weights.values()), "lr": 0.01}], lr=0.1)
+    for step in range(method.dream_steps):
+        for seed, tensor in enumerate((z, *weights.values())):
+            tensor.grad = torch.tensor(normals(100 * step + seed, tensor.shape))
+        adam.step()
+        given = {f"gradient.{n}": w.grad.numpy() for n, w in weights.items() if w.grad is not None}
+        given["gradient_z"] = z.grad.numpy()  # type: ignore[union-attr]
+        scale = np.float32(method.gradient_scale)
+        before = state
+        state = method.advance(state, fused(**{name: g * scale for name, g in given.items()}))
+    np.testing.assert_allclose(state.tensors["z"], z, atol=1e-5)
+    for name, weight in weights.items():
+        np.testing.assert_allclose(state.tensors["adapted." + name], weight, atol=1e-5)
+        meta = before.tensors[name] + 0.25 * (weight.numpy() - before.tensors[name])
+        np.testing.assert_allclose(state.tensors[name], meta, atol=1e-5)
+    assert np.abs(state.tensors["dreams"]).max() <= 2 and state.tensors["dreams"].std() > 0
+
+
 def test_labels_are_means_of_probabilities(make: Make) -> None:
     method = make()
     state = replace(dreaming(method), round=1 + method.exchanges)
@@ -241,9 +267,12 @@ def as_bytes(ask: Ask) -> bytes:
     return msgspec.json.encode((ask.tasks, ask.weight, ask.durable)) + protocol.tensors_to_bytes(ask.tensors)
 
 
-def test_the_laws_of_methods_hold_in_every_round(make: Make, made: dict[str, Bundle], tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [CoDream, CoDreamFast])
+def test_the_laws_of_methods_hold_in_every_round(
+    make: Make, made: dict[str, Bundle], tmp_path: Path, kind: type[CoDream]
+) -> None:
     """Asks and states follow from the state alone, every bundle can carry out every ask, and an ask fits the wire."""
-    method = make(dreams_as="change")
+    method = make(kind, dreams_as="change")
     state = before = method.start()
     assert all(np.array_equal(value, method.start().tensors[name]) for name, value in state.tensors.items())
     for done in fleet_of(made, tmp_path).rounds(method, RoundSettings(), seed=0):
@@ -253,7 +282,8 @@ def test_the_laws_of_methods_hold_in_every_round(make: Make, made: dict[str, Bun
             check_ask(ask, bundle.manifest, kept=("dreams", "current"))
         sent = protocol.Announcement(1, 0, 0, "0" * 16, 1.0, ["pi-1"], list(ask.tasks), protocol.BlobRef("a" * 64, 1))
         assert protocol.decode(protocol.encode(sent))[0] == sent
-        assert set(done.fused.tensors) == {name for task in ask.tasks for name in task.send}
+        declared = [pattern for task in ask.tasks for pattern in task.send]
+        assert set(select(done.fused.tensors, declared)) == set(done.fused.tensors)
         for value in (*before.tensors.values(), *done.fused.tensors.values()):
             value.flags.writeable = False
         state = method.advance(before, done.fused)
@@ -329,11 +359,12 @@ def test_a_dream_that_is_an_image_of_a_device_is_warned_of(make: Make, tmp_path:
         ({"student": None}, "needs a student"),
         ({"initial": {}}, "cannot dream"),
         ({"dreams": DREAMS + 1}, f"but the bundles compare {DREAMS}"),
+        ({"initial": {"dreams": np.zeros((DREAMS, 1, 8, 8), np.uint8)}}, "have no generator"),
     ],
 )
 def test_what_cannot_begin_is_refused(make: Make, changed: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        replace(make(), **changed).start()
+        replace(make(CoDreamFast), **changed).start()
 
 
 def test_exchanges_are_whole(make: Make) -> None:

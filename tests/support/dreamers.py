@@ -22,7 +22,7 @@ def normalised() -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(36, 10))
 
 
-def export_dreamers(folder: Path, dreams: int) -> dict[str, Bundle]:
+def export_dreamers(folder: Path, dreams: int, *, generator: bool = False) -> dict[str, Bundle]:
     """FOLDER/dense.bundle and FOLDER/normalised.bundle."""
     found = {}
     for make in (dense, normalised):
@@ -35,6 +35,7 @@ def export_dreamers(folder: Path, dreams: int) -> dict[str, Bundle]:
             out=folder / f"{make.__name__}.bundle",
             name=make.__name__,
             dreams=dreams,
+            generator=generator,
             optimizer=Adam(learning_rate=0.01),
             normalisation=NORMALISATION,
         )
