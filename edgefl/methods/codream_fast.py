@@ -41,6 +41,7 @@ class CoDreamFast(CoDream, frozen=True):
     dream_rate: Annotated[float, Meta(gt=0)] = 0.02
     generator_rate: Annotated[float, Meta(gt=0)] = 5e-3
     meta_rate: Annotated[float, Meta(gt=0, le=1)] = 0.5
+    gradient_scale: Annotated[float, Meta(gt=0)] = 1.0  # a generator's gradients are not small
 
     def __post_init__(self) -> None:
         super().__post_init__()
