@@ -17,13 +17,13 @@ Everything but the network is the real thing: exporter, programs, tasks, coordin
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from multiprocessing import get_context
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -163,7 +163,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Bench:
-    """What all runs share, small enough to be sent to a process: the data set, and the folder of the bundles."""
+    """What all runs share: the data set, and the folder of bundles and finished runs."""
 
     data: Path
     folder: Path
@@ -198,11 +198,16 @@ class Bench:
         return self.folder / f"{method}-{model}.bundle"
 
     def found(self, cell: Cell) -> Found:
-        """What the run ends with, of the folder if it has it."""
+        """What the run ends with, of the folder; a process of its own where that has not got it."""
         kept = self.folder / f"{cell.file}.json"
         if not kept.exists():
-            kept.write_bytes(msgspec.json.encode(self.run(cell)))
+            words = ["--data", str(self.data), "--keep", str(self.folder), "--only", msgspec.json.encode(cell).decode()]
+            subprocess.run([sys.executable, __file__, *words, *(["--quick"] if self.quick else [])], check=True)
         return msgspec.json.decode(kept.read_bytes(), type=Found)
+
+    def keep(self, cell: Cell) -> None:
+        """Carry out one run, and put what it ends with into the folder."""
+        (self.folder / f"{cell.file}.json").write_bytes(msgspec.json.encode(self.run(cell)))
 
     def run(self, cell: Cell) -> Found:
         """From the first round to the test after the last."""
@@ -348,18 +353,24 @@ def targets(found: Mapping[tuple[str, str], Sequence[Found]], gain: float) -> li
 @click.option("--processes", type=click.IntRange(1), default=2, show_default=True, help="Runs at the same time.")
 @click.option("--set", "changes", multiple=True, help="A setting of CoDream in place of its own, e.g. buffer=640.")
 @click.option("--keep", type=click.Path(path_type=Path), help="Keep bundles and finished runs there, and go on.")
+@click.option("--only", hidden=True, help="One run, as JSON: what a process of this benchmark does.")
 @data_option
 @options
 def main(
     data: Path,
     form: str,
     quick: bool,
+    only: str | None,
     savings: bool,
     seeds: int,
     processes: int,
     changes: tuple[str, ...],
     keep: Path | None,
 ) -> None:
+    if only is not None:
+        assert keep is not None
+        Bench(data, keep, quick).keep(msgspec.json.decode(only, type=Cell))
+        return
     changed = {key: json.loads(value) for key, _, value in (change.partition("=") for change in changes)}
     seeds = 1 if quick else seeds
     with tempfile.TemporaryDirectory() as temporary:
@@ -381,7 +392,7 @@ def main(
                 )
             ]
         cells = [replace(line, seed=seed) for line in lines for seed in range(seeds)]
-        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        with ThreadPoolExecutor(processes) as pool:
             all_runs = list(pool.map(bench.found, cells))
     runs = [all_runs[i : i + seeds] for i in range(0, len(cells), seeds)]
     rows = [row(line, found) for line, found in zip(lines, runs, strict=True)]
