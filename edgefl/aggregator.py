@@ -112,6 +112,7 @@ class Aggregator:
         self._demand: dict[str, _BlobDemand] = {}
         self._connections: dict[str, Presence] = {}  # the newest of each device
         self._uploads: dict[str, _Upload] = {}  # by device
+        self._ask = Ask((), {})  # of the open round
         self._expected: dict[str, asks.Expected] = {}  # by class
         self._largest_uploads: dict[str, int] = {}
         self._nonce = ""
@@ -244,6 +245,7 @@ class Aggregator:
             demand.indices.update(protocol.indices(list(request.missing), count))
 
     def _offer(self, offer: Offer, body: memoryview, now_s: float) -> None:
+        self.coordinator.heard(offer.device)
         verdict = self.coordinator.judge(offer.device, offer.round, offer.nonce)
         if verdict.status != "accepted":
             self._on_note(Note(verdict.status, offer.round, offer.device, verdict.reason))
@@ -282,13 +284,16 @@ class Aggregator:
         del self._uploads[offer.device]
         try:
             tensors = protocol.bytes_to_tensors(upload.assembly.finish(), f"the upload of device {offer.device!r}")
-            checked = asks.check_reply(tensors, self._expected[self._assigned[offer.device].name], offer.device)
+            one = self._assigned[offer.device]
+            checked = asks.check_reply(tensors, self._expected[one.name], offer.device, self._ask.certain)
             if bad := protocol.not_finite(offer.metrics):
                 raise RemoteProtocolError(f"device {offer.device!r} sent metric {bad!r}, which is not finite")
         except ProtocolError as error:
             self._refuse(offer, error.message, now_s)
         else:
-            reply = Reply(offer.device, offer.round, offer.examples, checked, offer.metrics)
+            known = asks.reply_metrics(self._ask, one.bundle.manifest)
+            metrics = {name: value for name, value in offer.metrics.items() if name in known}
+            reply = Reply(offer.device, offer.round, offer.examples, checked, metrics)
             verdict, actions = self.coordinator.replied(reply, offer.nonce, now_s)
             self._carry_out(actions, now_s)  # first what others wait for, perhaps the next round
             self._receipt(offer, verdict.status, verdict.reason)
@@ -386,6 +391,7 @@ class Aggregator:
         self._out.append(self._announced)
 
     def _expect(self, ask: Ask) -> None:
+        self._ask = ask
         self._expected = {name: asks.reply_names(ask, one.bundle.manifest) for name, one in self._classes.items()}
         self._largest_uploads = {name: asks.largest_reply_bytes(names) for name, names in self._expected.items()}
 

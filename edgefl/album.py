@@ -18,6 +18,7 @@ from edgefl.errors import InputError
 from edgefl.files import write_atomic
 from edgefl.method import State
 from edgefl.methods.codream import CoDream
+from edgefl.report import LIKENESS
 from edgefl.store import Record
 from edgefl.tensors import Array
 
@@ -25,7 +26,6 @@ Picture = npt.NDArray[np.uint8]  # [height, width, 3]
 
 SIDE = 64  # pixels of one dream, about; it is magnified by a whole number
 CAPTION = 12
-LIKENESS = "likeness.likeness_most"
 
 
 class Album:

@@ -22,6 +22,7 @@ _SETTERS = {
 }
 
 
+SLACK = 0.01  # of a sum of probabilities that travel as float16
 Expected = Mapping[str, tuple[str, tuple[int | str, ...]]]  # name -> (dtype on the wire, shape); a string is any length
 
 
@@ -155,18 +156,43 @@ def reply_names(ask: Ask, manifest: Manifest) -> Expected:
         specs = {group: (t.dtype, t.shape) for group, t in manifest.fusion_map().items()}
         # As on a device: a glob reaches no metric, since metrics are reported anyway; an exact name does.
         outputs = [o for o in program.outputs if not o.is_metric or o.name in task.send]
-        specs |= {o.name: (o.dtype, o.shape) for o in outputs if o.name not in specs}
+        rows = _rows(task, ask)
+        specs |= {o.name: (o.dtype, _known(o.shape, rows)) for o in outputs if o.name not in specs}
         for name in select(specs, task.send):
             dtype, shape = specs[name]
             expected[name] = (task.encoding if dtype == "float32" else dtype, shape)
     return expected
 
 
-def check_reply(tensors: Mapping[str, Array], expected: Expected, device: str) -> dict[str, Array]:
-    """The reply's tensors, float16 widened to float32.
+def _rows(task: Task, ask: Ask) -> int | None:
+    """How many examples a task's feed has on every device; None where each has its own number."""
+    if task.feed == "noise":
+        return task.batch_size
+    told = task.feed == "announced" or (task.keep is not None and task.keep.add)
+    return len(ask.tensors["x"]) if told and "x" in ask.tensors else None
 
-    Raises RemoteProtocolError naming the first tensor that is missing, unknown, of another dtype or shape, or not
-    finite.
+
+def _known(shape: tuple[int | str, ...], rows: int | None) -> tuple[int | str, ...]:
+    """A shape with its number of examples in the place of "batch"."""
+    return shape if rows is None or not shape or isinstance(shape[0], int) else (rows, *shape[1:])
+
+
+def reply_metrics(ask: Ask, manifest: Manifest) -> set[str]:
+    """The metrics that a reply to `ask` may report."""
+    found = set()
+    for task in ask.tasks:
+        names = [o.name for o in manifest.program(task.program).outputs if o.is_metric]
+        found |= {f"{task.program}.{name}" for name in (*names, "examples")}
+    return found
+
+
+def check_reply(
+    tensors: Mapping[str, Array], expected: Expected, device: str, certain: Collection[str] = ()
+) -> dict[str, Array]:
+    """The reply's tensors, float16 widened to float32. `certain`: those whose rows are probabilities.
+
+    Raises RemoteProtocolError naming the first tensor that is missing, unknown, of another dtype or shape, not finite,
+    or holds no probabilities where it should.
     """
     if missing := sorted(expected.keys() - tensors.keys()):
         raise RemoteProtocolError(f"device {device!r} did not send {missing[0]!r}")
@@ -186,7 +212,16 @@ def check_reply(tensors: Mapping[str, Array], expected: Expected, device: str) -
         checked[name] = value.astype(np.float32) if value.dtype == np.float16 else value
         if value.dtype.kind == "f" and not np.isfinite(checked[name]).all():
             raise RemoteProtocolError(f"device {device!r} sent {name!r} with a value that is not finite")
+        if name in certain and (
+            value.min(initial=0) < 0 or np.abs(value.sum(1, np.float64) - 1).max(initial=0) > SLACK
+        ):
+            raise RemoteProtocolError(f"device {device!r} sent {name!r}, whose rows are no probabilities")
     return checked
+
+
+def _is_certain(rows: Array) -> bool:
+    """Whether each row [n, classes] is 0 or more everywhere, and 1 together."""
+    return rows.min(initial=0) >= 0 and bool(np.abs(rows.sum(1, np.float64) - 1).max(initial=0) <= SLACK)
 
 
 def largest_reply_bytes(expected: Expected) -> int:

@@ -240,8 +240,9 @@ def resumed(saved: RunFile, given: RunFile) -> RunFile:
     """The run file to go on with: seed, method, model and fleet stay the run's own; where the broker is, how rounds
     are closed, how the model is evaluated and how many rounds there are may be given anew."""
     method = dict(saved.method)
-    if "rounds" in given.method:
-        method["rounds"] = given.method["rounds"]
+    length = "epochs" if saved.student is not None else "rounds"
+    if length in given.method:
+        method[length] = given.method[length]
     return msgspec.structs.replace(
         saved, broker=given.broker, round=given.round, evaluate=given.evaluate, runs=given.runs, method=method
     )
@@ -281,7 +282,7 @@ def _check_student(run: RunFile, where: str) -> None:
     if wanted and run.student is None:
         raise ConfigError(
             f"{where}: {name} has a student, a model that learns on the aggregator",
-            hint='add [student] with model = "zoo:NAME"',
+            hint='add [student] with model = "zoo:NAME" and options = { method = "codream" }',
         )
     if not wanted and run.student is not None:
         raise ConfigError(f"{where}: [student]: {name} has none", hint="remove the section")

@@ -155,6 +155,7 @@ class Coordinator:
         self.state = state
         self.settings = settings
         self.present: set[str] = set()
+        self._silent: set[str] = set()  # missed a deadline, and were not heard since: no round waits for them
         self.finished = False
         self.stopping = False
         self._satisfied = False
@@ -178,6 +179,7 @@ class Coordinator:
         """A device is there. Joining twice changes nothing."""
         new = device not in self.present
         self.present.add(device)
+        self.heard(device)
         notes: list[Action] = [Note("joined", self.state.round, device)] if new else []
         if self._round is None:
             return notes + self._open_round(now_s)
@@ -197,6 +199,7 @@ class Coordinator:
 
     def failed(self, device: str, round: int, reason: str, now_s: float) -> list[Action]:
         """A device could not carry out its tasks and says so."""
+        self.heard(device)
         if self._round is None or round != self.state.round or device not in self._round.asked:
             return []
         self._round.failed.add(device)
@@ -204,16 +207,16 @@ class Coordinator:
 
     def replied(self, reply: Reply, nonce: str, now_s: float) -> tuple[Verdict, list[Action]]:
         """Count a reply, once. The reply's tensors were checked against the manifest before."""
+        self.heard(reply.device)
         verdict = self.judge(reply.device, reply.round, nonce)
         if verdict.status != "accepted":
             return verdict, [Note(verdict.status, reply.round, reply.device, verdict.reason)]
         assert self._round is not None
         try:
-            weight = self._round.rule.weigh(reply)
+            self._round.fusion.add(reply, self._round.rule.weigh(reply))
         except RemoteProtocolError as error:
             verdict = Verdict("refused", error.message)
             return verdict, self.failed(reply.device, reply.round, verdict.reason, now_s)
-        self._round.fusion.add(reply, weight)
         self._round.replied.add(reply.device)
         self._round.failed.discard(reply.device)
         return verdict, [Note("replied", reply.round, reply.device), *self._close_if_done(now_s)]
@@ -223,8 +226,13 @@ class Coordinator:
         if self._round is None or now_s < self._round.deadline_s:
             return []
         if self._has_quorum():
+            self._silent |= self._outstanding()
             return self._close(now_s)
         return self._ask_again(now_s)
+
+    def heard(self, device: str) -> None:
+        """A device says something: it is asked again, should it have been silent."""
+        self._silent.discard(device)
 
     def stop(self, now_s: float) -> list[Action]:
         """Fuse what came, when that is a quorum, and open no further round."""
@@ -285,7 +293,9 @@ class Coordinator:
         self._round = _Round(ask, self._nonce(), fusion, rule, opened_s=now_s)
         if resumed is not None:
             self._round.attempt = resumed.attempt
-        devices = resumed.devices if resumed else self._sample(self.present, self._wanted())
+        devices = (
+            resumed.devices if resumed else self._sample(self.present - self._silent or self.present, self._wanted())
+        )
         self._round.quorum = resumed.quorum if resumed else max(1, math.ceil(self.settings.quorum * len(devices)))
         return self._announce(devices, now_s)
 
@@ -339,7 +349,7 @@ class Coordinator:
         self._round, self._before = None, closed.nonce
         following = self._ask()
         # A resume must not go back behind a durable ask: devices may have carried it out.
-        self._durable = closed.ask.durable or following is None or following.durable or self.stopping
+        self._durable = closed.ask.durable or following is None or following.durable
         seconds = now_s - closed.opened_s
         return [
             RoundDone(round, self.state, fused, closed.attempt + 1, len(closed.asked), seconds, durable=self._durable)

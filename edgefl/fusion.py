@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from edgefl.errors import ConfigError
+from edgefl.errors import ConfigError, RemoteProtocolError
 from edgefl.method import Ask, Fused, Reply
 from edgefl.weights import Rule, rule_named
 
@@ -29,7 +29,10 @@ class Fusion(Protocol):
         ...
 
     def add(self, reply: Reply, weight: float) -> None:
-        """Count one reply. `weight` is finite and above 0."""
+        """Count one reply. `weight` is finite and above 0.
+
+        Raises RemoteProtocolError, and counts nothing, for a tensor of another shape than in the replies before.
+        """
         ...
 
     def merge(self, other: Any) -> None:
@@ -62,6 +65,12 @@ class WeightedMean:
 
     def add(self, reply: Reply, weight: float) -> None:
         assert math.isfinite(weight) and weight > 0, weight
+        for name, value in reply.tensors.items():
+            if name in self._sums and self._sums[name].shape != value.shape:
+                raise RemoteProtocolError(
+                    f"device {reply.device!r} sent {name!r} of shape {list(value.shape)}; "
+                    f"others sent {list(self._sums[name].shape)}"
+                )
         for name, value in reply.tensors.items():
             term = np.multiply(value, weight, dtype=np.float64)
             if name in self._sums:

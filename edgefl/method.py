@@ -85,6 +85,7 @@ class Ask(msgspec.Struct, frozen=True):
                 goes back to the last durable round and does those after it again, to the same end. So the tasks may
                 change nothing that devices keep for themselves (what they load does not count, nor what goes into
                 buffers). The state before an ask that is durable is always on disk, and that at the end of the run
+    certain     names of reply tensors whose rows are probabilities: 0 or more each, 1 together. Others are refused
     about       what a person should read of the round while it goes on: "epoch 3, dream 20 of 40"
     """
 
@@ -93,6 +94,7 @@ class Ask(msgspec.Struct, frozen=True):
     fusion: str = "mean"
     weight: str = "examples"
     durable: bool = True
+    certain: tuple[str, ...] = ()
     about: str = ""
 
 

@@ -92,6 +92,7 @@ class Column:
         return format(value, self.form)
 
 
+LIKENESS = "likeness.likeness_most"
 SUMMED = ("bytes_up", "bytes_down", "seconds")
 OWN = "evaluate.accuracy"  # the column of what devices measure on their own test data
 
@@ -114,7 +115,7 @@ _CURVES = (
     ("loss", "test loss"),
     ("train.loss", "training loss"),
     ("seconds", "seconds per round"),
-    ("likeness.likeness_most", "greatest likeness of a dream to an image of a device, cosine"),
+    (LIKENESS, "greatest likeness of a dream to an image of a device, cosine"),
 )
 
 MOST_CURVES = 12  # devices whose accuracies are drawn
@@ -209,13 +210,19 @@ def _album(folder: Path) -> str:
     )
 
 
-def own_accuracies(records: Sequence[Record]) -> dict[str, list[float]]:
-    """Device -> its accuracy on its own test data, each time that it evaluated."""
-    found: dict[str, list[float]] = {}
+def own_accuracies(records: Sequence[Record]) -> dict[str, list[tuple[int, float]]]:
+    """Device -> the number of each evaluation of the run that it took part in, from 1, and its accuracy then."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    number = 0
     for record in records:
-        for device, metrics in record.get("measured", {}).items():
-            if metrics.get("evaluate.examples"):
-                found.setdefault(device, []).append(metrics["evaluate.correct"] / metrics["evaluate.examples"])
+        accuracies = {
+            device: metrics["evaluate.correct"] / metrics["evaluate.examples"]
+            for device, metrics in record.get("measured", {}).items()
+            if metrics.get("evaluate.examples") and "evaluate.correct" in metrics
+        }
+        number += bool(accuracies)
+        for device, accuracy in accuracies.items():
+            found.setdefault(device, []).append((number, accuracy))
     return found
 
 
@@ -227,9 +234,9 @@ def _devices(records: Sequence[Record], beside: Sequence[Record]) -> str:
         return ""
     figure, axes = empty("each device, on its own test data" + (", dashed: beside" if other else ""), "evaluation")
     for i, (device, values) in enumerate(own.items()):
-        axes.plot(range(1, len(values) + 1), values, color=f"C{i % 10}", label=device, linewidth=1.5)
+        axes.plot(*zip(*values, strict=True), color=f"C{i % 10}", label=device, linewidth=1.5)
         if device in other:
-            axes.plot(range(1, len(other[device]) + 1), other[device], color=f"C{i % 10}", linestyle="--", linewidth=1)
+            axes.plot(*zip(*other[device], strict=True), color=f"C{i % 10}", linestyle="--", linewidth=1)
     axes.legend(fontsize=7, frameon=False)
     percent(axes)
     return svg(figure, "accuracy of each device")
@@ -238,6 +245,8 @@ def _devices(records: Sequence[Record], beside: Sequence[Record]) -> str:
 def _curve(records: Sequence[Record], key: str, label: str) -> str:
     """One curve, or nothing where no round has the value."""
     points = [(r["round"], r[key]) for r in records if r.get(key) is not None]
+    if key == LIKENESS:  # in a record it is the mean over devices
+        points = [(r["round"], max(m.get(key, 0.0) for m in r["measured"].values())) for r in records if key in r]
     if not points:
         return ""
     figure, axes = empty(label, "round")

@@ -160,6 +160,7 @@ class Server:
         Of a round that need not be durable only a short record is noted: a run may have thousands.
         """
         record: Record = {
+            **_rates(done.fused.metrics),
             "round": done.state.round,
             "replies": len(done.fused.devices),
             "asked": done.asked,
@@ -172,7 +173,6 @@ class Server:
             "elapsed_s": round(self._seconds_before + time.monotonic() - self._started_s, 4),
             "devices": list(done.fused.devices),
             "weights": {device: round(weight, 6) for device, weight in done.fused.weights.items()},
-            **_rates(done.fused.metrics),
         }
         if not done.durable:
             self.store.save_round(done.state, record | {"durable": False}, durable=False)

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from edgefl import classes as device_classes
 from edgefl.asks import check_ask, check_sends, personal
-from edgefl.bundle import Bundle, read
+from edgefl.bundle import Bundle, Manifest, read
 from edgefl.classes import DeviceClass, check_classes, in_state, initial, parse_condition, whole_state
 from edgefl.cli.export import export_from
 from edgefl.cli.output import tell
 from edgefl.config import BundleSection, EvaluateSection, ModelSection, RunFile, make_method
+from edgefl.coordinator import RoundSettings
 from edgefl.errors import ConfigError
 from edgefl.files import write_atomic
 from edgefl.fusion import Fusing, fusing, fusion_named
@@ -72,12 +73,39 @@ def student_of(config: RunFile, place: Path) -> Student | None:
 def method_of(config: RunFile, classes: Sequence[DeviceClass], student: Student | None = None) -> Method:
     """The run's method. Raises ConfigError, BundleError for one whose first ask a class of devices cannot do."""
     method = make_method(config, initial(classes), where="run file", student=student)
-    first = method.ask(method.start())
-    if first is not None:
-        for one in classes:
-            check_ask(first, one.bundle.manifest)
-        check_sends(first, [one.bundle.manifest for one in classes])
+    manifests = [one.bundle.manifest for one in classes]
+    if isinstance(method, CoDream):
+        asks = method.rehearse()
+        _check_student(method, manifests, config.round)
+    else:
+        first = method.ask(method.start())
+        asks = () if first is None else (first,)
+    kept = {task.keep.buffer for ask in asks for task in ask.tasks if task.keep is not None}
+    for ask in asks:
+        for manifest in manifests:
+            check_ask(ask, manifest, kept=kept)
+        check_sends(ask, manifests)
     return method
+
+
+def _check_student(method: CoDream, manifests: Sequence[Manifest], settings: RoundSettings) -> None:
+    """Raises ConfigError unless student and devices look at the same kind of examples, and the student can dream."""
+    student = method.student.bundle.manifest
+    if student.method not in ("codream",):
+        raise ConfigError("the student cannot dream", hint='add options = { method = "codream" } to [student]')
+    for manifest in manifests:
+        for what in ("features", "dtype", "normalisation", "classes"):
+            got, want = getattr(manifest.data, what), getattr(student.data, what)
+            if got != want:
+                raise ConfigError(
+                    f"bundle {manifest.name!r} has {what} {got}; the student has {want}",
+                    hint="devices and student dream together: export all for the same examples",
+                )
+    if settings.fraction < 1:
+        raise ConfigError(
+            f"[round] fraction is {settings.fraction:g}: a device that was not asked to warm up would dream untrained",
+            hint="codream asks all devices: fraction = 1",
+        )
 
 
 def personal_of(method: Method, one: DeviceClass) -> list[str]:
@@ -98,6 +126,8 @@ def evaluator_of(config: RunFile, classes: Sequence[DeviceClass], method: Method
     test, _ = _evaluation_data(config.evaluate, config.seed)
     size = config.evaluate.batch_size
     if isinstance(method, CoDream):
+        if method.alone:
+            return None  # the student learns nothing
         return _changed_only(evaluator(method.student.bundle, test, batch_size=size), method.student_in)
     for one in classes:
         if own := personal_of(method, one):
@@ -142,7 +172,7 @@ def fusing_of(config: RunFile, classes: Sequence[DeviceClass], place: Path) -> F
                 raise ConfigError(f"weight rule {weight!r}: no file {file}", hint="its path is seen from the run file")
             write_atomic(inside, file.read_bytes())
         rule = load_rule(inside, function, f"{file.name}:{function}")
-        return lambda ask: (fusion_named(ask.fusion), rule)
+        return lambda ask: (fusion_named(ask.fusion), rule) if ask.weight == weight else fusing(ask)
     if weight == LEARNED and config.evaluate is not None:
         from edgefl_device.evaluate import HeldOut
 
@@ -173,6 +203,8 @@ def write_models(method: Method, classes: Sequence[DeviceClass], tensors: Mappin
 
     Where a bundle has no program `predict`, no model.
     """
+    if isinstance(method, CoDream) and method.alone:
+        return
     if isinstance(method, CoDream):
         found = [(method.student.bundle, method.student_in(tensors), place / "model.onnx")]
         weights = found[0][1]

@@ -123,7 +123,7 @@ class CoDream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     batch_size: Annotated[int, Meta(ge=1)] = 32
     learning_rate: Annotated[float, Meta(gt=0)] | None = None
     alone: bool = False
-    evaluate: bool = True
+    evaluate: bool = False
     likeness_limit: Annotated[float, Meta(gt=0, le=1)] = 0.95
     weight: str = "examples"
     encoding: Literal["float32", "float16"] = "float16"
@@ -141,9 +141,15 @@ class CoDream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     # --- the method -------------------------------------------------------------------------------------------
 
     def start(self) -> State:
-        """Raises ConfigError without a student, or when there are more dreams than the bundles compare."""
+        """Raises ConfigError without a student, for examples that are no images, or when there are more dreams than
+        the bundles compare."""
         if self.student is None:
             raise ConfigError("codream needs a student, the model that learns on the aggregator", hint="add [student]")
+        if len(self.student.data.features) not in (2, 3):
+            raise ConfigError(
+                f"codream dreams images, and an example of the student has shape {list(self.student.data.features)}",
+                hint="export with --input CHANNELSxHEIGHTxWIDTH; the model may flatten them",
+            )
         if COMPARED not in self.initial:
             raise ConfigError("the bundles cannot dream", hint="export them with --method codream")
         if (most := len(self.initial[COMPARED])) < self.dreams:
@@ -163,7 +169,7 @@ class CoDream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             label = Task(program="label", feed="announced", batch_size=0, send=(PROBABILITIES,), encoding=self.encoding)
             count = Task(program="predict", batch_size=256)  # of its own data: weight rules then know how many it has
             announced = {X: self.pixels(state.tensors["dreams"])}
-            return self._ask((label, count), announced, place, weight=self.weight)
+            return self._ask((label, count), announced, place, weight=self.weight, certain=(PROBABILITIES,))
         if place.phase == "warm up" or self.alone:
             return self._ask(self._train(place), {}, place)
         pixels = self.pixels(state.tensors["dreams"])
@@ -184,6 +190,18 @@ class CoDream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             tensors = dict(state.tensors)
         after = State(state.round + 1, tensors, state.numbers)
         return self._fall_asleep(after)
+
+    def rehearse(self) -> tuple[Ask, ...]:
+        """One ask of each kind that a run will make, with tensors of the right shapes, to check before it begins."""
+        state = self.start()
+        images = np.zeros((self.dreams, *self.student.data.features), np.float32)
+        classes = self.student.data.classes or 1
+        given = {"dreams": images, "labels": np.full((self.dreams, classes), 1 / classes, np.float32)}
+        kinds = {self.place(round).phase: round for round in range(min(self.rounds, self.exchanges + 3))}
+        dreaming = self._fall_asleep(State(1, {**state.tensors, **given})) if "dream" in kinds else state
+        tensors = {**dreaming.tensors, **given}
+        asks = [self.ask(State(round, tensors)) for round in kinds.values()]
+        return tuple(ask for ask in asks if ask is not None)
 
     @property
     def rounds(self) -> int:
@@ -334,12 +352,19 @@ class CoDream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     # --- learning ---------------------------------------------------------------------------------------------
 
     def _ask(
-        self, tasks: tuple[Task, ...], announced: Tensors, place: Place, *, durable: bool = True, weight: str = "equal"
+        self,
+        tasks: tuple[Task, ...],
+        announced: Tensors,
+        place: Place,
+        *,
+        durable: bool = True,
+        weight: str = "equal",
+        certain: tuple[str, ...] = (),
     ) -> Ask:
         about = f"epoch {place.epoch}, {place.phase}" if place.epoch else place.phase
         if place.phase == "dream":
             about = f"{about} {place.step + 1} of {self.exchanges}"
-        return Ask(tasks, announced, weight=weight, durable=durable, about=about)
+        return Ask(tasks, announced, weight=weight, durable=durable, certain=certain, about=about)
 
     def _distill(self, feed: str, place: Place, keep: Keep | None = None) -> Task:
         rate = {} if self.distill_rate is None else {"learning_rate": self.distill_rate}

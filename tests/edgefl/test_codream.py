@@ -59,6 +59,7 @@ def make(made: dict[str, Bundle]) -> Make:
             "buffer": 9,
             "adversarial_from": 1,
             "refresh": 2,
+            "evaluate": True,
         }
         initial = made["dense"].shared_weights()
         return kind(initial=initial, student=Student(made["dense"]), **(small | settings))
@@ -291,6 +292,18 @@ def test_the_laws_of_methods_hold_in_every_round(
         assert all(np.array_equal(value, done.state.tensors[name]) for name, value in state.tensors.items())
         before = state
     assert method.ask(state) is None
+
+
+@pytest.mark.parametrize(("changed", "kinds"), [({}, 4), ({"alone": True}, 2), ({"local_steps": 2}, 4)])
+def test_one_ask_of_each_kind_is_rehearsed(
+    make: Make, made: dict[str, Bundle], changed: dict[str, Any], kinds: int
+) -> None:
+    for kind in (CoDream, CoDreamFast) if "local_steps" not in changed else (CoDream,):
+        asks = make(kind, **changed).rehearse()
+        assert len(asks) == kinds and asks[0].about == "warm up"
+        for ask in asks:
+            for bundle in made.values():
+                check_ask(ask, bundle.manifest, kept=("dreams",))
 
 
 @pytest.mark.parametrize("changed", [{"local_steps": 2}, {"encoding": "float32", "seeded": False}, {"alone": True}])

@@ -78,7 +78,8 @@ def test_the_state_before_a_durable_ask_and_the_last_are_durable(regression: Bun
     assert [record["round"] for record in world.store.records()] == list(range(1, ROUNDS + 1))
 
 
-def test_a_stop_makes_what_came_durable() -> None:
+def test_a_stop_among_small_steps_leaves_the_last_durable_state() -> None:
+    """A resume may begin only where a durable ask does: what devices keep of changes would not fit."""
     coordinator = Coordinator(Dreaming(), State(2, Dreaming().start().tensors), RoundSettings(), secret="s")
     actions = coordinator.begin(0.0) + coordinator.joined("pi-1", 0.0)
     announce = next(a for a in actions if isinstance(a, Announce))
@@ -86,7 +87,7 @@ def test_a_stop_makes_what_came_durable() -> None:
     coordinator.stopping = True
     _, actions = coordinator.replied(reply, announce.nonce, 1.0)
     [done] = [a for a in actions if isinstance(a, RoundDone)]
-    assert done.durable
+    assert not done.durable
     assert done.fused.measured == {"pi-1": {"evaluate.loss": 0.5}}
 
 

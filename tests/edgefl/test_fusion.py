@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgefl.errors import ConfigError
+from edgefl.errors import ConfigError, RemoteProtocolError
 from edgefl.fusion import FUSIONS, WeightedMean, fusing, fusion_named
 from edgefl.method import Ask, Fused, Reply
 from edgefl.weights import rule_named
@@ -272,3 +272,12 @@ def test_names_and_unknown_names() -> None:
 def test_an_ask_names_its_fusion_and_its_rule() -> None:
     fusion, rule = fusing(Ask((), {}, weight="equal"))
     assert isinstance(fusion, WeightedMean) and rule.name == "equal"
+
+
+def test_a_tensor_of_another_shape_counts_nothing() -> None:
+    fusion = WeightedMean()
+    fusion.add(Reply("a", 0, 1, {"w": np.ones(3, np.float32)}, {}), 1.0)
+    for wrong in (np.ones(1, np.float32), np.ones(2, np.float32), np.ones((3, 1), np.float32)):
+        with pytest.raises(RemoteProtocolError, match=r"'b' sent 'w' of shape .*others sent \[3\]"):
+            fusion.add(Reply("b", 0, 1, {"w": wrong}, {}), 1.0)
+    assert fusion.finish().devices == ("a",)

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgefl import protocol
-from edgefl.asks import check_reply, largest_reply_bytes, reply_names
+from edgefl.asks import check_reply, largest_reply_bytes, reply_metrics, reply_names
 from edgefl.bundle import Bundle
 from edgefl.errors import LocalProtocolError, ProtocolError, RemoteProtocolError
 from edgefl.files import sha256_hex
@@ -420,3 +420,28 @@ def test_ranges_that_overlap_cost_no_more_than_the_chunks_there_are() -> None:
     assert protocol.indices([(4, 9), (0, 2), (1, 5)], 6) == [0, 1, 2, 3, 4, 5]
     assert protocol.indices([(0, 2**50)] * 4096, 5) == [0, 1, 2, 3, 4]
     assert protocol.indices([(7, 9), (3, 2)], 5) == []
+
+
+def test_rows_that_are_no_probabilities_are_refused() -> None:
+    expected = {"p": ("float32", ("batch", 2))}
+    good = {"p": np.array([[0.25, 0.75], [1, 0]], np.float32)}
+    assert check_reply(good, expected, "pi-1", ("p",))["p"].tolist() == good["p"].tolist()
+    for rows in ([[-1, 0]], [[0.5, 0.4]], [[60000, 0]], [[-1, 2]]):
+        bad = {"p": np.array(rows, np.float32)}
+        assert check_reply(bad, expected, "pi-1")
+        with pytest.raises(RemoteProtocolError, match="'pi-1' sent 'p', whose rows are no probabilities"):
+            check_reply(bad, expected, "pi-1", ("p",))
+
+
+def test_examples_that_the_aggregator_counts_fix_the_shape_of_a_reply(regression: Bundle) -> None:
+    def rows(task: Task) -> object:
+        return reply_names(Ask((task,), {"x": np.zeros((3, 2), np.float32)}), regression.manifest)["predicted"][1][0]
+
+    assert rows(Task("evaluate", feed="announced", send=("predicted",))) == 3
+    assert rows(Task("evaluate", feed="noise", batch_size=5, seed=0, send=("predicted",))) == 5
+    assert rows(Task("evaluate", send=("predicted",))) == "batch"
+
+
+def test_metrics_are_those_of_the_ask(regression: Bundle) -> None:
+    found = reply_metrics(Ask((Task("evaluate"),), {}), regression.manifest)
+    assert found == {"evaluate.loss", "evaluate.examples"}

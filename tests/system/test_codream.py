@@ -25,6 +25,7 @@ dream_steps = {steps}
 refresh = 7
 distill_epochs = 2
 train_epochs = 1
+evaluate = true
 likeness_limit = 0.01
 [round]
 min_devices = 3
@@ -105,6 +106,45 @@ def test_devices_dream_and_one_that_cannot_is_refused_by_name(start: Start, bund
     assert out.strip() == f"report: {place / 'report.html'}"
     code, _, err = start("report", str(tmp_path)).end()
     assert code == 3 and "holds no finished round of a run" in err
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("[student]", "[student]", "the student cannot dream"),
+        (
+            "quorum = 0.5",
+            "quorum = 0.5\nfraction = 0.5",
+            "not asked to warm up would dream untrained",
+        ),
+        ("distill_epochs = 2", 'distill_epochs = 2\nweight = "examples*steps"', "needs 'solver_steps' of program"),
+        ("dreams = 8", "dreams = 9", "but the bundles compare 8 with a device's own images"),
+        ("[student]\n", "[other]\n", "unknown key 'other'"),
+    ],
+)
+def test_what_cannot_end_well_does_not_begin(
+    start: Start, bundles: Path, digits_bundle: Path, tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    path = write_run_file(tmp_path, bundles, steps=10)
+    text = path.read_text().replace(old, new)
+    if "student cannot" in message:
+        before, _, after = text.partition(f'[student]\npath = "{bundles}/dense.bundle"')
+        text = f'{before}[student]\npath = "{digits_bundle}"{after}'
+    path.write_text(text)
+    code, _, err = start("run", str(path)).end()
+    assert code == 3
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and message in errors[0], err
+    assert "round " not in err
+
+
+def test_a_rule_of_ones_own_weighs_labels_and_no_gradients(start: Start, bundles: Path, tmp_path: Path) -> None:
+    (tmp_path / "weights.py").write_text("def mine(reply):\n    return float(reply.examples)\n")
+    path = write_run_file(tmp_path, bundles, steps=2)
+    path.write_text(path.read_text().replace("epochs = 2\n", 'epochs = 1\nweight = "weights.py:mine"\n', 1))
+    _, records, _ = finished(start("run", str(path), "--format", "json"), tmp_path)
+    labelled = [record["weights"] for record in records if "predict.examples" in record]
+    assert len(labelled) == 1 and list(labelled[0].values()) == [round(1 / 3, 6)] * 3  # 30 examples each
 
 
 def test_killed_among_the_dreams_a_run_dreams_the_same(start: Start, bundles: Path, tmp_path: Path) -> None:
