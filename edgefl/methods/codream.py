@@ -196,11 +196,12 @@ class CoDream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         state = self.start()
         images = np.zeros((self.dreams, *self.student.data.features), np.float32)
         classes = self.student.data.classes or 1
-        given = {"dreams": images, "labels": np.full((self.dreams, classes), 1 / classes, np.float32)}
-        kinds = {self.place(round).phase: round for round in range(min(self.rounds, self.exchanges + 3))}
-        dreaming = self._fall_asleep(State(1, {**state.tensors, **given})) if "dream" in kinds else state
-        tensors = {**dreaming.tensors, **given}
-        asks = [self.ask(State(round, tensors)) for round in kinds.values()]
+        labels = np.full((self.dreams, classes), 1 / classes, np.float32)
+        given = {"dreams": images, "labels": labels, "change": images.astype(np.float16)}
+        tensors = {**state.tensors, **self._begin_to_dream(state.tensors, 1), **given}
+        last = self.exchanges  # of the first epoch's dream rounds; before it the warm-up, after it label and learn
+        rounds = {0, 1} if self.alone else {0, 1, last, last + 1, last + 2}
+        asks = [self.ask(State(round, tensors)) for round in sorted(rounds)]
         return tuple(ask for ask in asks if ask is not None)
 
     @property

@@ -294,7 +294,9 @@ def test_the_laws_of_methods_hold_in_every_round(
     assert method.ask(state) is None
 
 
-@pytest.mark.parametrize(("changed", "kinds"), [({}, 4), ({"alone": True}, 2), ({"local_steps": 2}, 4)])
+@pytest.mark.parametrize(
+    ("changed", "kinds"), [({}, 5), ({"alone": True}, 2), ({"local_steps": 2}, 5), ({"dreams_as": "change"}, 5)]
+)
 def test_one_ask_of_each_kind_is_rehearsed(
     make: Make, made: dict[str, Bundle], changed: dict[str, Any], kinds: int
 ) -> None:
@@ -303,7 +305,7 @@ def test_one_ask_of_each_kind_is_rehearsed(
         assert len(asks) == kinds and asks[0].about == "warm up"
         for ask in asks:
             for bundle in made.values():
-                check_ask(ask, bundle.manifest, kept=("dreams",))
+                check_ask(ask, bundle.manifest, kept=("dreams", "current"))
 
 
 @pytest.mark.parametrize("changed", [{"local_steps": 2}, {"encoding": "float32", "seeded": False}, {"alone": True}])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -147,12 +148,17 @@ def test_a_rule_of_ones_own_weighs_labels_and_no_gradients(start: Start, bundles
     assert len(labelled) == 1 and list(labelled[0].values()) == [round(1 / 3, 6)] * 3  # 30 examples each
 
 
-def test_killed_among_the_dreams_a_run_dreams_the_same(start: Start, bundles: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("dreams_as", "end"), [("uint8", signal.SIGKILL), ("change", signal.SIGINT)])
+def test_stopped_among_the_dreams_a_run_dreams_the_same(
+    start: Start, bundles: Path, tmp_path: Path, dreams_as: str, end: signal.Signals
+) -> None:
     path = write_run_file(tmp_path, bundles, steps=60)
+    path.write_text(path.read_text().replace("dreams = 8\n", f'dreams = 8\ndreams_as = "{dreams_as}"\n', 1))
     unbroken, _, _ = finished(start("run", str(path), "--format", "json"), tmp_path)
-    killed = start("run", str(path), "--format", "json")
-    killed.wait_for_round(1)
-    killed.kill()
+    stopped = start("run", str(path), "--format", "json")
+    stopped.wait_for_round(1)
+    stopped.child.send_signal(end)
+    stopped.child.wait(60)
     resumed, records, _ = finished(start("run", str(path), "--format", "json", "--resume"), tmp_path)
     assert resumed != unbroken
     assert [record["round"] for record in records] == list(range(1, 1 + 1 + 2 * 62))
