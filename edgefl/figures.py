@@ -29,6 +29,7 @@ def empty(title: str, x: str) -> tuple[Any, Any]:
 
 
 def percent(axes: Any) -> None:
+    """Show the values of the y axis, 0 to 1, as percentages."""
     from matplotlib.ticker import PercentFormatter
 
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -43,6 +44,7 @@ def svg(figure: Any, what: str) -> str:
 
 
 def png(path: Path, what: str) -> str:
+    """The picture as a paragraph with an <img> that holds it; nothing where there is no such file."""
     if not path.exists():
         return ""
     data = base64.b64encode(path.read_bytes()).decode()

@@ -75,8 +75,8 @@ def method_of(config: RunFile, classes: Sequence[DeviceClass], student: Student 
     method = make_method(config, initial(classes), where="run file", student=student)
     manifests = [one.bundle.manifest for one in classes]
     if isinstance(method, CoDream):
+        _check_dreamers(method, manifests, config.round)
         asks = method.rehearse()
-        _check_student(method, manifests, config.round)
     else:
         first = method.ask(method.start())
         asks = () if first is None else (first,)
@@ -88,11 +88,17 @@ def method_of(config: RunFile, classes: Sequence[DeviceClass], student: Student 
     return method
 
 
-def _check_student(method: CoDream, manifests: Sequence[Manifest], settings: RoundSettings) -> None:
-    """Raises ConfigError unless student and devices look at the same kind of examples, and the student can dream."""
+def _check_dreamers(method: CoDream, manifests: Sequence[Manifest], settings: RoundSettings) -> None:
+    """Raises ConfigError unless student and devices look at the same kind of examples, the student can do what devices
+    do, and all devices are asked."""
     student = method.student.bundle.manifest
-    if student.method not in ("codream",):
+    if student.method != "codream":
         raise ConfigError("the student cannot dream", hint='add options = { method = "codream" } to [student]')
+    if missing := sorted(method.initial.keys() - student.fusion_map().keys()):
+        raise ConfigError(
+            f"the student has no tensor {missing[0]!r}, which the bundles share",
+            hint="export it with the options of [[bundle]]",
+        )
     for manifest in manifests:
         for what in ("features", "dtype", "normalisation", "classes"):
             got, want = getattr(manifest.data, what), getattr(student.data, what)

@@ -260,6 +260,8 @@ def _watcher(table: LiveTable, method: Method, store: Store) -> Watcher:
     if not isinstance(method, CoDream):
         return shown
     album = Album(method, store.path / ALBUM)
+    if (state := store.load_state()) is not None:
+        album.add(state)  # a kill may have come between the round and its picture
 
     def round_done(record: Record, state: State) -> None:
         album.add(state)
@@ -318,7 +320,8 @@ def _finish(result: _Result, form: str) -> None:
             click.echo(f"model:     {shown / path.relative_to(place)} ({size(path.stat().st_size)})")
         if not models:
             click.echo("models:    each device has its own, in its state folder")
-        click.echo(f"weights:   {shown / 'weights.safetensors'}")
+        if (place / "weights.safetensors").exists():
+            click.echo(f"weights:   {shown / 'weights.safetensors'}")
     if not result.finished:
         tell(f"stopped after {last.get('round', 0)} rounds, everything is saved in {shown}")
         tell(f"go on with: {result.again} --resume")

@@ -17,7 +17,7 @@ X - X_k, whose mean is subtracted from X: federated averaging in the space of th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import msgspec
@@ -327,14 +327,14 @@ class CoDream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             tensors["change"] = (moved - x).astype(np.float16)
             moved = x + tensors["change"].astype(np.float32)
         tensors["dreams"] = moved
-        tensors["path"] = self._longer_path(tensors["path"], moved[:1], place)
+        tensors["path"] = self._longer_path(tensors["path"], lambda: moved[:1], place)
         return tensors
 
-    def _longer_path(self, path: Array, dream: Array, place: Place) -> Array:
+    def _longer_path(self, path: Array, dream: Callable[[], Array], place: Place) -> Array:
         """The pictures of the first dream, [n, C, H, W], with the one after this step where it is one to keep."""
         every = -(-self.exchanges // (PATH - 2))
         wanted = place.step % every == every - 1 or place.step == self.exchanges - 1
-        return np.concatenate([path, self.pixels(dream)]) if wanted else path
+        return np.concatenate([path, self.pixels(dream())]) if wanted else path
 
     def _clipped(self, gradient: Array) -> Array:
         """[B, ...] with no dream's gradient longer than `clip`."""

@@ -94,7 +94,9 @@ class CoDreamFast(CoDream, frozen=True):
                 self._clipped(gradient) if latent else gradient, tensors[m], tensors[v], place.step + 1, rate
             )
             tensors[mine] = tensors[mine] - step
-        tensors["path"] = self._longer_path(tensors["path"], self._imagine(tensors, tensors, tensors["z"][:1]), place)
+        tensors["path"] = self._longer_path(
+            tensors["path"], lambda: self._imagine(tensors, tensors, tensors["z"][:1]), place
+        )
         if place.step == self.exchanges - 1:
             tensors["dreams"] = self._imagine(tensors, tensors, tensors["z"])
             for name in _adapted(tensors):
