@@ -350,48 +350,62 @@ def chunk_count(size_bytes: int, chunk_bytes: int) -> int:
 
 
 class Assembly:
-    """A payload that arrives in chunks: any order, any number of times."""
+    """A payload that arrives in chunks: any order, any number of times.
+
+    It holds what has come, and no more: a size is a claim.
+    """
 
     def __init__(self, sha256: str, size_bytes: int, chunk_bytes: int) -> None:
         self.sha256 = sha256
         self.size_bytes = size_bytes
         self.chunk_bytes = chunk_bytes
-        self._data = bytearray()  # reserved when the first chunk comes: a claimed size costs nothing
-        self._missing = set(range(chunk_count(size_bytes, chunk_bytes)))
+        self._count = chunk_count(size_bytes, chunk_bytes)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._data = bytearray()  # the chunks before the first that is missing
+        self._first_missing = 0
+        self._early: dict[int, bytes] = {}  # chunks after it
 
     def add(self, index: int, body: memoryview | bytes) -> None:
         """Take one chunk; a second copy changes nothing. Raises RemoteProtocolError when it cannot belong here."""
         start = index * self.chunk_bytes
         expected = min(self.chunk_bytes, self.size_bytes - start)
-        if index >= chunk_count(self.size_bytes, self.chunk_bytes) or len(body) != expected:
+        if index >= self._count or len(body) != expected:
             raise RemoteProtocolError(
                 f"chunk {index} of {len(body)} bytes does not fit a payload of {self.size_bytes} bytes "
                 f"in chunks of {self.chunk_bytes}"
             )
-        if index in self._missing:
-            self._data = self._data or bytearray(self.size_bytes)
-            self._data[start : start + len(body)] = body
-            self._missing.discard(index)
+        if index > self._first_missing:
+            self._early.setdefault(index, bytes(body))
+        elif index == self._first_missing:
+            self._append(body)
+            while (early := self._early.pop(self._first_missing, None)) is not None:
+                self._append(early)
+
+    def _append(self, body: memoryview | bytes) -> None:
+        self._data += body
+        self._first_missing += 1
 
     @property
     def complete(self) -> bool:
-        return not self._missing
+        return self._first_missing == self._count
 
     def missing(self) -> list[tuple[int, int]]:
         """Ranges [start, stop) of chunks that have not come; at most 4096 of them."""
         ranges: list[tuple[int, int]] = []
-        for index in sorted(self._missing):
-            if ranges and ranges[-1][1] == index:
-                ranges[-1] = (ranges[-1][0], index + 1)
-            else:
-                ranges.append((index, index + 1))
+        start = self._first_missing
+        for index in [*sorted(self._early), self._count]:
+            if start < index:
+                ranges.append((start, index))
+            start = index + 1
         return ranges[:4096]
 
     def finish(self) -> bytes:
         """The payload. Raises RemoteProtocolError when its SHA-256 is another; then every chunk is missing again."""
         data = bytes(self._data)
         if sha256_hex(data) != self.sha256:
-            self._missing = set(range(chunk_count(self.size_bytes, self.chunk_bytes)))
+            self._forget()
             raise RemoteProtocolError(f"a payload of {self.size_bytes} bytes whose SHA-256 does not match")
         return data
 
