@@ -16,10 +16,11 @@ from edgefl.errors import DataError, EdgeflError, InputError
 from edgefl.method import Task
 from edgefl_device.contract import batches
 from edgefl_device.dataset import Dataset
-from edgefl_device.interpreter import Outcome, Stopped, perform
+from edgefl_device.interpreter import Outcome, perform
 from edgefl_device.order import order_of, seed_of
 from edgefl_device.plan import check_own_settings, plan
 from edgefl_device.runtime import Runtime
+from edgefl_device.stopping import Stop, Stopped
 
 TWO = Dataset(np.eye(2, dtype=np.float32), np.array([1, 2], np.float32))
 # Three examples, one of them alone in the last batch of two.
@@ -280,10 +281,15 @@ def test_a_state_that_diverged_in_the_last_step(runtime: Runtime) -> None:
 
 
 def test_a_stop_between_batches_undoes_all_tasks(runtime: Runtime) -> None:
-    asked = iter([False, False, True])
+    stop = Stop()
+
+    def after_two(program: str, done: int, batches: int) -> None:
+        if done == 2:
+            stop.request()
+
     train = Task(program="train", batch_size=1, settings=LR)
     with pytest.raises(Stopped):
-        run(runtime, train, train, stopped=lambda: next(asked))
+        run(runtime, train, train, stop=stop, progress=after_two)
     assert runtime.state()["count"] == 0
 
 

@@ -9,6 +9,7 @@ from edgefl.bundle import PORTABLE, Bundle, Manifest
 from edgefl.errors import InputError
 from edgefl.tensors import Array
 from edgefl.training_artifacts import INSTALL, training_api
+from edgefl_device.stopping import Stop
 
 
 class Engine(Protocol):
@@ -26,7 +27,7 @@ class Engine(Protocol):
 
     def reset(self, names: Iterable[str]) -> None: ...
 
-    def step(self, program: str, inputs: Mapping[str, Array]) -> dict[str, Array]: ...
+    def step(self, program: str, inputs: Mapping[str, Array], stop: Stop | None = None) -> dict[str, Array]: ...
 
 
 def start(engine: str, bundle: Bundle, *, threads: int = 1) -> Engine:

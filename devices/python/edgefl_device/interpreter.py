@@ -22,12 +22,9 @@ from edgefl_device.engine import Engine
 from edgefl_device.kept import Buffers
 from edgefl_device.order import order_of, seed_of
 from edgefl_device.plan import Plan, changes_nothing, own_state, plan
+from edgefl_device.stopping import Stop, Stopped
 
 Progress = Callable[[str, int, int], None]  # program, batches done, batches of this task
-
-
-class Stopped(EdgeflError):
-    """A stop was requested between two batches; the state is what it was before."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ def answer(
     device: str,
     own: Mapping[str, float] = MappingProxyType({}),
     buffers: Buffers | None = None,
-    stopped: Callable[[], bool] = lambda: False,
+    stop: Stop | None = None,
     progress: Progress | None = None,
 ) -> tuple[Outcome, Tensors | None]:
     """`perform` on the state that this device has kept: `private` is what the ask before gave, empty at first.
@@ -75,7 +72,7 @@ def answer(
         runtime.load({name: private[name] for name in missing if name in private})
     ready |= wanted
     outcome = perform(
-        runtime, tasks, announced, feeds, device=device, own=own, buffers=buffers, stopped=stopped, progress=progress
+        runtime, tasks, announced, feeds, device=device, own=own, buffers=buffers, stop=stop, progress=progress
     )
     mine = own_state(manifest, tasks, announced)
     if changes_nothing(manifest, tasks, announced, private):
@@ -95,7 +92,7 @@ def perform(
     device: str,
     own: Mapping[str, float] = MappingProxyType({}),
     buffers: Buffers | None = None,
-    stopped: Callable[[], bool] = lambda: False,
+    stop: Stop | None = None,
     progress: Progress | None = None,
 ) -> Outcome:
     """Carry out `tasks` in order. The state changes only when all of them succeed.
@@ -111,8 +108,8 @@ def perform(
     A "delta" is the difference to the state right after the task's `load` and `reset`; outputs are always values.
 
     Raises InputError for a task that does not fit the bundle or the data, before anything is kept or runs; EdgeflError
-    when training diverges, a value does not fit float16 or the disk takes no more; Stopped when `stopped()` turns true
-    between batches. What was kept stays kept then: the same ask would keep it again.
+    when training diverges, a value does not fit float16 or the disk takes no more; Stopped when `stop` is requested,
+    between batches or in the middle of one. What was kept stays kept then: the same ask would keep it again.
     """
     if wrong := fault(tasks):
         raise InputError(wrong)
@@ -125,7 +122,7 @@ def perform(
     metrics: dict[str, float] = {}
     try:
         for one in plans:
-            sent, measured = _carry_out(runtime, one, announced, device, stopped, progress)
+            sent, measured = _carry_out(runtime, one, announced, device, stop, progress)
             tensors |= sent
             metrics |= measured
     except BaseException:
@@ -140,7 +137,7 @@ def _carry_out(
     one: Plan,
     announced: Tensors,
     device: str,
-    stopped: Callable[[], bool],
+    stop: Stop | None,
     progress: Progress | None,
 ) -> tuple[dict[str, Array], dict[str, float]]:
     """One task: the tensors it sends and its metrics."""
@@ -151,11 +148,11 @@ def _carry_out(
     reduced = _Reduced(one)
     seed = np.array(seed_of(task.seed, device), np.int64)
     for done, (epoch, x, y) in enumerate(_batches(one, device)):
-        if stopped():
+        if stop is not None and stop.requested:
             raise Stopped("stopped on request")
         if epoch != reduced.epoch:
             reduced = _Reduced(one, epoch)
-        reduced.add(runtime.step(task.program, _inputs(one, x, y, seed)), len(x), done)
+        reduced.add(runtime.step(task.program, _inputs(one, x, y, seed), stop), len(x), done)
         if progress is not None:
             progress(task.program, done + 1, one.batches)
     _refuse_diverged_state(runtime, one)

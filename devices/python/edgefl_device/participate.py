@@ -22,7 +22,7 @@ from edgefl.tensors import Tensors, save_tensors
 from edgefl_device.contract import fit_to_contract
 from edgefl_device.dataset import Splits
 from edgefl_device.engine import Engine, name_of, start
-from edgefl_device.interpreter import Outcome, Stopped, answer
+from edgefl_device.interpreter import Outcome, answer
 from edgefl_device.kept import Buffers
 from edgefl_device.plan import check_own_settings
 from edgefl_device.session import (
@@ -37,6 +37,7 @@ from edgefl_device.session import (
     Subscribe,
     Unsubscribe,
 )
+from edgefl_device.stopping import Stop, Stopped
 
 LAST_STEP_S = 30.0  # wait so long for the step under way when the run ends
 LEAVING_S = 3.0  # an emulated device whose run was killed notices within a second; the next may start meanwhile
@@ -145,8 +146,8 @@ class _Participant:
         self._log = log
         self._runtime: Engine | None = None
         self._data: Splits | None = None
-        self._jobs: queue.SimpleQueue[tuple[Job, threading.Event] | None] = queue.SimpleQueue()
-        self._stop_job = threading.Event()
+        self._jobs: queue.SimpleQueue[tuple[Job, Stop] | None] = queue.SimpleQueue()
+        self._stop_job = Stop()
         self._trained = False
         self._fatal: EdgeflError | None = None
         self._done = False
@@ -174,7 +175,7 @@ class _Participant:
             while not self._done:
                 self._step()
         finally:
-            self._stop_job.set()
+            self._stop_job.request()
             self._jobs.put(None)
             self._leave()
         if self._fatal is not None:
@@ -226,11 +227,11 @@ class _Participant:
                 case Prepare():
                     self._prepare(action)
                 case Perform(job):
-                    self._stop_job.set()  # of the job before
-                    self._stop_job = threading.Event()
+                    self._stop_job.request()  # of the job before
+                    self._stop_job = Stop()
                     self._jobs.put((job, self._stop_job))
                 case Cancel():
-                    self._stop_job.set()
+                    self._stop_job.request()
                 case Done():
                     self._log("the run is finished")
                     self._done = True
@@ -261,7 +262,7 @@ class _Participant:
         while self._do(self._jobs.get()):
             pass  # nothing is held while waiting: a job's tensors can be as large as the model
 
-    def _do(self, work: tuple[Job, threading.Event] | None) -> bool:
+    def _do(self, work: tuple[Job, Stop] | None) -> bool:
         """Carry out one job; False when there are no more."""
         if work is None:
             return False
@@ -276,7 +277,7 @@ class _Participant:
             self._events.put(_Failed(job, f"{type(error).__name__}: {error}"))
         return True
 
-    def _perform(self, job: Job, stop: threading.Event) -> _Performed:
+    def _perform(self, job: Job, stop: Stop) -> _Performed:
         runtime, data = self._runtime, self._data
         assert runtime is not None and data is not None
         feeds = {"train": data.train} | ({"test": data.test} if data.test is not None else {})
@@ -295,7 +296,7 @@ class _Participant:
                 ask=job.announcement.nonce,
                 before=job.announcement.before,
             ),
-            stopped=stop.is_set,
+            stop=stop,
         )
         return _Performed(job, outcome, private)
 

@@ -7,6 +7,7 @@ copies no state. No method names, no tasks and no network here; `interpreter.py`
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from edgefl.bundle import Bundle, Program, StateTensor, check_tensors
 from edgefl.errors import BundleError, EdgeflError, InputError
 from edgefl.tensors import Array
+from edgefl_device.stopping import Stop, Stopped
 
 
 class _Buffers:
@@ -93,11 +95,11 @@ class Runtime:
             initial = self.bundle.weights()  # from disk: keeping a second copy would cost memory on every device
             self.load({name: initial[name] for name in wanted})
 
-    def step(self, program: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    def step(self, program: str, inputs: Mapping[str, Array], stop: Stop | None = None) -> dict[str, Array]:
         """Run a program once: it reads and changes the state, and returns its outputs.
 
         `inputs` holds every input of the manifest's program, settings too, as contiguous arrays. When the
-        program fails (EdgeflError) the state stays as it was.
+        program fails (EdgeflError), or is stopped (Stopped), the state stays as it was.
         """
         described = self.manifest.program(program)
         session = self._session(program, described)
@@ -111,8 +113,12 @@ class Runtime:
                 binding.bind_ortvalue_output(output, self._buffers[name].writable())
             for wanted in described.outputs:
                 binding.bind_output(wanted.name, "cpu")  # allocated by the session: its shape may depend on the batch
-            session.run_with_iobinding(binding)
+            options = self._engine.RunOptions()
+            with stop.during(options) if stop else nullcontext():
+                session.run_with_iobinding(binding, options)
         except Exception as error:  # onnxruntime's exceptions share no base class
+            if stop is not None and stop.requested:
+                raise Stopped("stopped on request") from error
             raise EdgeflError(f"program {program!r} failed: {_first_line(error)}") from error
         values = binding.get_outputs()[len(described.writes) :]  # in the order of binding
         outputs = {wanted.name: value.numpy() for wanted, value in zip(described.outputs, values, strict=True)}

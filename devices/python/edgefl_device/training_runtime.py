@@ -15,10 +15,14 @@ from edgefl.errors import BundleError, EdgeflError, InputError
 from edgefl.tensors import Array
 from edgefl.training_artifacts import ENGINE, Artifacts, with_blanks
 from edgefl_device.runtime import Runtime
+from edgefl_device.stopping import Stop
 
 
 class TrainingRuntime:
-    """As `runtime.Runtime`. The state lives in the memory of the training API's checkpoint."""
+    """As `runtime.Runtime`. The state lives in the memory of the training API's checkpoint.
+
+    That API has no way to end a step that is running: a request to stop waits for its end.
+    """
 
     def __init__(self, bundle: Bundle, *, threads: int = 1) -> None:
         """Raises BundleError for a bundle without files for this engine, or with some that it cannot load."""
@@ -67,10 +71,10 @@ class TrainingRuntime:
             initial = self.bundle.weights()
             self.load({name: initial[name] for name in wanted})
 
-    def step(self, program: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    def step(self, program: str, inputs: Mapping[str, Array], stop: Stop | None = None) -> dict[str, Array]:
         described = self.manifest.program(program)
         if program not in self._programs:
-            return self._step_portable(program, inputs)
+            return self._step_portable(program, inputs, stop)
         if described.writes:
             self.note = None
         try:
@@ -82,12 +86,12 @@ class TrainingRuntime:
             raise EdgeflError(f"program {program!r} failed: {_first_line(error)}") from error
         return {output.name: got[output.name] for output in described.outputs}
 
-    def _step_portable(self, program: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    def _step_portable(self, program: str, inputs: Mapping[str, Array], stop: Stop | None) -> dict[str, Array]:
         if self._portable is None:
             self._portable = Runtime(self.bundle, threads=self._threads)
         described = self.manifest.program(program)
         self._portable.load(self.state(described.reads))
-        outputs = self._portable.step(program, inputs)
+        outputs = self._portable.step(program, inputs, stop)
         self.load({name: self._portable.view(name) for name in described.writes})
         return outputs
 
