@@ -10,13 +10,14 @@ frames. A driver (`edgefl.serve` over MQTT, or a test in memory) carries them:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from edgefl import asks, protocol
 from edgefl.classes import DeviceClass, class_of, stated
 from edgefl.coordinator import Action, Announce, Coordinator, Finished, Note, RoundDone
-from edgefl.errors import ProtocolError, RemoteProtocolError
+from edgefl.errors import ProtocolError, RemoteProtocolError, one_line
 from edgefl.files import sha256_hex
+from edgefl.limits import Limits
 from edgefl.method import Ask, Reply
 from edgefl.protocol import (
     AggregatorStatus,
@@ -26,6 +27,7 @@ from edgefl.protocol import (
     BlobChunk,
     BlobRef,
     BlobRequest,
+    ManifestRef,
     Message,
     Offer,
     Outgoing,
@@ -39,6 +41,14 @@ from edgefl.protocol import (
 UPLOAD_BUDGET_BYTES = 64 * 2**20  # uploads on their way at one time; bounds what the broker has to hold
 UPLOAD_STALL_S = 30.0  # an upload without a chunk for so long makes room for the next
 COALESCE_S = 0.005  # requests for one blob within this time are answered by one publication
+# What a device has been sent, it is sent again at this pace; the first time is free. A link that loses every second
+# chunk of a 20 MB model needs half of the burst.
+AGAIN_BYTES_PER_S = 2 * 2**20
+AGAIN_BURST_BYTES = 32 * 2**20
+REQUESTS_PER_S = 10.0  # messages of one device that want an answer, beside a burst of them in every round
+REQUESTS_BURST = 20.0
+NOTE_LENGTH = 300
+STRANGERS = ""  # who has no place in the run shares one allowance
 
 
 @dataclass
@@ -63,17 +73,21 @@ class _Upload:
 
 
 @dataclass
-class _BlobDemand:
+class _Publication:
+    """A blob that devices wait for: the chunks that are still to be said, and who asked for them."""
+
     due_s: float
     devices: set[str] = field(default_factory=set)
-    everything: bool = False
     indices: set[int] = field(default_factory=set)
 
 
 class Aggregator:
     """One run's aggregator. `on_round` makes a finished round durable before the next is announced, and says
     whether there should be a next; `on_assign` makes durable which class a device has; `on_note` is told what
-    happens."""
+    happens.
+
+    `room` says how many bytes the driver can take now: a large blob is given to it part by part.
+    """
 
     def __init__(
         self,
@@ -85,19 +99,28 @@ class Aggregator:
         assigned: Mapping[str, str],
         chunk_bytes: int = protocol.CHUNK_BYTES,
         inline_bytes: int = protocol.INLINE_BYTES,
+        frame_bytes: int = protocol.MAX_FRAME_BYTES,
+        requests_per_s: float = REQUESTS_PER_S,
+        requests_burst: float = REQUESTS_BURST,
+        room: Callable[[], int] = lambda: protocol.MAX_BLOB_BYTES,
         on_assign: Callable[[str, str], None],
         on_announce: Callable[[Announce], None],
         on_round: Callable[[RoundDone, Traffic], bool],
         on_note: Callable[[Note], None],
     ) -> None:
-        """`assigned`: device -> name of its class, of an earlier start of this run. `chunk_bytes`, `inline_bytes`: the
-        largest parts of blobs, and the largest bodies of announcements and offers, that the broker takes."""
+        """`assigned`: device -> name of its class, of an earlier start of this run. `chunk_bytes`, `inline_bytes`,
+        `frame_bytes`: the largest parts of blobs, the largest bodies of announcements and offers, and the largest
+        frames that the broker takes. `requests_per_s`, `requests_burst`: how often each device is answered."""
         self.run = run
         self.coordinator = coordinator
         self.finished = False
         self._epoch = epoch
         self.chunk_bytes = chunk_bytes
         self.inline_bytes = inline_bytes
+        self.frame_bytes = frame_bytes
+        self._room = room
+        self._requests = Limits(requests_per_s, requests_burst)
+        self._again = Limits(AGAIN_BYTES_PER_S, AGAIN_BURST_BYTES)
         self._on_assign = on_assign
         self._on_announce = on_announce
         self._on_round = on_round
@@ -109,7 +132,8 @@ class Aggregator:
             self._bundle_blobs[bundle.sha256] = bundle.manifest_bytes
             self._bundle_blobs |= {f.sha256: bundle.bytes_of(f) for f in bundle.manifest.files()}
         self._tensor_blobs: dict[str, bytes] = {}
-        self._demand: dict[str, _BlobDemand] = {}
+        self._publications: dict[str, _Publication] = {}  # by SHA-256: one of each blob is under way at a time
+        self._sent: set[tuple[str, str]] = set()  # (device, SHA-256) of what was sent once
         self._connections: dict[str, Presence] = {}  # the newest of each device
         self._uploads: dict[str, _Upload] = {}  # by device
         self._ask = Ask((), {})  # of the open round
@@ -118,6 +142,9 @@ class Aggregator:
         self._nonce = ""
         self._announced: Outgoing | None = None
         self._traffic = Traffic()
+        self._status_again_s = 0.0
+        self._nameable = protocol.MAX_DEVICES
+        self._noted: set[str] = set()  # whose requests were too many in this round
         self._out: list[Outgoing] = []
 
     # --- the driver's verbs -----------------------------------------------------------------------------------
@@ -125,6 +152,7 @@ class Aggregator:
     def start(self, now_s: float) -> list[Outgoing]:
         """Say that the aggregator is up; open the first round, or the one a resume found open."""
         self._publish_status("up")
+        self._status_again_s = now_s + protocol.STATUS_AGAIN_S
         self._carry_out(self.coordinator.begin(now_s), now_s)
         return self._take_out()
 
@@ -136,26 +164,36 @@ class Aggregator:
         return self._take_out()
 
     def receive(self, topic: str, payload: bytes, now_s: float) -> list[Outgoing]:
-        """Handle one message from a device. What breaks the protocol is logged and dropped."""
+        """Handle one message from a device. What breaks the protocol is logged and dropped; so is what is too much."""
+        sender = STRANGERS
         try:
             device = protocol.device_of(topic)
+            sender = device if device in self._assigned else STRANGERS
             message, body = protocol.decode(payload)
-            self._traffic.up[device] = self._traffic.up.get(device, 0) + protocol.wire_bytes(topic, payload)
             if getattr(message, "device", device) != device:
                 raise RemoteProtocolError(f"a message that names another device than its topic {topic!r}")
-            known = device in self._assigned
-            if known and not isinstance(message, Presence) and device not in self.coordinator.present:
+            if sender == STRANGERS:
+                self._meet(message, now_s)
+                return self._take_out()
+            self._traffic.up[device] = self._traffic.up.get(device, 0) + protocol.wire_bytes(topic, payload)
+            if not self._is_awaited(device, message) and not self._allows(device, now_s):
+                return self._take_out()
+            if not isinstance(message, Presence) and device not in self.coordinator.present:
                 # Who speaks is there, even if its presence was lost on the way.
                 self._carry_out(self.coordinator.joined(device, now_s), now_s)
             self._handle(device, message, body, now_s)
         except ProtocolError as error:
-            self._on_note(Note("protocol error", self.coordinator.state.round, text=f"{topic}: {error.message}"))
+            if self._allows(sender, now_s):
+                self._note("protocol error", "", f"{topic}: {error.message}")
         return self._take_out()
 
     def tick(self, now_s: float) -> list[Outgoing]:
         """Time has passed: answer coalesced requests, drop stalled uploads, close or repeat a round."""
-        for sha256 in [s for s, demand in self._demand.items() if demand.due_s <= now_s]:
-            self._publish_blob(sha256, self._demand.pop(sha256))
+        if now_s >= self._status_again_s:
+            self._publish_status("finished" if self.finished else "up")
+            self._status_again_s = now_s + protocol.STATUS_AGAIN_S
+        for sha256 in [s for s, publication in self._publications.items() if publication.due_s <= now_s]:
+            self._publish_blob(sha256)
         for device in [d for d, u in self._uploads.items() if u.permitted and now_s - u.last_s > UPLOAD_STALL_S]:
             del self._uploads[device]
         self._permit_more(now_s)
@@ -164,7 +202,7 @@ class Aggregator:
 
     def wake_s(self, now_s: float) -> float:
         """When `tick` next has something to do; at most a second away."""
-        times = [demand.due_s for demand in self._demand.values()]
+        times = [publication.due_s for publication in self._publications.values()] if self._room() > 0 else []
         if self.coordinator.deadline_s is not None:
             times.append(self.coordinator.deadline_s)
         return min([now_s + 1.0, *times])
@@ -182,7 +220,42 @@ class Aggregator:
     def subscriptions(self) -> list[str]:
         return [protocol.device_topic(self.run, "+"), protocol.up_topic(self.run, "+")]
 
+    def _note(self, event: str, device: str, text: str) -> None:
+        self._say(Note(event, self.coordinator.state.round, device, text))
+
+    def _say(self, note: Note) -> None:
+        """Whatever a device says is one short line for a person."""
+        self._on_note(replace(note, text=one_line(note.text, NOTE_LENGTH)))
+
     # --- what devices say -------------------------------------------------------------------------------------
+
+    def _allows(self, sender: str, now_s: float) -> bool:
+        """Whether a sender may have an answer now. Said once a round where not."""
+        if self._requests.allows(sender, now_s):
+            return True
+        if sender not in self._noted:
+            self._noted.add(sender)
+            who = "" if sender else "devices without a place in the run: "
+            self._note("too many requests", sender, f"{who}what is too much is passed over")
+        return False
+
+    def _is_awaited(self, device: str, message: Message) -> bool:
+        """Whether it is a chunk that the device was told to send: these are as many as the upload has."""
+        upload = self._uploads.get(device)
+        return (
+            isinstance(message, UploadChunk)
+            and upload is not None
+            and upload.permitted
+            and upload.offer.upload == message.upload
+        )
+
+    def _meet(self, message: Message, now_s: float) -> None:
+        """Hear somebody who has no place in the run yet: only that it is there."""
+        if not isinstance(message, Presence):
+            if self._allows(STRANGERS, now_s):
+                raise RemoteProtocolError(f"a {type(message).__name__} of a device that has not joined")
+        elif message.status == "up":
+            self._presence(message, now_s)
 
     def _handle(self, device: str, message: Message, body: memoryview, now_s: float) -> None:
         match message:
@@ -202,53 +275,80 @@ class Aggregator:
 
     def _presence(self, presence: Presence, now_s: float) -> None:
         device = presence.device
+        if self.finished:
+            if presence.status == "up":  # it asks whether that is so
+                self._send_to(device, AggregatorStatus(self._epoch, "finished"))
+            else:
+                self.coordinator.present.discard(device)
+            return
         known = self._connections.get(device)
         same = known is not None and known.instance == presence.instance
         if known is not None and same and presence.session < known.session:
             return  # a late will of a connection that the device has replaced
         if known is not None and not same and presence.status != "up":
             return  # the will of a process that another one has replaced
-        self._connections[device] = presence
         if presence.status == "up":
-            if self._assign(presence):
+            if self._assign(presence, now_s):
+                self._connections[device] = presence
                 self._carry_out(self.coordinator.joined(device, now_s), now_s)
         else:
+            self._connections[device] = presence
             if presence.status == "sleeping":
                 self._uploads.pop(device, None)  # "down" may be a short cut of the link: its chunks wait, up to a stall
             self._carry_out(self.coordinator.left(device, now_s), now_s)
             self._permit_more(now_s)
 
-    def _assign(self, presence: Presence) -> bool:
+    def _assign(self, presence: Presence, now_s: float) -> bool:
         """Tell a device which bundle is for it: the one it had before, else that of the first class that suits it."""
         device = presence.device
         one = self._assigned.get(device) or class_of(presence, self._classes.values())
         if one is None:
             reason = f"no [[bundle]] of the run file is for {stated(presence)}"
-            self._on_note(Note("no bundle", self.coordinator.state.round, device, reason))
-            self._send_to(device, Assignment(self._epoch, None, reason=reason[:1000]))
-            return False
+            return self._turn_away(device, "no bundle", reason, now_s)
         if device not in self._assigned:
+            if len(self._assigned) >= self._most_devices:
+                reason = f"the run has {len(self._assigned)} devices, as many as it takes ([round] max_devices)"
+                return self._turn_away(device, "run is full", reason, now_s)
             self._on_assign(device, one.name)
             self._assigned[device] = one
-        bundle = BlobRef(one.bundle.sha256, len(one.bundle.manifest_bytes))
+        bundle = ManifestRef(one.bundle.sha256, len(one.bundle.manifest_bytes))
         self._send_to(device, Assignment(self._epoch, bundle, dict(one.settings)))
         return True
 
+    def _turn_away(self, device: str, event: str, reason: str, now_s: float) -> bool:
+        """Tell a device that there is no place for it."""
+        if self._allows(STRANGERS, now_s):
+            self._note(event, device, reason)
+            self._send_to(device, Assignment(self._epoch, None, reason=reason[:1000]))
+        return False
+
+    @property
+    def _most_devices(self) -> int:
+        """How many devices the run takes: as many as its settings say, and as an announcement can name."""
+        return min(self.coordinator.settings.max_devices, self._nameable)
+
     def _request(self, device: str, request: BlobRequest, now_s: float) -> None:
-        if self._blob(request.sha256) is None:
+        data = self._blob(request.sha256)
+        if data is None:
             return  # of a round that is over; the device learns it from the announcement
-        demand = self._demand.setdefault(request.sha256, _BlobDemand(now_s + COALESCE_S))
-        demand.devices.add(device)
-        demand.everything |= not request.missing
-        count = protocol.chunk_count(len(self._blob(request.sha256) or b""), self.chunk_bytes)
-        if request.missing:
-            demand.indices.update(protocol.indices(list(request.missing), count))
+        count = protocol.chunk_count(len(data), self.chunk_bytes)
+        wanted = set(protocol.indices(list(request.missing), count))
+        publication = self._publications.get(request.sha256)
+        new = wanted - publication.indices if publication else wanted
+        cost = min(len(new) * self.chunk_bytes, AGAIN_BURST_BYTES)
+        if (device, request.sha256) in self._sent and not self._again.allows(device, now_s, cost):
+            return  # it will ask again
+        self._sent.add((device, request.sha256))
+        if publication is None:
+            publication = self._publications[request.sha256] = _Publication(now_s + COALESCE_S)
+        publication.devices.add(device)
+        publication.indices |= new
 
     def _offer(self, offer: Offer, body: memoryview, now_s: float) -> None:
         self.coordinator.heard(offer.device)
         verdict = self.coordinator.judge(offer.device, offer.round, offer.nonce)
         if verdict.status != "accepted":
-            self._on_note(Note(verdict.status, offer.round, offer.device, verdict.reason))
+            self._say(Note(verdict.status, offer.round, offer.device, verdict.reason))
             self._receipt(offer, verdict.status, verdict.reason)
             return
         largest = self._largest_uploads[self._assigned[offer.device].name]
@@ -271,7 +371,7 @@ class Aggregator:
 
     def _chunk(self, device: str, chunk: UploadChunk, body: memoryview, now_s: float) -> None:
         upload = self._uploads.get(device)
-        if upload is None or upload.offer.upload != chunk.upload:
+        if upload is None or not self._is_awaited(device, chunk):
             return  # a duplicate of an upload that is complete, or one that stalled: the device will offer again
         upload.assembly.add(chunk.index, body)
         upload.last_s = now_s
@@ -332,16 +432,23 @@ class Aggregator:
     def _blob(self, sha256: str) -> bytes | None:
         return self._tensor_blobs.get(sha256, self._bundle_blobs.get(sha256))
 
-    def _publish_blob(self, sha256: str, demand: _BlobDemand) -> None:
-        data = self._blob(sha256)
+    def _publish_blob(self, sha256: str) -> None:
+        """Say the next chunks of a blob, as many as there is room for."""
+        data, publication = self._blob(sha256), self._publications[sha256]
         if data is None:
+            del self._publications[sha256]
             return
-        ranges = [] if demand.everything else [(i, i + 1) for i in sorted(demand.indices)]
-        topic = protocol.blob_topic(self.run, sha256)
-        for index, body in protocol.chunks(data, self.chunk_bytes, ranges):
+        topic, room = protocol.blob_topic(self.run, sha256), self._room()
+        for index in sorted(publication.indices):
+            if room <= 0:
+                return
+            body = memoryview(data)[index * self.chunk_bytes : (index + 1) * self.chunk_bytes]
             chunk = Outgoing(topic, protocol.encode(BlobChunk(sha256, len(data), self.chunk_bytes, index), body))
-            self._traffic.down += chunk.wire_bytes * len(demand.devices)
+            self._traffic.down += chunk.wire_bytes * len(publication.devices)
             self._out.append(chunk)
+            publication.indices.discard(index)
+            room -= len(chunk.payload)
+        del self._publications[sha256]
 
     # --- what the coordinator wants ---------------------------------------------------------------------------
 
@@ -349,7 +456,7 @@ class Aggregator:
         for action in actions:
             match action:
                 case Note():
-                    self._on_note(action)
+                    self._say(action)
                 case Announce():
                     self._announce(action)
                 case RoundDone():
@@ -367,6 +474,9 @@ class Aggregator:
         data = protocol.tensors_to_bytes(action.ask.tensors)
         ref = BlobRef(sha256_hex(data), len(data))
         self._tensor_blobs = {ref.sha256: data}
+        self._sent = {(device, blob) for device, blob in self._sent if self._blob(blob) is not None}
+        self._requests.refill()
+        self._noted.clear()
         self._nonce = action.nonce
         self._expect(action.ask)
         small_bytes = min(self.chunk_bytes, self.inline_bytes)  # travel inside, whoever hears it
@@ -383,9 +493,14 @@ class Aggregator:
             # All may come at once, and nobody has permitted them.
             inline_bytes=max(small_bytes, min(self.inline_bytes, UPLOAD_BUDGET_BYTES // len(action.devices))),
         )
+        self._nameable = protocol.devices_that_fit(announcement, self.frame_bytes - protocol.PREAMBLE.size)
         asks_most = 2 * len(action.devices) >= len(self.coordinator.present)  # else those who are asked fetch it
-        inline = len(data) <= (self.inline_bytes if asks_most else small_bytes)
-        payload = protocol.encode(announcement, data if inline else b"")
+        payload = protocol.encode(announcement)
+        if (
+            len(data) <= (self.inline_bytes if asks_most else small_bytes)
+            and len(payload) + len(data) <= self.frame_bytes
+        ):
+            payload = protocol.encode(announcement, data)
         self._announced = Outgoing(protocol.round_topic(self.run), payload, retain=True)
         self._traffic.down += self._announced.wire_bytes * max(1, len(self.coordinator.present))
         self._out.append(self._announced)

@@ -37,7 +37,8 @@ class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
 class BrokerSection(_Section, frozen=True):
     """`[broker]`: where it is. Without `url`, `edgefl run` starts an embedded one.
 
-    Certificate files (PEM) are for mqtts://.
+    Certificate files (PEM) are for mqtts://. The aggregator answers each device `requests_per_s` times a second, and
+    `requests_burst` times at once in every round; what comes beyond that is passed over.
     """
 
     url: str | None = None
@@ -45,6 +46,8 @@ class BrokerSection(_Section, frozen=True):
     ca: str | None = None
     cert: str | None = None
     key: str | None = None
+    requests_per_s: Annotated[float, Meta(gt=0)] = 10.0
+    requests_burst: Annotated[float, Meta(ge=10)] = 20.0
 
 
 class EvaluateSection(_Section, frozen=True):
@@ -192,6 +195,7 @@ def parse_run_file(text: str, *, where: str) -> RunFile:
         raise ConfigError(f"{where}: {_readable(error)}") from error
     if (run.bundle is None) == (run.model is None):
         raise ConfigError(f"{where}: give either `bundle` or `model`", hint='for example: bundle = "digits.bundle"')
+    _check_devices(run, where)
     _check_bundles(run.bundles, where)
     _check_student(run, where)
     make_method(run, {}, where=where)
@@ -252,6 +256,16 @@ def _public(url: str) -> str:
     """An address without user and password."""
     scheme, found, rest = url.partition("://")
     return scheme + found + rest.rpartition("@")[2]
+
+
+def _check_devices(run: RunFile, where: str) -> None:
+    wanted = {"[round] min_devices": run.round.min_devices, "[fleet] devices": run.fleet.devices if run.fleet else 0}
+    for key, devices in wanted.items():
+        if devices > run.round.max_devices:
+            raise ConfigError(
+                f"{where}: {key} is {devices}, but the run takes at most {run.round.max_devices} devices",
+                hint=f"set max_devices = {devices} in [round]",
+            )
 
 
 def _check_bundles(bundles: tuple[BundleSection, ...], where: str) -> None:

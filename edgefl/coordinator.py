@@ -30,6 +30,7 @@ from msgspec import Meta
 from edgefl.errors import RemoteProtocolError
 from edgefl.fusion import Fusing, Fusion, fusing
 from edgefl.method import Ask, Fused, Method, Reply, State
+from edgefl.protocol import MAX_DEVICES
 from edgefl.weights import Rule
 
 
@@ -40,12 +41,14 @@ class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     min_devices   a round waits until so many devices are present
     quorum        share of the devices asked first whose replies close a round at its deadline; at least one
     deadline_s    seconds after which a round is closed, or asked again without quorum
+    max_devices   of the run, over all its rounds; whoever comes after them is turned away
     """
 
     fraction: Annotated[float, Meta(gt=0, le=1)] = 1.0
     min_devices: Annotated[int, Meta(ge=1)] = 1
     quorum: Annotated[float, Meta(gt=0, le=1)] = 0.5
     deadline_s: Annotated[float, Meta(gt=0)] = 600.0
+    max_devices: Annotated[int, Meta(ge=1, le=MAX_DEVICES)] = 1000
 
 
 # --- what a coordinator wants done --------------------------------------------------------------------------------

@@ -18,6 +18,12 @@ An interrupted command (Ctrl-C) exits 130; wrong usage exits 2 (click's own).
 from __future__ import annotations
 
 
+def one_line(text: str, limit: int = 2000) -> str:
+    """`text` as one line of at most `limit` characters; control characters become visible."""
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return shown if len(shown) <= limit else shown[: limit - 3] + "..."
+
+
 class EdgeflError(Exception):
     """One clear line for a person, and a hint: what to do next.
 

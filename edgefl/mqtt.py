@@ -31,6 +31,7 @@ from edgefl.errors import BrokerError, ConfigError
 KEEPALIVE_S = 30
 CONNECT_TIMEOUT_S = 10.0
 IN_FLIGHT = 40  # messages given to paho at a time: it scans its queue at every acknowledgement
+QUEUE_BYTES = 4 * 2**20  # waiting for the broker: who has more to say waits for `Drained`
 PACKET_OVERHEAD_BYTES = 1024  # topic, properties and our header, beside a chunk
 QUICK_LOSSES = 5  # so many connections in a row lost within seconds: the broker does not want us
 
@@ -116,13 +117,18 @@ class Received:
 
 
 @dataclass(frozen=True)
+class Drained:
+    """There is room again, after `room` has said that there is none."""
+
+
+@dataclass(frozen=True)
 class Broken:
     """The connection is over for good."""
 
     error: BrokerError
 
 
-Event = Connected | Disconnected | Received | Broken
+Event = Connected | Disconnected | Received | Drained | Broken
 
 
 class Connection:
@@ -142,6 +148,8 @@ class Connection:
         self._will = will
         self._topics: list[str] = []
         self._waiting: deque[tuple[str, bytes, bool]] = deque()
+        self._waiting_bytes = 0
+        self._room_wanted = False
         self._in_flight = 0
         self._feeding = False
         self._lock = threading.Lock()
@@ -209,7 +217,15 @@ class Connection:
         with self._lock:
             self._idle.clear()
             self._waiting.append((topic, payload, retain))
+            self._waiting_bytes += len(payload)
         self._feed()
+
+    def room(self) -> int:
+        """Bytes that may be published now without holding too much; where there is no room, `Drained` says when."""
+        with self._lock:
+            room = max(0, QUEUE_BYTES - self._waiting_bytes)
+            self._room_wanted |= room == 0
+        return room
 
     def flush(self, timeout_s: float = 10.0) -> bool:
         """Wait until the broker has acknowledged everything; False when it takes too long."""
@@ -310,6 +326,7 @@ class Connection:
         with self._lock:
             unacknowledged = client.drop_out_messages()
             self._waiting.extendleft((m.topic, bytes(m.payload), m.retain) for m in reversed(unacknowledged))
+            self._waiting_bytes += sum(len(m.payload) for m in unacknowledged)
             self._in_flight = 0
         if first:
             self._answer.put(None)
@@ -395,4 +412,9 @@ class Connection:
                     return
                 topic, payload, retain = self._waiting.popleft()
                 self._in_flight += 1  # before the call: the acknowledgement may come before it returns
+                self._waiting_bytes -= len(payload)
+                drained = self._room_wanted and self._waiting_bytes <= QUEUE_BYTES // 2
+                self._room_wanted &= not drained
+            if drained:
+                self.inbox.put(Drained())
             self._client.publish(topic, payload, qos=1, retain=retain)

@@ -15,7 +15,7 @@ Topics, at most six levels, no round number in a topic name:
     edgefl/1/RUN/aggregator         retained   AggregatorStatus; its will says down  aggregator -> devices
     edgefl/1/RUN/device/DEVICE      retained   Presence; its will says down          device -> aggregator
     edgefl/1/RUN/up/SHARD/DEVICE               BlobRequest, Offer, UploadChunk, TaskFailed
-    edgefl/1/RUN/down/DEVICE                   Assignment, Permit, Receipt
+    edgefl/1/RUN/down/DEVICE                   Assignment, Permit, Receipt, AggregatorStatus (finished)
     edgefl/1/RUN/blob/PREFIX                   BlobChunk
 
 A reply travels so: the device *offers* it (with its tensors, if the announcement allows so many bytes); the aggregator
@@ -26,6 +26,7 @@ again: the permit names what is missing. An MQTT acknowledgement means nothing h
 from __future__ import annotations
 
 import math
+import re
 import struct
 import zlib
 from collections.abc import Mapping
@@ -35,6 +36,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from edgefl.bundle import MAX_MANIFEST_BYTES
 from edgefl.errors import BundleError, LocalProtocolError, RemoteProtocolError
 from edgefl.files import sha256_hex
 from edgefl.method import Task
@@ -49,8 +51,14 @@ MAX_FRAME_BYTES = 1024 * 1024
 MAX_BLOB_BYTES = 2**31
 CHUNK_BYTES = 64 * 1024 - 512  # with its header a 64 KiB packet, the fastest size measured (docs/design.md)
 MIN_CHUNK_BYTES = 4 * 1024
+MAX_DEVICES = 10_000  # of a run: an announcement names those that are asked
+MAX_EPOCH = 1_000_000
+STATUS_AGAIN_S = 30.0  # how often an aggregator says again that it is up
+STATUS_COUNTS_S = 120.0  # for so long after its last word an aggregator is taken to be there
 # A body this small may travel with its announcement or offer, where the broker takes it: beside any header.
 INLINE_BYTES = MAX_FRAME_BYTES - MAX_HEADER_BYTES - 1024
+
+DEVICE_BYTES = 36 + 3  # of the longest name in a list, with quotes and comma
 
 NAME = r"^[a-z0-9_-]{1,36}\Z"  # not $, which lets a newline follow
 
@@ -58,6 +66,7 @@ Name = Annotated[str, Meta(pattern=NAME)]
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Nonce = Annotated[str, Meta(pattern=r"^[0-9a-f]{16}\Z")]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
+Epoch = Annotated[int, Meta(ge=0, le=MAX_EPOCH)]
 Size = Annotated[int, Meta(ge=0, le=MAX_BLOB_BYTES)]
 ChunkBytes = Annotated[int, Meta(ge=1024, le=MAX_FRAME_BYTES)]
 Text = Annotated[str, Meta(max_length=1000)]
@@ -73,6 +82,12 @@ class BlobRef(msgspec.Struct, frozen=True):
 
     sha256: Sha256
     size_bytes: Size
+
+
+class ManifestRef(BlobRef, frozen=True):
+    """A bundle's manifest, which names the bundle."""
+
+    size_bytes: Annotated[int, Meta(ge=0, le=MAX_MANIFEST_BYTES)]
 
 
 class Presence(_Message, frozen=True, tag="presence"):
@@ -92,9 +107,13 @@ class Presence(_Message, frozen=True, tag="presence"):
 
 
 class AggregatorStatus(_Message, frozen=True, tag="aggregator"):
-    """`epoch` counts the aggregator's starts: messages of an older epoch are of an instance that was replaced."""
+    """`epoch` counts the aggregator's starts: messages of an older epoch are of an instance that was replaced.
 
-    epoch: Count
+    Said again every STATUS_AGAIN_S seconds, and to a device that says that it is up when the run is finished: what a
+    broker has kept of a status is a hint, until somebody says it.
+    """
+
+    epoch: Epoch
     status: Literal["up", "down", "finished"]
 
 
@@ -105,8 +124,8 @@ class Assignment(_Message, frozen=True, tag="assignment"):
     this device, and `reason` says why.
     """
 
-    epoch: Count
-    bundle: BlobRef | None
+    epoch: Epoch
+    bundle: ManifestRef | None
     settings: Annotated[dict[Annotated[str, Meta(max_length=200)], float], Meta(max_length=200)] = {}
     reason: Text = ""
 
@@ -120,12 +139,12 @@ class Announcement(_Message, frozen=True, tag="announcement"):
     started since. A reply of at most `inline_bytes` travels in its offer.
     """
 
-    epoch: Count
+    epoch: Epoch
     round: Count
     attempt: Count
     nonce: Nonce
     duration_s: Annotated[float, Meta(ge=0)]
-    devices: Annotated[list[Name], Meta(max_length=10_000)]
+    devices: Annotated[list[Name], Meta(max_length=MAX_DEVICES)]
     tasks: Annotated[list[Task], Meta(max_length=100)]
     tensors: BlobRef
     before: Annotated[str, Meta(pattern=r"^([0-9a-f]{16})?\Z")] = ""
@@ -315,9 +334,15 @@ def device_of(topic: str) -> str:
 
 def _level(topic: str, index: int) -> str:
     levels = topic.split("/")
-    if not topic.startswith(f"{ROOT}/") or len(levels) < 4:
+    if not topic.startswith(f"{ROOT}/") or len(levels) < 4 or not re.search(NAME, levels[index]):
         raise RemoteProtocolError(f"a message on the foreign topic {topic!r}")
     return levels[index]
+
+
+def devices_that_fit(announcement: Announcement, room_bytes: int) -> int:
+    """How many devices, with the longest names, an announcement with these tasks can name in so many bytes."""
+    header = len(_encoder.encode(msgspec.structs.replace(announcement, devices=[])))
+    return max(0, min(MAX_DEVICES, (min(room_bytes, MAX_HEADER_BYTES) - header) // DEVICE_BYTES))
 
 
 # --- tensors ------------------------------------------------------------------------------------------------------

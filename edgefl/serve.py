@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any
 
 from edgefl import protocol
-from edgefl.aggregator import Aggregator, Traffic
+from edgefl.aggregator import REQUESTS_BURST, REQUESTS_PER_S, Aggregator, Traffic
 from edgefl.classes import DeviceClass
 from edgefl.coordinator import Coordinator, Note, RoundDone, RoundSettings
 from edgefl.errors import EdgeflError
@@ -25,6 +25,8 @@ from edgefl.store import Record, Store
 from edgefl.tensors import Array
 
 CHECK_S = 1.0
+_SAID = ("failed", "refused", "asked again", "protocol error", "no bundle", "run is full", "too many requests")
+FAREWELL_S = 2.0  # devices leave within a tenth of that; some may be gone already
 
 # What the method has fused -> "evaluate.loss", "evaluate.correct" ...
 Evaluate = Callable[[Mapping[str, Array]], dict[str, float]]
@@ -60,8 +62,10 @@ class Server:
         fusing: Fusing = fusing,
         target_accuracy: float | None = None,
         tls: Tls | None = None,
+        requests: tuple[float, float] = (REQUESTS_PER_S, REQUESTS_BURST),
         watcher: Watcher = Watcher(),
     ) -> None:
+        """`requests`: how many answers a second each device gets, and how many at once."""
         self.store = store
         self._evaluate = evaluate
         self._target = target_accuracy
@@ -88,6 +92,9 @@ class Server:
             self.coordinator,
             epoch=store.epoch,
             assigned=store.classes(),
+            room=self._connection.room,
+            requests_per_s=requests[0],
+            requests_burst=requests[1],
             on_assign=store.save_class,
             on_announce=store.save_open_round,
             on_round=self._round_done,
@@ -104,6 +111,7 @@ class Server:
         self._connection.connect()
         self._aggregator.chunk_bytes = self._connection.part_bytes(protocol.CHUNK_BYTES, protocol.MIN_CHUNK_BYTES)
         self._aggregator.inline_bytes = self._connection.part_bytes(protocol.INLINE_BYTES, protocol.MIN_CHUNK_BYTES)
+        self._aggregator.frame_bytes = self._connection.part_bytes(protocol.MAX_FRAME_BYTES, protocol.MIN_CHUNK_BYTES)
         events: queue.SimpleQueue[Any] = self._connection.inbox
         next_check_s = time.monotonic() + CHECK_S
         self.store.event("started", epoch=self.store.epoch, broker=str(self._connection.address))
@@ -114,6 +122,7 @@ class Server:
                     if check is not None and time.monotonic() >= next_check_s:
                         check()
                         next_check_s = time.monotonic() + CHECK_S
+                self._say_farewell(events)
         finally:
             if not self._aggregator.finished:
                 with contextlib.suppress(EdgeflError):  # the connection may be what ended the run
@@ -122,6 +131,13 @@ class Server:
             self._connection.close()
             self.store.event("finished" if self._aggregator.finished else "stopped")
         return self._aggregator.finished
+
+    def _say_farewell(self, events: queue.SimpleQueue[Any]) -> None:
+        """Answer the devices that ask whether the run is finished, until they have left."""
+        end_s = time.monotonic() + FAREWELL_S
+        while self._aggregator.finished and self.coordinator.present and time.monotonic() < end_s:
+            if not self._step(events):
+                return
 
     def _step(self, events: queue.SimpleQueue[Any]) -> bool:
         now_s = time.monotonic()
@@ -197,7 +213,7 @@ class Server:
     def _note(self, note: Note) -> None:
         self.store.note(note)
         replies, asked = self.coordinator.replies
-        if note.event in ("failed", "refused", "asked again", "protocol error", "no bundle"):
+        if note.event in _SAID:
             about = f" device {note.device}" if note.device else ""
             self._watcher.progress(f"round {note.round + 1}:{about} {note.event}: {note.text}")
         elif asked:

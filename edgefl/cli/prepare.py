@@ -23,6 +23,7 @@ from edgefl.inference import write_model
 from edgefl.learned import learning
 from edgefl.method import Ask, Method
 from edgefl.methods.codream import CoDream
+from edgefl.protocol import MAX_HEADER_BYTES, Announcement, BlobRef, devices_that_fit
 from edgefl.serve import Evaluate
 from edgefl.tensors import Array, save_tensors
 from edgefl.weights import LEARNED, load_rule, own_rule
@@ -85,7 +86,19 @@ def method_of(config: RunFile, classes: Sequence[DeviceClass], student: Student 
         for manifest in manifests:
             check_ask(ask, manifest, kept=kept)
         check_sends(ask, manifests)
+        _check_names(ask, config.round)
     return method
+
+
+def _check_names(ask: Ask, settings: RoundSettings) -> None:
+    """Raise ConfigError where an announcement of this ask cannot name as many devices as the run takes."""
+    header = Announcement(1, 0, 0, "0" * 16, settings.deadline_s, [], list(ask.tasks), BlobRef("0" * 64, 0))
+    most = devices_that_fit(header, MAX_HEADER_BYTES)
+    if most < settings.max_devices:
+        raise ConfigError(
+            f"[round] max_devices is {settings.max_devices}; an announcement of this method can name {most} devices",
+            hint=f"set max_devices = {most} in [round]",
+        )
 
 
 def _check_dreamers(method: CoDream, manifests: Sequence[Manifest], settings: RoundSettings) -> None:

@@ -231,6 +231,7 @@ def _aggregate(
             fusing=fuse,
             target_accuracy=config.evaluate.target_accuracy if config.evaluate else None,
             tls=_tls(config.broker),
+            requests=(config.broker.requests_per_s, config.broker.requests_burst),
             watcher=_watcher(table, method, store),
         )
         devices = None

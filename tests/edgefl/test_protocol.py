@@ -172,7 +172,7 @@ def test_a_header_over_its_limit_is_refused_on_both_sides() -> None:
 
 def test_a_full_round_of_ten_thousand_devices_fits() -> None:
     message = protocol.Announcement(
-        epoch=2**53,
+        epoch=protocol.MAX_EPOCH,
         round=2**53,
         attempt=2**53,
         nonce="0" * 16,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import queue
 import threading
@@ -91,41 +92,56 @@ def participate(options: Options, log: Log) -> None:
         f"another device process uses {options.state}", hint="give every device its own --name, or its own --state"
     )
     with locked(options.state / "lock", busy, patience_s=LEAVING_S):
-        run = options.run or find_run(options.broker, options.name, options.tls, log)
-        _Participant(options, run, log).take_part()
+        dead = ""  # the run whose aggregator was not heard for long: what the broker has kept of it counts no more
+        while True:
+            run = options.run or find_run(options.broker, options.name, options.tls, log, dead=dead)
+            if _Participant(options, run, log).take_part():
+                return
+            dead = run
 
 
-def find_run(broker: Address, name: str, tls: Tls | None, log: Log) -> str:
-    """The run whose aggregator is up; waits until there is one. Raises ConfigError when there are several."""
+def find_run(broker: Address, name: str, tls: Tls | None, log: Log, *, dead: str = "") -> str:
+    """The run whose aggregator is up; waits until there is one. Raises ConfigError when there are several.
+
+    Of several that the broker has kept, those count whose aggregator says again that it is up; so does `dead` only
+    then.
+    """
     connection = Connection(broker, f"edgefl-find-{name}", tls=tls)
     connection.subscribe(protocol.aggregator_topic("+"))
     connection.connect()
-    up: set[str] = set()
-    waiting = False
+    runs: dict[str, bool] = {}  # that are up -> whether somebody has said so since we listen
+    waiting_s, told = math.inf, ""
     try:
         while True:
             try:
                 event = connection.inbox.get(timeout=RUNS_SETTLE_S)
             except queue.Empty:
-                if len(up) == 1:
-                    return up.pop()
-                if up:
-                    raise ConfigError(
-                        f"{len(up)} runs are up: {', '.join(sorted(up))}", hint="choose with --run"
-                    ) from None
-                if not waiting:
-                    log(f"connected to {broker}; waiting for an aggregator")
-                    waiting = True
-                continue
+                event = None
             if isinstance(event, Broken):
                 raise event.error
-            if isinstance(event, Received):
-                _note_run(event, up)
+            if event is not None:
+                if isinstance(event, Received):
+                    _note_run(event, runs)
+                continue
+            said = sorted(run for run, heard in runs.items() if heard)
+            found = said or sorted(runs.keys() - {dead})
+            if len(said) > 1:
+                raise ConfigError(f"{len(said)} runs are up: {', '.join(said)}", hint="choose with --run")
+            if len(found) == 1 and (len(runs) == 1 or time.monotonic() >= waiting_s):
+                return found[0]
+            line = f"connected to {broker}; waiting for an aggregator"
+            if len(runs) > 1:
+                line = f"waiting until one of {', '.join(sorted(runs))} says that it is up, or choose with --run"
+            if runs and waiting_s == math.inf:
+                waiting_s = time.monotonic() + protocol.STATUS_AGAIN_S
+            if line != told:
+                log(line)
+                told = line
     finally:
         connection.close()
 
 
-def _note_run(event: Received, up: set[str]) -> None:
+def _note_run(event: Received, runs: dict[str, bool]) -> None:
     try:
         message, _ = protocol.decode(event.payload)
         run = protocol.run_of(event.topic)
@@ -133,9 +149,9 @@ def _note_run(event: Received, up: set[str]) -> None:
         return
     if isinstance(message, AggregatorStatus):
         if message.status == "up":
-            up.add(run)
+            runs[run] = runs.get(run, False) or not event.retained
         else:
-            up.discard(run)
+            runs.pop(run, None)
 
 
 class _Participant:
@@ -165,14 +181,15 @@ class _Participant:
         self._connection = Connection(options.broker, f"edgefl-{run}-{options.name}", will=self._will, tls=options.tls)
         self._events: queue.SimpleQueue[object] = self._connection.inbox  # type: ignore[assignment]
 
-    def take_part(self) -> None:
+    def take_part(self) -> bool:
+        """Until the run is finished; False where its aggregator was not heard for so long that another may be meant."""
         worker = threading.Thread(target=self._work, daemon=True)
         worker.start()
         self._connection.subscribe(*self._session.subscriptions())
         self._connection.connect()
         self._log(f"connected to {self._options.broker}; waiting for the aggregator of run {self._session.run}")
         try:
-            while not self._done:
+            while not self._done and not self._is_deserted():
                 self._step()
         finally:
             self._stop_job.request()
@@ -180,9 +197,17 @@ class _Participant:
             self._leave()
         if self._fatal is not None:
             raise self._fatal
+        if not self._done:
+            return False
         worker.join(LAST_STEP_S)
         if self._trained and not worker.is_alive():
             self._keep_model()
+        return True
+
+    def _is_deserted(self) -> bool:
+        """Whether to look which run is up: this one was found by itself, and nobody speaks for it."""
+        silent = self._session.silent_s(time.monotonic()) > protocol.STATUS_COUNTS_S
+        return silent and self._options.run is None and self._session.working is None
 
     def _step(self) -> None:
         now_s = time.monotonic()
@@ -199,6 +224,7 @@ class _Participant:
                 self._session.inline_bytes = connection.part_bytes(protocol.INLINE_BYTES, least)
                 actions = self._session.connected(now_s, again=not first)
             case Disconnected(reason):
+                self._session.disconnected()
                 self._log(f"connection lost ({reason}); connecting again")
             case Received(topic, payload, retained):
                 actions = self._session.receive(topic, payload, now_s, retained=retained)

@@ -10,14 +10,13 @@ The driver (`edgefl_device.participate`) owns the connection, the clock and the 
 from __future__ import annotations
 
 import math
-import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgefl import protocol
 from edgefl.bundle import PORTABLE, Bundle
-from edgefl.errors import BundleError, ProtocolError, RemoteProtocolError
+from edgefl.errors import BundleError, ProtocolError, RemoteProtocolError, one_line
 from edgefl.files import sha256_hex
 from edgefl.protocol import (
     AggregatorStatus,
@@ -33,7 +32,10 @@ from edgefl.protocol import (
     TaskFailed,
 )
 from edgefl.tensors import Tensors
+from edgefl_device import life
 from edgefl_device.download import Download
+from edgefl_device.epochs import Epochs
+from edgefl_device.failures import Failures
 from edgefl_device.fetch import Fetches
 from edgefl_device.interpreter import Outcome
 from edgefl_device.journal import Journal, Kept
@@ -41,6 +43,8 @@ from edgefl_device.offering import AGAIN_MOST_S, Offering
 
 NOTHING: Tensors = {}  # one object, so that whoever has worked with it sees that it is the same
 ASSIGNMENT_AGAIN_S = 3.0  # without an assignment for so long, say again that we are up; doubles up to a minute
+FINISHED_S = 30.0  # "the run is finished" counts when the aggregator says so itself, or says nothing else for so long
+LATE_S, LATE = 2.0, 0.1  # after a round's duration so long, and this part of it, its work is given up
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ class Perform:
 
 @dataclass(frozen=True)
 class Cancel:
-    """The round is over or somebody else's: stop the work under way."""
+    """The round is over, somebody else's, or takes too long: stop the work under way."""
 
 
 @dataclass(frozen=True)
@@ -112,13 +116,13 @@ class Session:
         instance: str | None = None,
         log: Callable[[str], None] = lambda line: None,
     ) -> None:
-        """`directory` holds what survives a restart: bundles, the journal, the connection counter. `instance` tells
-        this process from any other that uses the name; `engine` says which files of a bundle it needs."""
+        """`directory` holds what survives a restart: bundles, the journal, who we are. `instance` tells this process
+        from any other that uses the name; `engine` says which files of a bundle it needs."""
         self.run = run
         self.device = device
         self.chunk_bytes = protocol.CHUNK_BYTES
         self.inline_bytes = protocol.INLINE_BYTES
-        self.instance = instance or secrets.token_hex(8)
+        self.instance = instance or life.begin(directory)
         self.working: Job | None = None
         self._directory = directory
         self._engine = engine
@@ -126,12 +130,19 @@ class Session:
         self._log = log
         self._journal = Journal(directory, run)
         self._kept = _without_reply(self._journal.read())
-        self._epoch = 0
-        self._connections, self._earlier = _read_life(directory / "connections")
+        self._epochs = Epochs(directory, run)
+        self._failures = Failures(directory, run)
+        self._connections = 0
+        self._found: set[tuple[str, int]] = set()  # (instance, session) of presences that the broker had kept
         self._reconnected = False
+        self._unconfirmed: tuple[Announcement, memoryview] | None = (
+            None  # kept by the broker, of an epoch not yet heard
+        )
+        self._finished_s = math.inf  # when the run is over, unless the aggregator speaks
         self._assignment: Assignment | None = None
         self._ask_assignment_s, self._ask_assignment_delay_s = math.inf, ASSIGNMENT_AGAIN_S
         self._announcement: Announcement | None = None
+        self._late_s = math.inf  # when the work under way has taken too long
         self._failed: tuple[int, str] | None = None
         self._broken = ""
         self._bundle: Bundle | None = None
@@ -152,9 +163,6 @@ class Session:
     def will(self) -> Outgoing:
         """Counts a new connection, and gives what the broker shall say when it is lost."""
         self._connections += 1
-        self._directory.mkdir(parents=True, exist_ok=True)
-        # Not fsynced: after a power cut an old number means only that a late will may count for once.
-        (self._directory / "connections").write_text(f"{self._connections} {self.instance}")
         return self._presence("down")
 
     def subscriptions(self) -> list[str]:
@@ -168,12 +176,17 @@ class Session:
     def connected(self, now_s: float, *, again: bool) -> list[Action]:
         """The connection stands (again): say that we are here, repeat what may have been lost."""
         self._reconnected = again
+        self._epochs.listen(now_s)
         self._ask_assignment_s = now_s + self._ask_assignment_delay_s
         actions: list[Action] = [self._presence("up")]
         if self._offering is not None:
             self._offering.repeat_now(now_s)
         self._fetches.repeat_now(now_s)
         return actions + self.tick(now_s)
+
+    def disconnected(self) -> None:
+        """The connection is lost: from now on silence says nothing of the aggregator."""
+        self._epochs.listen(math.inf)
 
     def leave(self) -> Outgoing:
         """What to publish before a clean disconnect."""
@@ -189,11 +202,11 @@ class Session:
                 case Presence():
                     return self._other(message, retained)
                 case AggregatorStatus():
-                    return self._aggregator(message, now_s)
+                    return self._aggregator(message, now_s, topic, retained=retained)
                 case Assignment():
-                    return self._assigned(message, now_s)
+                    return self._assigned(message, now_s, retained=retained)
                 case Announcement():
-                    return self._announced(message, body, now_s)
+                    return self._announced(message, body, now_s, retained=retained)
                 case BlobChunk():
                     return self._blob(message, body, now_s)
                 case Permit():
@@ -238,6 +251,7 @@ class Session:
             return []
         self.working = None
         self._failed = job.key
+        self._failures.note(job.key, one_line(reason))
         return [self._fail(reason)]
 
     def unfit(self, reason: str) -> list[Action]:
@@ -247,7 +261,15 @@ class Session:
         return [self._fail(reason)] if asked else []
 
     def tick(self, now_s: float) -> list[Action]:
-        """Repeat what was not answered: our presence, requests, offers."""
+        """Repeat what was not answered: our presence, requests, offers. Give up what takes too long."""
+        if now_s >= self._finished_s:
+            return self._finish()
+        if self.working is not None and now_s >= self._late_s:
+            announcement = self.working.announcement
+            reason = f"took longer than the {announcement.duration_s:g} s of the round"
+            said = self.failed(self.working, reason, now_s)
+            self._log(f"round {announcement.round + 1}: given up: it {reason}")
+            return [Cancel(), *said]
         if self._assignment is None and now_s >= self._ask_assignment_s:
             self._ask_assignment_delay_s = min(2 * self._ask_assignment_delay_s, AGAIN_MOST_S)
             self._ask_assignment_s = now_s + self._ask_assignment_delay_s
@@ -259,7 +281,9 @@ class Session:
 
     def wake_s(self, now_s: float) -> float:
         """When `tick` next has something to do; at most a second away."""
-        times = [now_s + 1.0, *self._fetches.times()]
+        times = [now_s + 1.0, self._finished_s, *self._fetches.times()]
+        if self.working is not None:
+            times.append(self._late_s)
         if self._assignment is None:
             times.append(self._ask_assignment_s)
         if self._offering is not None and self._offering.time_s is not None:
@@ -268,19 +292,33 @@ class Session:
 
     # --- what the aggregator says -----------------------------------------------------------------------------
 
-    def _aggregator(self, status: AggregatorStatus, now_s: float) -> list[Action]:
-        if status.epoch < self._epoch:
-            return []  # of an instance that was replaced
-        actions = self._heard(status.epoch, now_s)
-        if status.status == "finished":
-            self._offering = None
-            return [Cancel(), Done()]
-        return actions
+    def silent_s(self, now_s: float) -> float:
+        """For how long the aggregator has said nothing; since we are connected, where it never has."""
+        return self._epochs.silent_s(now_s)
 
-    def _assigned(self, assignment: Assignment, now_s: float) -> list[Action]:
-        if assignment.epoch < self._epoch:
+    def _aggregator(self, status: AggregatorStatus, now_s: float, topic: str, *, retained: bool) -> list[Action]:
+        if status.status == "down":
+            return []  # the broker says it for one that is gone; it may be there again
+        if status.status == "up":
+            return self._hear(status.epoch, now_s, retained=retained) or []
+        if not self._epochs.takes(status.epoch, now_s, retained=retained):
+            if retained:
+                self._log("the broker has kept that the run is finished; waiting until somebody says so")
             return []
-        actions = self._heard(assignment.epoch, now_s)
+        if topic == protocol.down_topic(self.run, self.device) and not retained:
+            return self._finish()
+        # Anybody could say that, to everybody at once. We ask: an aggregator that is there answers us.
+        self._finished_s = min(self._finished_s, now_s + FINISHED_S)
+        return [self._presence("up")]
+
+    def _finish(self) -> list[Action]:
+        self._offering, self.working, self._finished_s = None, None, math.inf
+        return [Cancel(), Done()]
+
+    def _assigned(self, assignment: Assignment, now_s: float, *, retained: bool) -> list[Action]:
+        actions = None if retained else self._hear(assignment.epoch, now_s, retained=False)
+        if actions is None:
+            return []
         self._assignment = assignment
         if assignment.bundle is None:
             self._log(f"waiting: {assignment.reason}")
@@ -288,22 +326,35 @@ class Session:
         actions += self._want_bundle(assignment.bundle, now_s)
         return actions + self._go_on(now_s)
 
-    def _heard(self, epoch: int, now_s: float) -> list[Action]:
-        """Note the aggregator's epoch, in whichever message it comes first; repeat what a restart made it forget."""
-        restarted = epoch > self._epoch > 0
-        self._epoch = epoch
-        if not restarted:
-            return []
-        if self._offering is not None:  # what it counted before its restart is gone unless the round was closed
-            self._offering.repeat_now(now_s, forgotten=True)
-        return [self._presence("up"), *self.tick(now_s)]
+    def _hear(self, epoch: int, now_s: float, *, retained: bool) -> list[Action] | None:
+        """The aggregator is at work, in this epoch: None where that instance does not count. Repeats what a restart
+        made it forget, and does what the broker had kept of this epoch."""
+        before = self._epochs.current if self._epochs.heard else epoch
+        if not self._epochs.takes(epoch, now_s, retained=retained):
+            return None
+        actions: list[Action] = []
+        if not retained:
+            self._finished_s = math.inf
+        if epoch != before:
+            if self._offering is not None:  # what it counted before its restart is gone unless the round was closed
+                self._offering.repeat_now(now_s, forgotten=True)
+            actions += [self._presence("up"), *self.tick(now_s)]
+        if self._unconfirmed is not None and self._unconfirmed[0].epoch == epoch:
+            (announcement, body), self._unconfirmed = self._unconfirmed, None
+            actions += self._announced(announcement, body, now_s, retained=True)
+        return actions
 
-    def _announced(self, announcement: Announcement, body: memoryview, now_s: float) -> list[Action]:
+    def _announced(self, announcement: Announcement, body: memoryview, now_s: float, *, retained: bool) -> list[Action]:
         before = self._announcement
-        if announcement.epoch < self._epoch or (before is not None and _order(announcement) < _order(before)):
-            return []  # of an instance that was replaced, or overtaken on its way
-        actions = self._heard(announcement.epoch, now_s)
+        if before is not None and _order(announcement) < _order(before) and announcement.epoch == before.epoch:
+            return []  # overtaken on its way
+        actions = self._hear(announcement.epoch, now_s, retained=retained)
+        if actions is None:
+            if retained:
+                self._unconfirmed = announcement, body
+            return []
         self._announcement = announcement
+        self._late_s = now_s + announcement.duration_s * (1 + LATE) + LATE_S
         if (
             before is not None
             and before.tensors != announcement.tensors
@@ -324,7 +375,8 @@ class Session:
             if sha256_hex(data) != announcement.tensors.sha256:
                 raise RemoteProtocolError("announced tensors whose SHA-256 does not match")
             self._tensors = (announcement.tensors.sha256, data)
-        if announcement.attempt > 0 and (before is None or _order(announcement) > _order(before)):
+        again = announcement.attempt > 0 or (before is not None and announcement.epoch != before.epoch)
+        if again and (before is None or _order(announcement) != _order(before)):
             self._failed = None  # asked again: try again
         return actions + self._go_on(now_s)
 
@@ -354,6 +406,9 @@ class Session:
             return [self._fail(self._broken)]
         if self._bundle is None or self._failed == key:
             return []
+        if refused := self._failures.refuses(key):
+            self._failed = key
+            return [self._fail(refused)]
         if self._offering is not None and self._offering.key == key:
             return self.tick(now_s)
         if self._kept is not None and (self._kept.round, self._kept.nonce) == key:
@@ -439,14 +494,17 @@ class Session:
     def _other(self, presence: Presence, retained: bool) -> list[Action]:
         """Our own presence comes back to us; another instance's may mean that two devices use one name.
 
-        What we find at our first connection may be of an earlier life of this device. Later, nobody but a second
-        process can have written it. The broker lets only one of the two be connected, so each would throw the other
-        out for ever: the one with the greater instance stays.
+        What we find at our first connection is of somebody who is gone: perhaps of an earlier life of this device. What
+        is said later, nobody but a second process can have said. The broker lets only one of the two be connected, so
+        each would throw the other out for ever: the one with the greater instance stays. Earlier lives have smaller
+        ones.
         """
-        if presence.instance in (self.instance, self._earlier):
-            return []
-        second = self._reconnected or (presence.status == "up" and not retained)
-        return [Conflict()] if second and presence.instance > self.instance else []
+        words = (presence.instance, presence.session)
+        if retained and not self._reconnected:
+            self._found.add(words)
+        now = presence.status == "up" and not retained
+        since = self._reconnected and words not in self._found
+        return [Conflict()] if (now or since) and presence.instance > self.instance else []
 
     def _fail(self, reason: str) -> Outgoing:
         assert self._announcement is not None
@@ -476,12 +534,3 @@ def _order(announcement: Announcement) -> tuple[int, int, int]:
 def _without_reply(kept: Kept | None) -> Kept | None:
     """The reply stays on disk until it is offered: it can be as large as the model."""
     return kept and replace(kept, reply={})
-
-
-def _read_life(path: Path) -> tuple[int, str]:
-    """How many connections this device has made, and the instance that made the last one."""
-    try:
-        connections, _, instance = path.read_text().partition(" ")
-        return int(connections), instance
-    except (OSError, ValueError):
-        return 0, ""
