@@ -62,10 +62,10 @@ coverage: $(VENV)/.test ort-training ## Write docs/coverage.md: every model in e
 	PYTHON=$(BIN)/python bench/arm64_root.sh
 	$(BIN)/python bench/coverage.py -o docs/coverage.md
 
-soak: $(VENV)/.test mosquitto ## Run the tests ROUNDS times (10), each time with other random seeds
+soak: $(VENV)/.test mosquitto ## Run the tests ROUNDS times (10), each time with other random seeds and a minute of each siege
 	@for round in $$(seq $(ROUNDS)); do \
 	  echo "== round $$round of $(ROUNDS)"; \
-	  PYTHONHASHSEED=$$round $(BIN)/pytest -n 2 --dist worksteal --hypothesis-seed=$$round || exit 1; \
+	  EDGEFL_SIEGE_S=60 PYTHONHASHSEED=$$round $(BIN)/pytest -n 2 --dist worksteal --hypothesis-seed=$$round || exit 1; \
 	done
 
 package: $(VENV)/.test ## Build the wheel and the source archive into dist/

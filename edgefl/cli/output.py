@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import click
 
+from edgefl.errors import one_line
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 format_option: Callable[[F], F] = click.option(
@@ -38,8 +40,8 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
 
 
 def tell(line: str) -> None:
-    """A line for the person at the terminal."""
-    click.echo(line, err=True)
+    """A line for the person at the terminal, whoever said it."""
+    click.echo(one_line(line), err=True)
 
 
 @contextmanager
