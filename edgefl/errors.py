@@ -17,6 +17,23 @@ An interrupted command (Ctrl-C) exits 130; wrong usage exits 2 (click's own).
 
 from __future__ import annotations
 
+import re
+
+MOST_CHARACTERS = 2000  # of a message, and of a hint
+# What moves the cursor, ends a line or turns the direction of the text: C0, DEL, C1, the Arabic letter mark, zero-width
+# direction marks, line and paragraph separators, embeddings, overrides and isolates, a lone surrogate.
+_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def one_line(text: str, limit: int = MOST_CHARACTERS) -> str:
+    """`text` as one line of at most `limit` characters that shows what it holds and does nothing to a terminal.
+
+    A line break, with the blanks around it, becomes a space; any other control character its escape, such as \\x1b.
+    """
+    line = " ".join(part for piece in re.split("[\r\n]", text) if (part := piece.strip(" \t")))
+    line = _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), line[: limit + 1])
+    return line if len(line) <= limit else line[: limit - 1] + "\u2026"
+
 
 def one_line(text: str, limit: int = 2000) -> str:
     """`text` as one line of at most `limit` characters; control characters become visible."""
@@ -27,15 +44,15 @@ def one_line(text: str, limit: int = 2000) -> str:
 class EdgeflError(Exception):
     """One clear line for a person, and a hint: what to do next.
 
-    `message` names the thing, the place, what was expected and what came.
+    `message` names the thing, the place, what was expected and what came. Whatever it quotes, both stay one line each.
     """
 
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = one_line(message)
+        self.hint = hint if hint is None else one_line(hint)
+        super().__init__(self.message)
 
 
 class InputError(EdgeflError):

@@ -246,4 +246,4 @@ def _url(host: str, port: int) -> str:
 
 def _last_lines(log: str) -> str:
     lines = log.strip().splitlines()[-_LOG_LINES:]
-    return "; its last lines:\n  " + "\n  ".join(lines) if lines else "; it wrote nothing"
+    return "; its last lines: " + " | ".join(line.strip() for line in lines) if lines else "; it wrote nothing"
