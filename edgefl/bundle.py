@@ -14,9 +14,12 @@ Nothing here needs torch or onnx.
 from __future__ import annotations
 
 import math
+import os
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
@@ -24,7 +27,7 @@ import msgspec
 import numpy as np
 
 from edgefl.errors import BundleError
-from edgefl.files import directory_atomic, sha256_hex
+from edgefl.files import directory_atomic, read_bytes, sha256_hex
 from edgefl.tensors import Array, Tensors, load_tensors, save_tensors
 
 FORMAT = 1  # of the manifest; a reader refuses a newer one
@@ -32,6 +35,12 @@ MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 PORTABLE = "portable"  # the engine that runs the programs themselves
 MAX_MANIFEST_BYTES = 16 * 2**20
+MAX_FILE_BYTES = 2**31  # edgefl/protocol.py: MAX_BLOB_BYTES
+MAX_PATH = 200  # characters of a file's path inside a bundle: the state folder comes before it, and systems allow 260
+MAX_DEPTH = 4  # names in such a path
+_PART = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.+-]*(?<!\.)")  # of a path; on every system a name, and visible
+_RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)  # devices of Windows
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 Dtype = Literal["float32", "float16", "int64", "int32", "uint8", "bool"]
 
@@ -283,7 +292,7 @@ def read(path: Path | str, *, engine: str | None = None) -> Bundle:
     manifest_path = path / MANIFEST
     if not manifest_path.is_file():
         raise BundleError(f"no bundle at {path}: {MANIFEST} is missing", hint="make one with `edgefl export`")
-    manifest_bytes = manifest_path.read_bytes()
+    manifest_bytes = read_bytes(manifest_path, MAX_MANIFEST_BYTES, error=BundleError)
     manifest = parse_manifest(manifest_bytes, where=str(manifest_path))
     bundle = Bundle(path, manifest, manifest_bytes)
     for file in manifest.files(engine=engine):
@@ -303,6 +312,8 @@ def parse_manifest(data: bytes, *, where: str) -> Manifest:
 
     try:
         version = msgspec.json.decode(data, type=_Format).format
+        if version < 1:
+            raise BundleError(f"{where}: bundle format {version}; formats are numbered from 1")
         if version > FORMAT:
             raise BundleError(
                 f"{where}: bundle format {version}; this edgefl reads up to {FORMAT}", hint="upgrade edgefl"
@@ -386,25 +397,47 @@ def check_tensors(
 
 def _read_file(root: Path, file: File) -> bytes:
     path = root / file.path
-    if not path.is_file():
-        raise BundleError(f"{path} is missing")
-    data = path.read_bytes()
-    if len(data) != file.size_bytes or sha256_hex(data) != file.sha256:
-        raise BundleError(f"{path} was changed: its SHA-256 is not the manifest's", hint="export or download it again")
+    hint = "export or download it again"
+    if os.path.isfile(path) and (size_bytes := os.path.getsize(path)) != file.size_bytes:  # never read more
+        raise BundleError(f"{path} was changed: {size_bytes} bytes, not the manifest's {file.size_bytes}", hint=hint)
+    data = read_bytes(path, file.size_bytes, error=BundleError)
+    if sha256_hex(data) != file.sha256:
+        raise BundleError(f"{path} was changed: its SHA-256 is not the manifest's", hint=hint)
     return data
+
+
+def _check_files(files: Iterable[File], where: str) -> None:
+    """Raise BundleError unless every file has a path that is one of its own on every system, and a possible size."""
+    taken: dict[str, File | None] = {MANIFEST: None}  # path as a system sees it that ignores case -> who has it
+    folders: set[str] = set()
+    for file in files:
+        parts = file.path.split("/")
+        small = len(file.path) <= MAX_PATH and len(parts) <= MAX_DEPTH
+        if not small or not all(_PART.fullmatch(part) and not _RESERVED.fullmatch(part) for part in parts):
+            raise BundleError(
+                f"{where}: unsafe path {file.path[:MAX_PATH]!r}",
+                hint=f"a path has up to {MAX_DEPTH} names of A-Z, a-z, 0-9 and _-.+, and {MAX_PATH} characters",
+            )
+        if not _SHA256.fullmatch(file.sha256) or not 0 <= file.size_bytes <= MAX_FILE_BYTES:
+            raise BundleError(
+                f"{where}: {file.path!r} has {file.size_bytes} bytes and SHA-256 {file.sha256[:64]!r}; "
+                f"expected at most {MAX_FILE_BYTES}, and 64 hexadecimal digits"
+            )
+        if taken.setdefault(file.path.lower(), file) != file:
+            raise BundleError(f"{where}: unsafe path {file.path!r}: another file has it, or one that differs in case")
+        folders |= {"/".join(parts[:i]).lower() for i in range(1, len(parts))}
+    if clash := sorted(folders & taken.keys()):
+        raise BundleError(f"{where}: unsafe path {clash[0]!r}: one file's path is another's folder")
 
 
 def _check_manifest(manifest: Manifest, where: str) -> None:
     """What the types cannot say: safe paths, names that exist."""
-    for file in manifest.files():
-        parts = PurePosixPath(file.path).parts
-        if not parts or file.path.startswith("/") or ".." in parts or "\\" in file.path or ":" in file.path:
-            raise BundleError(f"{where}: unsafe path {file.path!r}")
+    _check_files(manifest.files(), where)
     names = [t.name for t in manifest.state]
     if len(set(names)) != len(names):
         raise BundleError(f"{where}: two state tensors have one name")
-    public = [t.public_name for t in manifest.state]
-    if twice := sorted({name for name in public if public.count(name) > 1}):
+    public = Counter(t.public_name for t in manifest.state)
+    if twice := sorted(name for name, count in public.items() if count > 1):
         raise BundleError(f"{where}: two state tensors are in the fusion group {twice[0]!r}")
     known = set(names)
     for name, program in manifest.programs.items():

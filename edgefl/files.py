@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import TypeVar
 
-from edgefl.errors import EdgeflError
+import msgspec
+
+from edgefl.errors import EdgeflError, InputError
 
 try:
     import fcntl
 except ImportError:  # Windows: two processes on one folder are not noticed there
     fcntl = None  # type: ignore[assignment]
+
+
+Kind = TypeVar("Kind")
+_TEMPORARY = re.compile(r"\.(.+?)(\.old)?\.[a-z0-9_]{8}", re.DOTALL)  # the names that `tempfile` makes below
 
 
 def sha256_hex(data: bytes | memoryview) -> str:
@@ -39,6 +49,41 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
         os.unlink(temporary)
         raise
     sync_directory(path.parent)
+
+
+def read_bytes(path: Path, most_bytes: int | None = None, *, error: type[InputError] = InputError) -> bytes:
+    """A file's bytes. Raises `error` when it cannot be read, or has more than `most_bytes`: then it is not read."""
+    try:
+        if not path.is_file():  # to open a pipe would wait for ever
+            raise error(f"{path} is {'no file' if path.exists() else 'missing'}")
+        with open(path, "rb") as file:
+            size_bytes = os.fstat(file.fileno()).st_size
+            if most_bytes is not None and size_bytes > most_bytes:
+                raise error(f"{path} has {size_bytes} bytes; expected at most {most_bytes}")
+            return file.read() if most_bytes is None else file.read(most_bytes)
+    except (OSError, ValueError, MemoryError) as caught:  # ValueError: a NUL in the path
+        reason = getattr(caught, "strerror", None) or str(caught) or "it does not fit in memory"
+        raise error(f"{path} cannot be read: {reason}") from caught
+
+
+def from_json(data: str | bytes, kind: type[Kind]) -> Kind:
+    """A typed value from JSON. Raises ValueError when it is none, or not of this kind.
+
+    Python's own reader, since records of a run may hold NaN, which it writes as well and msgspec refuses.
+    """
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON ({error})") from error
+    return from_builtins(value, kind)
+
+
+def from_builtins(value: object, kind: type[Kind]) -> Kind:
+    """A typed value from dicts, lists, texts and numbers. Raises ValueError when they are not of this kind."""
+    try:
+        return msgspec.convert(value, kind)
+    except (msgspec.MsgspecError, OverflowError, RecursionError) as error:
+        raise ValueError(str(error)) from error
 
 
 def sync_directory(path: Path) -> None:
@@ -88,6 +133,50 @@ def directory_atomic(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def sweep(folder: Path, ours: Iterable[str]) -> int:
+    """Remove what `write_atomic` and `directory_atomic` left below `folder` when their process was killed; how many.
+
+    `ours`: patterns of the paths, relative to `folder`, that are written there: "dreams/*.png", and of directories
+    "bundles/*/"; "*" is no "/". Only a temporary of such a path goes, so nothing of a person's does. The caller holds
+    the folder's lock: a process that writes there would lose its temporaries. A directory that was being replaced is
+    put back where the new one had not taken its place yet.
+    """
+    swept = 0
+    for pattern in ours:
+        *place, name = pattern.rstrip("/").split("/")
+        for parent in _folders(folder, place):
+            for path in sorted(parent.glob(".*")):
+                swept += _sweep_one(path, name, directory=pattern.endswith("/"))
+    return swept
+
+
+def _folders(folder: Path, place: Iterable[str]) -> list[Path]:
+    """The directories at `place`, a pattern for each level. No link is followed: it may lead to a person's own."""
+    found = [folder] if folder.is_dir() else []
+    for pattern in place:
+        inside = [path for parent in found for path in parent.iterdir() if fnmatchcase(path.name, pattern)]
+        found = sorted(path for path in inside if path.is_dir() and not path.is_symlink())
+    return found
+
+
+def _sweep_one(path: Path, name: str, *, directory: bool) -> bool:
+    """Remove `path` if it is a temporary of a file, or a directory, whose name matches `name`; whether it was."""
+    match = _TEMPORARY.fullmatch(path.name)
+    if match is None or not fnmatchcase(match[1], name) or path.is_symlink() or path.is_dir() != directory:
+        return False
+    if not directory:
+        if match[2]:
+            return False  # only directories are put aside
+        path.unlink()
+        return True
+    old, final = path / match[1], path.with_name(match[1])
+    if match[2] and old.exists() and not final.exists():
+        os.replace(old, final)
+        sync_directory(path.parent)
+    shutil.rmtree(path)
+    return True
 
 
 @contextmanager

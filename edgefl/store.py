@@ -27,15 +27,77 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
 
 from edgefl.coordinator import Announce, Note, OpenRound
-from edgefl.errors import ConfigError
-from edgefl.files import write_atomic
+from edgefl.errors import ConfigError, InputError
+from edgefl.files import Kind, from_builtins, from_json, read_bytes, sweep, write_atomic
 from edgefl.method import State
-from edgefl.tensors import load_metadata, load_tensors, save_tensors
+from edgefl.protocol import NAME
+from edgefl.tensors import load_about, load_tensors, save_tensors
 
 Record = dict[str, Any]
+
+# What is written here, for `sweep`. Not below devices/: an emulated device sweeps its own folder, and may still end.
+WRITTEN = (
+    *("run.toml", "*.json", "*.jsonl", "weights.py", "*.safetensors", "*.onnx", "report.html"),
+    *("models/*.onnx", "dreams/*.png", "data/*.npz", "bundles/*/", "student/"),
+)
+MAX_JSON_BYTES = 2**20  # of run.json and open.json: 10,000 devices have 400 KB of names
+
+Count = Annotated[int, Meta(ge=0, le=2**53)]
+Number = int | float  # as it was written: a resumed run ends with the files of one that was never stopped
+
+
+class _Run(msgspec.Struct, frozen=True):
+    """run.json"""
+
+    epoch: Count
+    secret: Annotated[str, Meta(min_length=1, max_length=200)]
+
+
+class _Open(msgspec.Struct, frozen=True):
+    """open.json"""
+
+    round: Count
+    attempt: Count
+    devices: Annotated[list[Annotated[str, Meta(pattern=NAME)]], Meta(max_length=10_000)]
+    quorum: Count
+
+
+class _About(msgspec.Struct, frozen=True):
+    """What stands in state.safetensors beside its tensors."""
+
+    round: Count
+    numbers: dict[str, Number]
+    record: Record
+
+
+class _Round(msgspec.Struct, frozen=True):
+    """A line of metrics.jsonl: what it must have, and the kind of what it may have. It has other numbers as well."""
+
+    round: Count
+    replies: Count = 0
+    asked: Count = 0
+    bytes_up: Number = 0
+    bytes_down: Number = 0
+    seconds: Number = 0
+    elapsed_s: Number = 0
+    devices: list[str] = []
+    weights: dict[str, Number] = {}
+    measured: dict[str, dict[str, Number]] = {}
+    accuracy: Number | None = None
+    loss: Number | None = None
+
+
+class _Device(msgspec.Struct, frozen=True):
+    """A line of devices.jsonl."""
+
+    device: Annotated[str, Meta(pattern=NAME)]
+    name: str = msgspec.field(name="class")
 
 
 class Store:
@@ -63,9 +125,8 @@ class Store:
         if not about.exists():
             raise ConfigError(f"no run at {path}: run.json is missing", hint="start one without --resume")
         with _damage(about):
-            saved = json.loads(about.read_bytes())
-            epoch, secret = int(saved["epoch"]) + 1, str(saved["secret"])
-        store = cls._begin(path, epoch, secret)
+            saved = from_json(read_bytes(about, MAX_JSON_BYTES), _Run)
+        store = cls._begin(path, saved.epoch + 1, saved.secret)
         try:
             store._repair_lines("devices.jsonl")
             store._repair_metrics()
@@ -76,6 +137,7 @@ class Store:
 
     @classmethod
     def _begin(cls, path: Path, epoch: int, secret: str) -> Store:
+        sweep(path, WRITTEN)
         write_atomic(path / "run.json", json.dumps({"epoch": epoch, "secret": secret}).encode())
         return cls(path, epoch, secret)
 
@@ -96,19 +158,19 @@ class Store:
         if about is None:
             return None
         path = self.path / "state.safetensors"
-        return State(about["round"], load_tensors(path.read_bytes(), path), about["numbers"])
+        with _damage(path):
+            return State(about.round, load_tensors(read_bytes(path), path), about.numbers)
 
     def records(self) -> list[Record]:
         """One record per round."""
-        return self._lines("metrics.jsonl")
+        return read_records(self.path / "metrics.jsonl")
 
-    def _about(self) -> dict[str, Any] | None:
+    def _about(self) -> _About | None:
         path = self.path / "state.safetensors"
         if not path.exists():
             return None
         with _damage(path):
-            about: dict[str, Any] = json.loads(load_metadata(path.read_bytes())["about"])
-        return about
+            return load_about(read_bytes(path), "about", _About)
 
     def _repair_metrics(self) -> None:
         """After a crash: a last line that is cut, rounds after the last durable one, or that one's record missing.
@@ -118,10 +180,10 @@ class Store:
         self._repair_lines("metrics.jsonl")
         about = self._about()
         records = self.records()
-        last = about["round"] if about is not None else 0
+        last = about.round if about is not None else 0
         kept = [record for record in records if record["round"] <= last]
         if about is not None and (not kept or kept[-1]["round"] != last):
-            kept.append(about["record"])
+            kept.append(about.record)
         if kept != records:
             write_atomic(self.path / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in kept).encode())
 
@@ -133,7 +195,7 @@ class Store:
 
     def classes(self) -> dict[str, str]:
         """The class of each device that ever joined."""
-        return {line["device"]: line["class"] for line in self._lines("devices.jsonl")}
+        return read_classes(self.path)
 
     # --- files of lines ---------------------------------------------------------------------------------------
 
@@ -144,17 +206,13 @@ class Store:
             if durable:
                 os.fsync(file.fileno())
 
-    def _lines(self, name: str) -> list[Record]:
-        return read_records(self.path / name)
-
     def _repair_lines(self, name: str) -> None:
         """Remove a last line that a crash has cut."""
         path = self.path / name
-        with _damage(path):
-            text = path.read_text(encoding="utf-8") if path.exists() else ""
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:
-            write_atomic(path, whole.encode())
+        data = read_bytes(path, error=ConfigError) if path.exists() else b""
+        whole = data[: data.rfind(b"\n") + 1]
+        if whole != data:
+            write_atomic(path, whole)
 
     # --- rounds and events ------------------------------------------------------------------------------------
 
@@ -176,8 +234,8 @@ class Store:
         if not path.exists():
             return None
         with _damage(path):
-            about = json.loads(path.read_bytes())
-            return OpenRound(about["round"], about["attempt"], tuple(about["devices"]), about["quorum"])
+            about = from_json(read_bytes(path, MAX_JSON_BYTES), _Open)
+        return OpenRound(about.round, about.attempt, tuple(about.devices), about.quorum)
 
     def note(self, note: Note) -> None:
         self.event(note.event, round=note.round + 1, device=note.device, text=note.text)
@@ -193,11 +251,35 @@ class Store:
 
 
 def read_records(path: Path) -> list[Record]:
-    """The lines of one of a run's .jsonl files; none where it is not there. Raises ConfigError where it is damaged."""
+    """A run's metrics.jsonl: a record for each round; none where it is not there.
+
+    Raises ConfigError where it is damaged.
+    """
+    records = _lines(path, Record)
+    with _damage(path):
+        for record in records:
+            _check_record(record)
+    return records
+
+
+def _check_record(record: Record) -> None:
+    """Raise ValueError unless a record's numbers are numbers."""
+    from_builtins(record, _Round)
+    for key, value in record.items():
+        if "." in key and not isinstance(value, (int, float)):  # a metric, such as train.loss
+            raise ValueError(f"{key} is {value!r}; expected a number")
+
+
+def read_classes(run_dir: Path) -> dict[str, str]:
+    """A run's devices.jsonl: the class of each device. Raises ConfigError where it is damaged."""
+    return {line.device: line.name for line in _lines(run_dir / "devices.jsonl", _Device)}
+
+
+def _lines(path: Path, kind: type[Kind]) -> list[Kind]:
     if not path.exists():
         return []
     with _damage(path):
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [from_json(line, kind) for line in read_bytes(path).splitlines()]
 
 
 @contextmanager
@@ -205,5 +287,5 @@ def _damage(path: Path) -> Iterator[None]:
     """What cannot be read in the block becomes a ConfigError that names the file."""
     try:
         yield
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, InputError) as error:
         raise ConfigError(f"{path} is damaged: {error}", hint="restore it from a copy, or start a new run") from error

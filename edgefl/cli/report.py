@@ -14,7 +14,7 @@ from edgefl.cli.prepare import classes_of
 from edgefl.config import RunFile, read_run_file, to_toml
 from edgefl.errors import ConfigError
 from edgefl.report import ClassRow, write_report
-from edgefl.store import Record, read_records
+from edgefl.store import Record, read_classes, read_records
 
 ALBUM = "dreams"  # the folder of a run's pictures
 
@@ -23,7 +23,7 @@ def write_run_report(
     place: Path, config: RunFile, classes: Sequence[DeviceClass], beside: Sequence[Record] = ()
 ) -> None:
     """Write RUN_DIR/report.html. `beside`: another run's records."""
-    held = Counter(line["class"] for line in read_records(place / "devices.jsonl"))
+    held = Counter(read_classes(place).values())
     rows = [
         ClassRow(
             name=one.name,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgefl import bundle as bundles
-from edgefl.bundle import Bundle
+from edgefl.bundle import Bundle, File
 from edgefl.errors import BundleError
 from edgefl.files import sha256_hex, write_atomic
 from edgefl.protocol import BlobRef
@@ -32,18 +32,35 @@ class Download:
         return bundle
 
     def take(self, sha256: str, data: bytes) -> list[BlobRef]:
-        """Keep one blob, verified already; what is still missing. Raises BundleError for an unusable manifest."""
+        """Keep one blob, verified already; what is still missing.
+
+        Raises BundleError for an unusable manifest, and for a file that cannot be stored.
+        """
         if sha256 == self.manifest.sha256:
             self._manifest_bytes = data
         if self._manifest_bytes is None:
             return [self.manifest]
         missing: list[BlobRef] = []
-        for file in bundles.parse_manifest(self._manifest_bytes, where="the run's bundle").files(engine=self._engine):
-            path = self._directory / file.path
-            if file.sha256 == sha256:
-                write_atomic(path, data)
-            elif not path.exists() or sha256_hex(path.read_bytes()) != file.sha256:
-                missing.append(BlobRef(file.sha256, file.size_bytes))
-        if not missing:
-            write_atomic(self._directory / bundles.MANIFEST, self._manifest_bytes)
+        manifest = bundles.parse_manifest(self._manifest_bytes, where="the run's bundle")
+        try:
+            for file in manifest.files(engine=self._engine):
+                path = self._directory / file.path
+                if file.sha256 == sha256:
+                    write_atomic(path, data)
+                elif not _is_there(path, file):
+                    missing.append(BlobRef(file.sha256, file.size_bytes))
+            if not missing:
+                write_atomic(self._directory / bundles.MANIFEST, self._manifest_bytes)
+        except OSError as error:
+            raise BundleError(
+                f"bundle {manifest.name!r} cannot be stored in {self._directory}: {error.strerror or error}",
+                hint="does the device's disk have room? Delete the folder if it is damaged",
+            ) from error
         return missing
+
+
+def _is_there(path: Path, file: File) -> bool:
+    """Whether `path` holds the file; one of another size is not read."""
+    if not path.is_file() or path.stat().st_size != file.size_bytes:
+        return False
+    return sha256_hex(path.read_bytes()) == file.sha256

@@ -10,10 +10,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
 
 from edgefl.errors import BundleError, InputError
-from edgefl.files import write_atomic
-from edgefl.tensors import Array, Tensors, load_metadata, load_tensors, save_tensors
+from edgefl.files import read_bytes, write_atomic
+from edgefl.tensors import Array, Tensors, load_about, load_tensors, save_tensors
 
 _REPLY = "reply."
 _STATE = "state."
@@ -32,6 +36,20 @@ class Kept:
     private: Tensors
 
 
+Count = Annotated[int, Meta(ge=0, le=2**53)]
+Text = Annotated[str, Meta(max_length=200)]
+
+
+class _About(msgspec.Struct, frozen=True):
+    """What stands in a journal beside its tensors."""
+
+    bundle: Text
+    round: Count
+    nonce: Text
+    examples: Count
+    metrics: dict[str, float]
+
+
 class Journal:
     """One run's memory on a device's disk."""
 
@@ -42,35 +60,21 @@ class Journal:
         """What was kept last; None at the beginning. Raises InputError when the file is damaged."""
         if not self.path.exists():
             return None
-        data = self.path.read_bytes()
+        data = read_bytes(self.path)
         try:
             tensors = load_tensors(data, self.path)
-            kept = json.loads(load_metadata(data)["kept"])
-            return Kept(
-                bundle=str(kept["bundle"]),
-                round=int(kept["round"]),
-                nonce=str(kept["nonce"]),
-                examples=int(kept["examples"]),
-                metrics={str(k): float(v) for k, v in kept["metrics"].items()},
-                reply=_under(_REPLY, tensors),
-                private=_under(_STATE, tensors),
-            )
-        except (BundleError, KeyError, TypeError, ValueError, AttributeError) as error:
+            about = load_about(data, "kept", _About)
+        except (BundleError, ValueError) as error:
             raise InputError(
                 f"{self.path} is damaged: {error}", hint="delete it to begin this run anew; its private state is lost"
             ) from error
+        return Kept(**msgspec.structs.asdict(about), reply=_under(_REPLY, tensors), private=_under(_STATE, tensors))
 
     def write(self, kept: Kept) -> None:
         """Keep this instead of what was kept before; durable when it returns."""
         tensors = {_REPLY + k: v for k, v in kept.reply.items()} | {_STATE + k: v for k, v in kept.private.items()}
-        about = {
-            "bundle": kept.bundle,
-            "round": kept.round,
-            "nonce": kept.nonce,
-            "examples": kept.examples,
-            "metrics": dict(kept.metrics),
-        }
-        write_atomic(self.path, save_tensors(tensors, {"kept": json.dumps(about)}))
+        about = _About(kept.bundle, kept.round, kept.nonce, kept.examples, dict(kept.metrics))
+        write_atomic(self.path, save_tensors(tensors, {"kept": json.dumps(msgspec.structs.asdict(about))}))
 
 
 def _under(prefix: str, tensors: Mapping[str, Array]) -> dict[str, Array]:

@@ -9,16 +9,20 @@ aggregator that goes back to an earlier round takes the later files with it.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+import msgspec
 import numpy as np
+from msgspec import Meta
 
-from edgefl.errors import BundleError, DataError, EdgeflError, InputError
+from edgefl.errors import DataError, EdgeflError, InputError
 from edgefl.feeds import BUFFER
-from edgefl.files import sync_directory, write_atomic
+from edgefl.files import read_bytes, sync_directory, write_atomic
 from edgefl.method import Keep
-from edgefl.tensors import Array, Tensors, load_metadata, load_tensors, save_tensors
+from edgefl.tensors import Array, Tensors, load_about, load_tensors, save_tensors
 
 FEATURES, LABELS = "x", "y"
 
@@ -40,6 +44,14 @@ class _Entry:
 
     def __len__(self) -> int:
         return len(self.tensors[FEATURES])
+
+
+class _About(msgspec.Struct, frozen=True):
+    """What stands in an entry's file beside its tensors."""
+
+    ask: Annotated[str, Meta(max_length=200)]
+    since: Annotated[int, Meta(ge=0, le=2**53)]
+    capacity: Annotated[int, Meta(ge=1, le=2**53)]
 
 
 class Buffers:
@@ -96,8 +108,8 @@ class Buffers:
                 ) from error
 
     def _write(self, buffer: str, entry: _Entry) -> None:
-        about = {"ask": entry.ask, "since": entry.since, "capacity": entry.capacity}
-        data = save_tensors(entry.tensors, {"about": json.dumps(about)})
+        about = _About(entry.ask, entry.since, entry.capacity)
+        data = save_tensors(entry.tensors, {"about": json.dumps(msgspec.structs.asdict(about))})
         write_atomic(self._path(buffer, entry.round), data)
         stay = {one.round for one in self._entries(buffer, entry)}
         gone = [number for number in self._rounds(buffer) if number not in stay]
@@ -144,24 +156,26 @@ class Buffers:
 
     def _read(self, buffer: str, number: int) -> _Entry:
         path = self._path(buffer, number)
+        hint = "delete it; the examples in it are lost"
         try:
-            data = path.read_bytes()
-            about = json.loads(load_metadata(data)["about"])
+            data = read_bytes(path)
+            about = load_about(data, "about", _About)
             tensors = load_tensors(data, path)
-            entry = _Entry(number, str(about["ask"]), int(about["since"]), int(about["capacity"]), tensors)
-            len(entry)
-        except (OSError, BundleError, KeyError, TypeError, ValueError) as error:
-            raise DataError(
-                f"{path} cannot be read: {getattr(error, 'strerror', None) or error}",
-                hint="delete it; the examples in it are lost",
-            ) from error
-        return entry
+        except (InputError, ValueError) as error:
+            said = error.message if isinstance(error, InputError) else f"{path} cannot be read: {error}"
+            raise DataError(said, hint=hint) from error
+        x = tensors.get(FEATURES)
+        if x is None or any(value.ndim == 0 or len(value) != len(x) for value in (x, *tensors.values())):
+            raise DataError(f"{path} cannot be read: it does not hold one entry per example", hint=hint)
+        if about.since > number:
+            raise DataError(f"{path} cannot be read: it is since round {about.since + 1}", hint=hint)
+        return _Entry(number, about.ask, about.since, about.capacity, tensors)
 
     def _rounds(self, buffer: str) -> list[int]:
         """The rounds that a buffer has on disk, in order."""
         folder = self._folder / buffer
         names = [path.stem for path in folder.glob("*.safetensors")] if folder.is_dir() else []
-        return sorted(int(name) for name in names if name.isdecimal())
+        return sorted(int(name) for name in names if re.fullmatch(r"0|[1-9][0-9]*", name))
 
     def _path(self, buffer: str, number: int) -> Path:
         assert BUFFER.fullmatch(buffer), buffer  # checked by `edgefl.feeds.fault`

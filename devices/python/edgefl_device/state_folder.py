@@ -1,0 +1,25 @@
+"""The folder of what a device must not forget, and what a kill inside a write has left in it.
+
+lock, connections                           which process has it, how often it has connected
+RUN.journal                                 private state and last reply: `journal.py`
+RUN.safetensors                             its model at the end of a run
+RUN.kept/BUFFER/ROUND.safetensors           buffers of examples: `kept.py`
+bundles/SHA256/...                          bundles, as their manifests name the files: `download.py`
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgefl.bundle import MAX_DEPTH
+from edgefl.files import sweep
+
+WRITTEN = (
+    *("*.journal", "*.safetensors", "*.kept/*/*.safetensors"),
+    *("/".join(("bundles", "*", *["*"] * depth)) for depth in range(1, MAX_DEPTH + 1)),
+)
+
+
+def sweep_state(folder: Path) -> int:
+    """Remove the temporaries that a killed process left in a state folder; how many. The caller holds its lock."""
+    return sweep(folder, WRITTEN)
