@@ -398,7 +398,9 @@ def check_tensors(
 def _read_file(root: Path, file: File) -> bytes:
     path = root / file.path
     hint = "export or download it again"
-    if os.path.isfile(path) and (size_bytes := os.path.getsize(path)) != file.size_bytes:  # never read more
+    if not os.path.isfile(path):
+        raise BundleError(f"{path} is missing", hint=hint)
+    if (size_bytes := os.path.getsize(path)) != file.size_bytes:  # what is larger is not read
         raise BundleError(f"{path} was changed: {size_bytes} bytes, not the manifest's {file.size_bytes}", hint=hint)
     data = read_bytes(path, file.size_bytes, error=BundleError)
     if sha256_hex(data) != file.sha256:

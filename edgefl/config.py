@@ -15,6 +15,7 @@ from msgspec import Meta
 from edgefl.classes import parse_condition
 from edgefl.coordinator import RoundSettings
 from edgefl.errors import ConfigError
+from edgefl.files import read_bytes
 from edgefl.fusion import fusion_named
 from edgefl.method import Method
 from edgefl.methods import METHODS
@@ -24,6 +25,8 @@ from edgefl.weights import LEARNED, own_rule, rule_named
 Share = Annotated[float, Meta(gt=0, le=1)]
 STUDENT = "student"  # the field of a method that has one
 SOURCES = ("small", "local", "loss")  # options of `edgefl export` that may name FILE:OBJECT
+MAX_RUN_FILE_BYTES = 2**20
+MAX_DEPTH = 10  # tables and lists in each other
 BrokerEngine = Literal["auto", "mosquitto", "iotcore"]
 
 
@@ -152,10 +155,9 @@ class RunFile(_Section, frozen=True):
 def read_run_file(path: Path) -> RunFile:
     """Read a run file; relative paths in it become absolute. Raises ConfigError with one clear line."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ConfigError(f"run file {path} cannot be read: {reason}") from error
+        text = read_bytes(path, MAX_RUN_FILE_BYTES, error=ConfigError).decode()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"run file {path} cannot be read: it is not UTF-8 text") from error
     run = parse_run_file(text, where=str(path))
     base = path.resolve().parent
     evaluate, fleet = run.evaluate, run.fleet
@@ -183,17 +185,14 @@ def read_run_file(path: Path) -> RunFile:
 
 def parse_run_file(text: str, *, where: str) -> RunFile:
     """A run file from its text."""
-    try:
-        raw = msgspec.toml.decode(text)
-    except msgspec.DecodeError as error:
-        raise ConfigError(f"{where}: not TOML: {error}") from error
+    raw = from_toml(text, where=where)
     _check_keys(raw, RunFile, where, "")
-    _check_finite(raw, where, "")
+    _check_values(raw, where, "")
     try:
         run = msgspec.convert(raw, RunFile)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, OverflowError) as error:
         raise ConfigError(f"{where}: {_readable(error)}") from error
-    if (run.bundle is None) == (run.model is None):
+    if (run.bundle is None) == (run.model is None) or "" in (run.bundle, run.model):
         raise ConfigError(f"{where}: give either `bundle` or `model`", hint='for example: bundle = "digits.bundle"')
     _check_devices(run, where)
     _check_bundles(run.bundles, where)
@@ -207,11 +206,22 @@ def parse_run_file(text: str, *, where: str) -> RunFile:
     return run
 
 
+def from_toml(text: str, *, where: str) -> dict[str, Any]:
+    """The tables of a TOML file. Raises ConfigError, its line beginning with `where`."""
+    try:
+        raw: dict[str, Any] = msgspec.toml.decode(text)
+    except RecursionError as error:
+        raise ConfigError(f"{where}: nested too deep") from error
+    except (msgspec.DecodeError, ValueError) as error:  # ValueError: a number of thousands of digits
+        raise ConfigError(f"{where}: not TOML: {error}") from error
+    return raw
+
+
 def make_method(run: RunFile, initial: Mapping[str, Any], *, where: str, student: object = None) -> Method:
     """The run's method with its settings. Raises ConfigError for an unknown method, key, or wrong value."""
     settings = dict(run.method)
     name = settings.pop("name", "fedavg")
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         raise ConfigError(f"{where}: [method] name is {name!r}", hint=_nearest(str(name), METHODS))
     kind = METHODS[name]
     allowed = {f for f in kind.__struct_fields__ if f not in ("initial", STUDENT)}
@@ -221,7 +231,7 @@ def make_method(run: RunFile, initial: Mapping[str, Any], *, where: str, student
     given = {"initial": dict(initial)} | ({STUDENT: student} if STUDENT in kind.__struct_fields__ else {})
     try:
         method = msgspec.convert({"seed": run.seed, **settings, **given}, kind)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, OverflowError) as error:
         raise ConfigError(f"{where}: [method]: {_readable(error)}") from error
     fusion, weight = getattr(method, "fusion", "mean"), getattr(method, "weight", "examples")
     fusion_named(fusion)
@@ -284,7 +294,7 @@ def _check_bundles(bundles: tuple[BundleSection, ...], where: str) -> None:
 
 
 def _check_source(section: ModelSection, where: str) -> None:
-    if (section.path is None) == (section.model is None):
+    if (section.path is None) == (section.model is None) or "" in (section.path, section.model):
         raise ConfigError(f"{where}: give either `path` or `model`")
     if section.options and section.path is not None:
         raise ConfigError(f"{where}: options are for making a bundle of a `model`")
@@ -318,13 +328,20 @@ def _check_keys(raw: Mapping[str, Any], kind: type[Any], where: str, section: st
                     _check_keys(part, _SECTIONS[inside], where, inside)
 
 
-def _check_finite(raw: Any, where: str, place: str) -> None:
-    """TOML knows inf and nan, the wire (JSON) does not."""
+def _check_values(raw: Any, where: str, place: str, depth: int = 0) -> None:
+    """Raise ConfigError for a value that nothing here can be: inf and nan are TOML, but not JSON, which is the wire;
+    whole numbers beyond 64 bits are of neither; a NUL ends a path."""
+    if depth > MAX_DEPTH:
+        raise ConfigError(f"{where}: {place[:50]}... is nested too deep")
     for key, value in raw.items() if isinstance(raw, dict) else enumerate(raw):
         if isinstance(value, (dict, list)):
-            _check_finite(value, where, f"{place}{key}.")
+            _check_values(value, where, f"{place}{key}.", depth + 1)
         elif isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{where}: {place}{key} is {value}; expected a finite number")
+        elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ConfigError(f"{where}: {place}{key} is beyond 64 bits; expected a smaller number")
+        elif isinstance(value, str) and "\0" in value:
+            raise ConfigError(f"{where}: {place}{key} is {value!r}; expected a text without NUL")
 
 
 _SECTIONS: dict[str, type[Any]] = {
@@ -343,7 +360,7 @@ def _nearest(key: str, known: Any) -> str:
     return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
 
 
-def _readable(error: msgspec.ValidationError) -> str:
+def _readable(error: Exception) -> str:
     """msgspec's "Expected `int`, got `str` - at `$.round.quorum`" with the place first."""
     what, _, place = str(error).partition(" - at ")
     return f"{place.strip('`$.')}: {what}" if place else what

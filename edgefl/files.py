@@ -54,8 +54,8 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
 def read_bytes(path: Path, most_bytes: int | None = None, *, error: type[InputError] = InputError) -> bytes:
     """A file's bytes. Raises `error` when it cannot be read, or has more than `most_bytes`: then it is not read."""
     try:
-        if not path.is_file():  # to open a pipe would wait for ever
-            raise error(f"{path} is {'no file' if path.exists() else 'missing'}")
+        if path.exists() and not path.is_file():  # to open a pipe would wait for ever
+            raise error(f"{path} cannot be read: {'Is a directory' if path.is_dir() else 'it is no file'}")
         with open(path, "rb") as file:
             size_bytes = os.fstat(file.fileno()).st_size
             if most_bytes is not None and size_bytes > most_bytes:

@@ -10,6 +10,7 @@ import click
 from edgefl.bundle import Bundle, Parity, StateTensor, check_tensors, read
 from edgefl.cli.output import format_option, print_json, print_table
 from edgefl.errors import InputError
+from edgefl.files import read_bytes
 from edgefl.report import size
 from edgefl.tensors import load_tensors
 
@@ -125,7 +126,7 @@ def model(bundle: Path, weights: Path, out: Path, form: str) -> None:
 
     found = read(bundle)
     names = {t.public_name: t.name for t in found.manifest.state} | {t.name: t.name for t in found.manifest.state}
-    tensors = load_tensors(weights.read_bytes(), weights)
+    tensors = load_tensors(read_bytes(weights), weights)
     if unknown := sorted(tensors.keys() - names.keys()):
         raise InputError(f"{weights}: {unknown[0]!r} is no tensor of bundle {found.manifest.name!r}")
     given = {names[name]: value for name, value in tensors.items()}

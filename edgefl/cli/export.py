@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import msgspec
 
 from edgefl.bundle import PORTABLE, Bundle, Normalisation
 from edgefl.cli.bundle import summary, total_bytes
 from edgefl.cli.output import format_option, print_json, working
-from edgefl.config import bundle_name
+from edgefl.config import bundle_name, from_toml
 from edgefl.errors import ConfigError, InputError
+from edgefl.files import read_bytes
 from edgefl.report import size
 from edgefl.training_artifacts import ENGINE
 
@@ -334,10 +334,10 @@ def _nearest_pyproject(folder: Path) -> Path | None:
 def _section(path: Path) -> dict[str, Any]:
     """What stands in the section. Raises ConfigError."""
     try:
-        raw = msgspec.toml.decode(path.read_bytes())
-    except msgspec.DecodeError as error:
-        raise ConfigError(f"{path}: not TOML: {error}") from error
-    section: dict[str, Any] = raw
+        text = read_bytes(path, error=ConfigError).decode()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text") from error
+    section = from_toml(text, where=str(path))
     for level in ("tool", "edgefl", "export"):
         section = section.get(level, {})
         if not isinstance(section, dict):
