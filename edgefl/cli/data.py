@@ -14,6 +14,8 @@ from edgefl.errors import ConfigError
 from edgefl.files import write_atomic
 from edgefl.protocol import NAME
 
+MOST_CLASSES = 10_000  # that are counted: labels may be any numbers
+
 
 @click.command(short_help="Cut a data set into one part per device.")
 @click.argument("data")
@@ -105,7 +107,7 @@ def write_parts(
         test = {"x_test": tests[name].features, "y_test": tests[name].labels} if name in tests else {}
         np.savez(buffer, allow_pickle=False, x=part.features, y=part.labels, **test)
         write_atomic(out / f"{name}.npz", buffer.getvalue())
-    if not has_classes(splits.train.labels):
+    if not has_classes(splits.train.labels) or (len(splits.train) and splits.train.labels.max() >= MOST_CLASSES):
         return {name: [len(part)] for name, part in written.items()}
     classes = int(splits.train.labels.max()) + 1
     return {

@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import dataclass
 from typing import Any
 
 import numpy.typing as npt
 
+from edgefl.errors import DataError
+
 AnyArray = npt.NDArray[Any]  # files hold dtypes that programs do not
+
+MOST_MB = 4096  # of one array that is packed in a file: zip, gzip and PNG make a thousand bytes of one
+MOST_MB_VARIABLE = "EDGEFL_MAX_ARRAY_MB"
+
+
+def check_size(size_bytes: int, where: str, *, file_bytes: int = 0) -> None:
+    """Raise DataError, its line beginning with `where`, for an array that is too large to be unpacked: before it is.
+
+    `file_bytes`: how large the file is. What is no larger in memory is there, and no bomb.
+    """
+    given = os.environ.get(MOST_MB_VARIABLE, str(MOST_MB))
+    if not re.fullmatch("[0-9]{1,9}", given):
+        raise DataError(f"{MOST_MB_VARIABLE} is {given!r}; expected a whole number of MB")
+    if size_bytes > max(file_bytes, int(given) * 10**6):
+        raise DataError(
+            f"{where} would be {-(-size_bytes // 10**6)} MB in memory; at most {given} are unpacked",
+            hint=f"is the file damaged, or made to do harm? If it is right, set {MOST_MB_VARIABLE}",
+        )
 
 
 @dataclass(frozen=True, eq=False)

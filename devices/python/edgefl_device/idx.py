@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from edgefl.errors import DataError
-from edgefl_device.dataset import AnyArray
+from edgefl_device.dataset import AnyArray, check_size
 
 DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 CHUNK_BYTES = 2**20
+MAX_DIMENSIONS = 32  # NumPy 1 has no more
 
 
 def read_idx(path: Path) -> AnyArray:
@@ -30,18 +31,22 @@ def read_idx(path: Path) -> AnyArray:
     try:
         with gzip.open(path, "rb") if zipped else open(path, "rb") as file:
             magic = file.read(4)
-            if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in DTYPES or magic[3] == 0:
+            if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in DTYPES:
                 raise DataError(f"{path} is not an IDX file: it begins with {magic.hex(' ') or 'nothing'}")
+            if not 1 <= magic[3] <= MAX_DIMENSIONS:
+                raise DataError(f"{path} is not an IDX file: it has {magic[3]} dimensions")
             dimensions = file.read(4 * magic[3])
             if len(dimensions) < 4 * magic[3]:
                 raise DataError(f"{path} ends inside its header", hint="download it again")
             shape = struct.unpack(f">{magic[3]}I", dimensions)
             dtype = np.dtype(DTYPES[magic[2]])
             expected = math.prod(shape) * dtype.itemsize
+            if zipped:
+                check_size(expected, str(path), file_bytes=path.stat().st_size)
             data = bytearray()
             while len(data) <= expected and (chunk := file.read(min(CHUNK_BYTES, expected + 1 - len(data)))):
                 data += chunk
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, MemoryError, zlib.error) as error:
         raise DataError(f"{path} is damaged: {error}", hint="download it again") from error
     if len(data) != expected:
         got = f"only {len(data)}" if len(data) < expected else "more"
@@ -49,4 +54,7 @@ def read_idx(path: Path) -> AnyArray:
             f"{path}: the header says {'x'.join(map(str, shape))}, {expected} bytes; the file has {got}",
             hint="download it again",
         )
-    return np.frombuffer(data, dtype).reshape(shape).astype(dtype.newbyteorder("="), copy=False)
+    try:
+        return np.frombuffer(data, dtype).reshape(shape).astype(dtype.newbyteorder("="), copy=False)
+    except (ValueError, MemoryError) as error:  # no values, in dimensions that no array has
+        raise DataError(f"{path} is damaged: {error}", hint="download it again") from error

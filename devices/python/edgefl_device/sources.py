@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
-import zipfile
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from edgefl.errors import DataError
-from edgefl_device.dataset import AnyArray, Dataset, Splits
+from edgefl_device.dataset import AnyArray, Dataset, Splits, check_size
 from edgefl_device.idx import read_idx
+from edgefl_device.npz import Npz, open_npz
 
 FEATURE_KEYS = ("x", "features", "images", "data")
 LABEL_KEYS = ("y", "labels", "label", "targets", "target")
 LABEL_COLUMNS = ("label", "y", "target", "class")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".ppm", ".webp")
+IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "WEBP")  # by content: a .png that is PostScript runs ghostscript
 FORMATS = "an .npz file, IDX files, a .csv file, a folder with one folder of images per class, or the name 'digits'"
 
 
@@ -36,12 +40,41 @@ def read_splits(source: str | Path) -> Splits:
     "digits"            scikit-learn's 1,797 images, float32 in 0..1, [1, 8, 8]; every fifth is for testing
     """
     path = Path(source)
-    if str(source) == "digits" and not path.exists():
-        return _digits()
+    try:
+        if str(source) == "digits" and not path.exists():
+            return _digits()
+        splits = _read(path)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in a path
+        raise DataError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    except MemoryError as error:
+        raise DataError(f"{path} does not fit in memory", hint="give the device less data") from error
+    for part in filter(None, (splits.train, splits.test)):
+        _check_examples(part, str(path))
+    return splits
+
+
+def _check_examples(part: Dataset, where: str) -> None:
+    """Raise DataError unless each example has a label; what they are is for the contract."""
+    features, labels = part.features, part.labels
+    if features.ndim == 0 or labels.ndim == 0:
+        raise DataError(f"{where}: features and labels must be arrays with one entry per example")
+    if len(features) != len(labels):
+        raise DataError(
+            f"{where}: {len(features)} examples but {len(labels)} labels", hint="every example needs exactly one label"
+        )
+    if len(features) and not (features.nbytes and labels.nbytes):
+        raise DataError(
+            f"{where}: {len(features)} examples of nothing: an example has shape {list(features.shape[1:])}"
+        )
+
+
+def _read(path: Path) -> Splits:
     if path.is_dir():
         return _folder(path)
     if not path.exists():
         raise DataError(f"no data at {path}", hint=f"give {FORMATS}")
+    if not path.is_file():
+        raise DataError(f"{path} is neither a file nor a folder", hint=f"give {FORMATS}")
     if path.suffix == ".npz":
         return _npz(path)
     if path.suffix == ".csv":
@@ -89,47 +122,33 @@ def _idx_pair(images: Path) -> Dataset:
 
 
 def _npz(path: Path) -> Splits:
-    arrays = _npz_arrays(path)
-    if {"jpeg", "offset", "label"} <= arrays.keys():
-        return Splits(_jpegs(path, arrays))
-    train = _npz_split(arrays, "_train") or _npz_split(arrays, "")
-    if train is None:
-        raise DataError(
-            f"{path} holds {', '.join(sorted(arrays)) or 'nothing'}; expected arrays 'x' and 'y'",
-            hint="save it with numpy.savez(path, x=features, y=labels)",
-        )
-    return Splits(train, _npz_split(arrays, "_test"))
-
-
-def _npz_arrays(path: Path) -> dict[str, AnyArray]:
-    try:
-        # A pickle could run any code. The file is ours to close: numpy leaves it open when it is no zip.
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, MemoryError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        if "allow_pickle" in str(error) and zipfile.is_zipfile(path):
+    with open_npz(path) as archive:
+        if all(name in archive for name in ("jpeg", "offset", "label")):
+            return Splits(_jpegs(path, archive))
+        train = _npz_split(archive, "_train") or _npz_split(archive, "")
+        if train is None:
             raise DataError(
-                f"{path} holds Python objects, which are not read: they could run any code",
-                hint="save plain arrays: numpy.savez(path, x=..., y=...) with equal shapes",
-            ) from error
-        raise DataError(f"{path} is not an npz file: {str(error).partition(chr(10))[0]}") from error
+                f"{path} holds {', '.join(archive.names) or 'nothing'}; expected arrays 'x' and 'y'",
+                hint="save it with numpy.savez(path, x=features, y=labels)",
+            )
+        return Splits(train, _npz_split(archive, "_test"))
 
 
-def _npz_split(arrays: dict[str, AnyArray], suffix: str) -> Dataset | None:
-    features = next((key + suffix for key in FEATURE_KEYS if key + suffix in arrays), None)
-    labels = next((key + suffix for key in LABEL_KEYS if key + suffix in arrays), None)
+def _npz_split(archive: Npz, suffix: str) -> Dataset | None:
+    features = next((key + suffix for key in FEATURE_KEYS if key + suffix in archive), None)
+    labels = next((key + suffix for key in LABEL_KEYS if key + suffix in archive), None)
     if features is None or labels is None:
         return None
-    return Dataset(arrays[features], arrays[labels])
+    return Dataset(archive.read(features), archive.read(labels))
 
 
-def _jpegs(path: Path, arrays: dict[str, AnyArray]) -> Dataset:
-    data, offset = arrays["jpeg"], arrays["offset"]
+def _jpegs(path: Path, archive: Npz) -> Dataset:
+    data, offset = archive.read("jpeg"), archive.read("offset")
     whole = data.dtype == np.uint8 and data.ndim == offset.ndim == 1 and offset.dtype.kind in "iu" and len(offset) > 1
     if not whole or offset[0] < 0 or offset[-1] > len(data) or (offset[1:] < offset[:-1]).any():
         raise DataError(f"{path}: 'offset' does not cut 'jpeg' into images")
     files = [(f"{path}, image {i}", data[a:b].tobytes()) for i, (a, b) in enumerate(pairwise(offset.tolist()))]
-    return Dataset(_decode(files), arrays["label"])
+    return Dataset(_decode(files), archive.read("label"))
 
 
 # Images
@@ -169,23 +188,47 @@ def _decode(files: Sequence[tuple[str, bytes | Path]]) -> AnyArray:
     features: AnyArray | None = None  # filled in place: a list of arrays would double the memory
     mode = ""
     for i, (name, content) in enumerate(files):
-        try:
-            with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
-                mode = mode or ("L" if image.mode in ("1", "L") else "RGB")  # the first image decides for all
-                pixels = np.asarray(image.convert(mode))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise DataError(f"{name} cannot be read as an image: {error}") from error
-        pixels = pixels[None] if mode == "L" else pixels.transpose(2, 0, 1)  # [channels, height, width]
-        if features is None:
-            features = np.empty((len(files), *pixels.shape), np.uint8)
-        if pixels.shape != features.shape[1:]:
-            raise DataError(
-                f"{name} is {_size(pixels.shape)}; the first image is {_size(features.shape[1:])}",
-                hint="resize the images to one size",
-            )
-        features[i] = pixels
+        if isinstance(content, Path) and not content.is_file():
+            raise DataError(f"{name} cannot be read as an image: it is no file")
+        with _image_damage(name), Image.open(_opened(content), formats=IMAGE_FORMATS) as image:
+            mode = mode or ("L" if image.mode in ("1", "L") else "RGB")  # the first image decides for all
+            shape = (1 if mode == "L" else 3, image.height, image.width)
+            if features is None:
+                check_size(len(files) * math.prod(shape), f"{name}, with {len(files) - 1} of its size,")
+                features = np.empty((len(files), *shape), np.uint8)
+            if shape != features.shape[1:]:  # before anything is unpacked
+                raise DataError(
+                    f"{name} is {_size(shape)}; the first image is {_size(features.shape[1:])}",
+                    hint="resize the images to one size",
+                )
+            pixels = np.asarray(image.convert(mode))
+            features[i] = pixels[None] if mode == "L" else pixels.transpose(2, 0, 1)
     assert features is not None
     return features
+
+
+def _opened(content: bytes | Path) -> io.BytesIO | Path:
+    return io.BytesIO(content) if isinstance(content, bytes) else content
+
+
+@contextmanager
+def _image_damage(name: str) -> Iterator[None]:
+    """What cannot be read in the block becomes a DataError that names the image; Pillow's warnings do, of a bomb."""
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            yield
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise DataError(
+            f"{name} has too many pixels: {error}", hint=f"resize it; at most {Image.MAX_IMAGE_PIXELS} pixels are read"
+        ) from error
+    except DataError:
+        raise
+    except Exception as error:  # its readers of many formats raise what they like
+        raise DataError(f"{name} cannot be read as an image: {str(error) or type(error).__name__}") from error
 
 
 def _size(shape: tuple[int, ...]) -> str:
@@ -218,7 +261,8 @@ def _csv(path: Path) -> Dataset:
             raise DataError(f"{path}, line {line}: {len(row)} columns; expected {width}")
         words.append(row.pop(label).strip())
         try:
-            features[i] = [float(cell) for cell in row]
+            with np.errstate(over="ignore"):  # infinity is refused with the contract
+                features[i] = [float(cell) for cell in row]
         except ValueError:
             wrong = next(cell for cell in row if not _is_number(cell))
             raise DataError(
@@ -232,8 +276,10 @@ def _labels(words: list[str]) -> AnyArray:
     if all(re.fullmatch(r"[+-]?\d{1,18}", word) for word in words):
         return np.array([int(word) for word in words], np.int64)
     if all(_is_number(word) for word in words):
-        return np.array([float(word) for word in words], np.float32)
-    return np.unique(np.array(words), return_inverse=True)[1].astype(np.int64)
+        with np.errstate(over="ignore"):
+            return np.array([float(word) for word in words], np.float32)
+    number = {word: i for i, word in enumerate(sorted(set(words)))}  # an array of texts is as wide as the longest
+    return np.array([number[word] for word in words], np.int64)
 
 
 def _is_number(cell: str) -> bool:

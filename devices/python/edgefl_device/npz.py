@@ -1,0 +1,119 @@
+"""npz, NumPy's archive of arrays: a zip whose members are .npy files.
+
+Read without NumPy's own reader, which believes headers: it allocates what they claim, and takes compressions that make
+gigabytes of a few bytes. Source of the format: numpy/lib/format.py.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgefl.errors import DataError
+from edgefl_device.dataset import AnyArray, check_size
+
+MAX_HEADER_BYTES = 10_000  # as NumPy: a longer one might take Python's parser down
+MAX_DIMENSIONS = 32  # NumPy 1 has no more
+CHUNK_BYTES = 2**20
+_HEADERS = {
+    (1, 0): (2, np.lib.format.read_array_header_1_0),  # bytes of the header's length, and what reads both
+    (2, 0): (4, np.lib.format.read_array_header_2_0),
+}
+
+
+class Npz:
+    """An open archive. Each array is read when it is wanted."""
+
+    def __init__(self, path: Path, archive: zipfile.ZipFile) -> None:
+        self._path = path
+        self._archive = archive
+        self._members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+
+    @property
+    def names(self) -> list[str]:
+        return sorted(self._members)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._members
+
+    def read(self, name: str) -> AnyArray:
+        """An array. Raises DataError when it is damaged, too large, or of Python objects."""
+        info = self._members[name]
+        # Only these are made of bounded pieces, and only these does NumPy write.
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise DataError(
+                f"{self._path}: {name!r} is compressed in a way that is not read",
+                hint="save it with numpy.savez or numpy.savez_compressed",
+            )
+        with _damage(self._path), self._archive.open(info) as file:
+            header_bytes, shape, fortran, dtype = _header(file)
+            if dtype.hasobject:
+                raise DataError(
+                    f"{self._path} holds Python objects, which are not read: they could run any code",
+                    hint="save plain arrays: numpy.savez(path, x=..., y=...) with equal shapes",
+                )
+            size_bytes = math.prod(shape) * dtype.itemsize
+            if size_bytes != info.file_size - header_bytes:
+                raise ValueError(f"{name!r} says {size_bytes} bytes and has {info.file_size - header_bytes}")
+            check_size(size_bytes, f"{self._path}: {name!r}", file_bytes=self._path.stat().st_size)
+            data = np.empty(size_bytes, np.uint8)
+            _fill(file, data.data)
+            array: AnyArray = np.ndarray(shape, dtype, data, order="F" if fortran else "C")
+            return array
+
+
+@contextmanager
+def open_npz(path: Path) -> Iterator[Npz]:
+    """Raises DataError when the file is no archive; its arrays are not read yet."""
+    with _damage(path):
+        archive = zipfile.ZipFile(path)
+    with archive:
+        yield Npz(path, archive)
+
+
+def _header(file: Any) -> tuple[int, tuple[int, ...], bool, np.dtype[Any]]:
+    """How long the header is, and the array's shape, whether its first index runs fastest, and dtype."""
+    version = np.lib.format.read_magic(file)
+    if version not in _HEADERS:
+        raise ValueError(f"format {version[0]}.{version[1]} of .npy is not read")
+    width, reader = _HEADERS[version]
+    start = file.read(width)
+    length = int.from_bytes(start, "little")
+    if len(start) < width or length > MAX_HEADER_BYTES:
+        raise ValueError(f"a header of {length} bytes; expected at most {MAX_HEADER_BYTES}")
+    with warnings.catch_warnings():  # of headers that Python 2 wrote, and of odd ones
+        warnings.simplefilter("ignore")
+        shape, fortran, dtype = reader(io.BytesIO(start + file.read(length)))
+    if len(shape) > MAX_DIMENSIONS or any(n < 0 for n in shape):
+        raise ValueError(f"its shape is {list(shape)[:MAX_DIMENSIONS]}")
+    return np.lib.format.MAGIC_LEN + width + length, shape, fortran, dtype
+
+
+def _fill(file: Any, view: memoryview) -> None:
+    """Read all of a member, whose end zipfile compares with its CRC-32."""
+    at = 0
+    while chunk := file.read(CHUNK_BYTES):
+        if at + len(chunk) > len(view):
+            raise ValueError("it is longer than it says")
+        view[at : at + len(chunk)] = chunk
+        at += len(chunk)
+    if at < len(view):
+        raise EOFError(f"it ends after {at} of {len(view)} bytes")
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:  # zipfile, zlib, tokenize, ast and struct raise what they like
+        raise DataError(f"{path} is not an npz file: {str(error) or type(error).__name__}") from error
