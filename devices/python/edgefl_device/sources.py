@@ -48,8 +48,9 @@ def read_splits(source: str | Path) -> Splits:
         raise DataError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     except MemoryError as error:
         raise DataError(f"{path} does not fit in memory", hint="give the device less data") from error
-    for part in filter(None, (splits.train, splits.test)):
-        _check_examples(part, str(path))
+    _check_examples(splits.train, str(path))
+    if splits.test is not None:
+        _check_examples(splits.test, str(path))
     return splits
 
 
