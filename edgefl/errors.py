@@ -35,12 +35,6 @@ def one_line(text: str, limit: int = MOST_CHARACTERS) -> str:
     return line if len(line) <= limit else line[: limit - 1] + "\u2026"
 
 
-def one_line(text: str, limit: int = 2000) -> str:
-    """`text` as one line of at most `limit` characters; control characters become visible."""
-    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-    return shown if len(shown) <= limit else shown[: limit - 3] + "..."
-
-
 class EdgeflError(Exception):
     """One clear line for a person, and a hint: what to do next.
 

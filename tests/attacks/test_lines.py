@@ -47,7 +47,7 @@ def test_a_reason_is_a_line(world: World) -> None:
     failed = TaskFailed("pi-1", 0, announcement.nonce, LOUD * 30)  # type: ignore[union-attr]
     world.aggregator.receive(protocol.up_topic(RUN, "pi-1"), protocol.encode(failed), world.now_s)
     (line,) = said(world)
-    assert line.startswith("\\x1b[2J") and line.endswith("...")
+    assert line.startswith("\\x1b[2J") and line.endswith("\u2026")
 
 
 def test_a_tensors_name_is_cut(world: World) -> None:
@@ -81,4 +81,4 @@ def test_a_terminal_gets_no_control_characters(capsys: pytest.CaptureFixture[str
 def test_ordinary_text_stays_as_it_is() -> None:
     text = "device 'pi-3' sent 'w' as float16 [8, 3]; expected float32 [16, 3] — größer"
     assert one_line(text) == text
-    assert one_line("x" * 3000) == "x" * 1997 + "..."
+    assert one_line("x" * 3000) == "x" * 1999 + "\u2026"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from edgefl.files import write_atomic
+from edgefl.files import from_json, write_atomic
 
 MOST = 2  # an ask is taken up again once after a restart
 
@@ -41,6 +41,6 @@ class Failures:
 
     def _read(self) -> _Failed | None:
         try:
-            return msgspec.json.decode(self._path.read_bytes(), type=_Failed)
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return from_json(self._path.read_bytes(), _Failed)
+        except (OSError, ValueError):
             return None  # never written, or damaged: then an ask may be tried once more

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from edgefl.files import write_atomic
+from edgefl.files import from_json, write_atomic
 
 FILE = "life.json"
 
@@ -24,8 +24,8 @@ def begin(directory: Path) -> str:
     """
     path = directory / FILE
     try:
-        before = msgspec.json.decode(path.read_bytes(), type=_Life)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        before = from_json(path.read_bytes(), _Life)
+    except (OSError, ValueError):
         before = _Life(secrets.token_hex(8), 0)
     life = _Life(before.identity[:16], before.number + 1)
     write_atomic(path, msgspec.json.encode(life))

@@ -38,6 +38,7 @@ from edgefl_device.session import (
     Subscribe,
     Unsubscribe,
 )
+from edgefl_device.state_folder import sweep_state
 from edgefl_device.stopping import Stop, Stopped
 
 LAST_STEP_S = 30.0  # wait so long for the step under way when the run ends
@@ -92,6 +93,7 @@ def participate(options: Options, log: Log) -> None:
         f"another device process uses {options.state}", hint="give every device its own --name, or its own --state"
     )
     with locked(options.state / "lock", busy, patience_s=LEAVING_S):
+        sweep_state(options.state)
         dead = ""  # the run whose aggregator was not heard for long: what the broker has kept of it counts no more
         while True:
             run = options.run or find_run(options.broker, options.name, options.tls, log, dead=dead)

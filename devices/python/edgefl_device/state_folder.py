@@ -1,7 +1,8 @@
 """The folder of what a device must not forget, and what a kill inside a write has left in it.
 
-lock, connections                           which process has it, how often it has connected
+lock, life.json                             which process has it, and which of the device's lives that is: `life.py`
 RUN.journal                                 private state and last reply: `journal.py`
+RUN.epoch, RUN.failed                       which aggregator counts: `epochs.py`; an ask that failed: `failures.py`
 RUN.safetensors                             its model at the end of a run
 RUN.kept/BUFFER/ROUND.safetensors           buffers of examples: `kept.py`
 bundles/SHA256/...                          bundles, as their manifests name the files: `download.py`
@@ -15,7 +16,7 @@ from edgefl.bundle import MAX_DEPTH
 from edgefl.files import sweep
 
 WRITTEN = (
-    *("*.journal", "*.safetensors", "*.kept/*/*.safetensors"),
+    *("life.json", "*.journal", "*.epoch", "*.failed", "*.safetensors", "*.kept/*/*.safetensors"),
     *("/".join(("bundles", "*", *["*"] * depth)) for depth in range(1, MAX_DEPTH + 1)),
 )
 
