@@ -38,6 +38,31 @@ def test_an_epsilon_of_1e_8_survives(tmp_path: Path) -> None:
     assert np.array_equal(step["next.inner.weight"], weights["inner.weight"])  # a gradient of exactly zero
 
 
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.scale = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(x * self.weight) * self.scale
+
+
+def test_a_dead_relu_has_no_gradient_even_where_it_would_be_infinite(tmp_path: Path) -> None:
+    """dL/drelu = 2/n (0 + 3e38) 3e38: a product with 0 would make NaN of it."""
+    net = Scaled()
+    bundle = export(net, -torch.ones(1, 4), loss="mse", out=tmp_path / "m.bundle", name="m", programs=("gradient",))
+    data = bundle.bytes_of(bundle.manifest.programs["gradient"].file)
+    assert "Where" not in {node.op_type for node in onnx.load_from_string(data).graph.node}
+    with torch.no_grad():
+        net.scale.fill_(3e38)
+    x, y = torch.tensor([[-1.0, 0.0, -1e-30, 2.0]]), torch.tensor([[-3e38, -3e38, 3e38, 3e38]])
+    nn.functional.mse_loss(net(x), y).backward()  # type: ignore[no-untyped-call]
+    assert net.weight.grad is not None and np.isinf(net.weight.grad.numpy()).tolist() == [False, False, False, True]
+    weights = {**bundle.weights(), "scale": np.full(4, 3e38, np.float32)}
+    got = Runner(data).run({**weights, "x": x.numpy(), "y": y.numpy()})
+    np.testing.assert_array_equal(got["gradient.weight"], net.weight.grad.numpy())
+
+
 @pytest.mark.parametrize("pool", [nn.MaxPool2d(2), nn.MaxPool2d(3, 2), nn.MaxPool2d(2, ceil_mode=True)])
 @pytest.mark.parametrize("rectified", [False, True])
 def test_ties_in_max_pool_go_to_the_first_maximum_as_in_pytorch(

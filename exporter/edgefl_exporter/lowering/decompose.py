@@ -34,7 +34,8 @@ KEPT = {aten.max_pool2d_with_indices_backward.default, aten.adaptive_max_pool2d_
 
 
 def threshold_backward(g: Tensor, x: Tensor, threshold: float) -> Tensor:
-    """ReLU's gradient. A product with 0 or 1 would take 0.9 of the time, but 0 times an infinite gradient is no 0."""
+    """A threshold's gradient, for a ReLU where `rewrite` does not see that it is one. A product with 0 or 1 would be
+    faster, but 0 times an infinite gradient is no 0."""
     return torch.where(x > threshold, g, 0.0)
 
 

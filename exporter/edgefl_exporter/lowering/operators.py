@@ -88,6 +88,17 @@ def _(
     return g.new_empty(x.shape)
 
 
+@torch.library.custom_op("edgefl::relu_gradient", mutates_args=())
+def relu_gradient(g: Tensor, y: Tensor) -> Tensor:
+    """g where y > 0, else 0; y >= 0 is the ReLU's output."""
+    return torch.where(y > 0, g, 0.0)
+
+
+@relu_gradient.register_fake
+def _(g: Tensor, y: Tensor) -> Tensor:
+    return torch.empty_like(g)
+
+
 @torch.library.custom_op("edgefl::scale_shift", mutates_args=())
 def scale_shift(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """x * scale + shift per channel: x [N, C, ...], scale and shift [C]."""

@@ -32,6 +32,9 @@ def rewrite(traced: Traced) -> None:
         if node.target == aten.threshold_backward.default:
             _mask_before_scatter(node)
     for node in list(traced.graph.graph.nodes):
+        if node.target == aten.threshold_backward.default:
+            _bound_by_output(node)
+    for node in list(traced.graph.graph.nodes):
         if node.target == aten.convolution_backward.default:
             _bias_before_scatter(node)
     traced.graph.graph.eliminate_dead_code()
@@ -112,6 +115,23 @@ def _mask_before_scatter(mask: Node) -> None:
         node.meta = dict(mask.meta)
     mask.replace_all_uses_with(scattered)
     graph.erase_node(mask)
+
+
+def _bound_by_output(mask: Node) -> None:
+    """A gradient masked by a ReLU's own output, or by the maxima of one: both are 0 or more, which a threshold's input
+    need not be."""
+    g, y, threshold = mask.args
+    assert isinstance(y, Node)
+    source = _source(y)
+    if source.target is operator.getitem and source.args[1] == 0:
+        pool = source.args[0]
+        assert isinstance(pool, Node)
+        if pool.target != ours.max_pool.default:
+            return
+        source = _source(pool.all_input_nodes[0])
+    if source.target == aten.relu.default and threshold == 0:
+        mask.target = ours.relu_gradient.default
+        mask.args = (g, y)
 
 
 def _bias_before_scatter(backward: Node) -> None:
