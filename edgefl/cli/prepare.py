@@ -86,11 +86,11 @@ def method_of(config: RunFile, classes: Sequence[DeviceClass], student: Student 
         for manifest in manifests:
             check_ask(ask, manifest, kept=kept)
         check_sends(ask, manifests)
-        _check_names(ask, config.round)
+        check_names(ask, config.round)
     return method
 
 
-def _check_names(ask: Ask, settings: RoundSettings) -> None:
+def check_names(ask: Ask, settings: RoundSettings) -> None:
     """Raise ConfigError where an announcement of this ask cannot name as many devices as the run takes."""
     header = Announcement(1, 0, 0, "0" * 16, settings.deadline_s, [], list(ask.tasks), BlobRef("0" * 64, 0))
     most = devices_that_fit(header, MAX_HEADER_BYTES)

@@ -15,8 +15,11 @@ from toy import write_regression
 
 from edgefl import protocol
 from edgefl.bundle import MAX_MANIFEST_BYTES, Bundle
+from edgefl.cli.prepare import check_names
 from edgefl.coordinator import RoundSettings
+from edgefl.errors import ConfigError
 from edgefl.limits import Limits
+from edgefl.method import Ask, Task
 from edgefl.methods.fedavg import FedAvg
 from edgefl.protocol import (
     Announcement,
@@ -252,6 +255,16 @@ def test_a_run_takes_no_more_devices_than_an_announcement_can_name(make_world: A
     full = Announcement(**{f: getattr(world.broker.said(Announcement)[0], f) for f in Announcement.__struct_fields__})
     full = Announcement(**{**{f: getattr(full, f) for f in full.__struct_fields__}, "devices": everybody})
     assert 1500 - protocol.DEVICE_BYTES <= len(protocol.encode(full)) <= 1500
+
+
+def test_a_run_whose_devices_cannot_all_be_named_is_refused_before_it_begins() -> None:
+    tasks = tuple(Task("train", send=tuple(f"layer-{i:04}.weight" for i in range(2000))) for _ in range(10))
+    with pytest.raises(ConfigError) as refused:
+        check_names(Ask(tasks, {}), RoundSettings(max_devices=10_000))
+    assert str(refused.value).startswith("[round] max_devices is 10000; an announcement of this method can name ")
+    most = int(str(refused.value).split()[-2])
+    assert refused.value.hint == f"set max_devices = {most} in [round]"
+    check_names(Ask(tasks, {}), RoundSettings(max_devices=most))
 
 
 def test_ten_thousand_names_fit_a_frame() -> None:

@@ -129,6 +129,18 @@ def test_an_unknown_key_with_nothing_near_lists_the_known() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("wrong", "what"), [("min_devices = 40", "[round] min_devices is 40"), ("devices = 80", "[fleet] devices is 80")]
+)
+def test_more_devices_than_a_run_takes(wrong: str, what: str) -> None:
+    text = FULL.replace("min_devices = 4", "min_devices = 4\nmax_devices = 30")
+    key = wrong.split(" ")[0]
+    text = "\n".join(wrong if line.startswith(f"{key} =") else line for line in text.splitlines())
+    error = refusal(text)
+    assert error.message == f"run.toml: {what}, but the run takes at most 30 devices"
+    assert error.hint == f"set max_devices = {wrong.split()[-1]} in [round]"
+
+
 def test_the_weights_are_no_setting() -> None:
     error = refusal(FULL.replace("\nepochs", "\ninitial"))
     assert error.message == "run.toml: unknown key 'initial' in [method]"
