@@ -10,6 +10,7 @@
     |-- ProtocolError           exit 5    bytes on the wire that break the protocol
     |   |-- RemoteProtocolError           they broke it
     |   `-- LocalProtocolError            we would have broken it
+    |-- NotFinite               exit 1    numbers that are no numbers any more: what was computed has diverged
     `-- ParityError             exit 6    a program that does not compute what PyTorch computes
 
 An interrupted command (Ctrl-C) exits 130; wrong usage exits 2 (click's own).
@@ -89,6 +90,10 @@ class RemoteProtocolError(ProtocolError):
 
 class LocalProtocolError(ProtocolError):
     """Our side was about to break the protocol."""
+
+
+class NotFinite(EdgeflError):
+    """Numbers that are no numbers any more: what was computed has diverged."""
 
 
 class ParityError(EdgeflError):

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from edgefl.errors import ConfigError, RemoteProtocolError
 from edgefl.method import Ask, Fused, Reply
+from edgefl.norms import lower_median
 from edgefl.weights import Rule, rule_named
 
 COUNTS = ("examples", "correct", "inner_correct")  # metrics of a program that are counts, not means
@@ -65,12 +66,7 @@ class WeightedMean:
 
     def add(self, reply: Reply, weight: float) -> None:
         assert math.isfinite(weight) and weight > 0, weight
-        for name, value in reply.tensors.items():
-            if name in self._sums and self._sums[name].shape != value.shape:
-                raise RemoteProtocolError(
-                    f"device {reply.device!r} sent {name!r} of shape {list(value.shape)}; "
-                    f"others sent {list(self._sums[name].shape)}"
-                )
+        _check_shapes(reply, {name: total.shape for name, total in self._sums.items()})
         for name, value in reply.tensors.items():
             term = np.multiply(value, weight, dtype=np.float64)
             if name in self._sums:
@@ -106,6 +102,69 @@ class WeightedMean:
         weights = shares({device: self._by_device[device] for device in devices})
         measured = {device: self._measured[device] for device in devices}
         return Fused(tensors, self._metrics.finish(), devices, self._examples, weights, measured)
+
+
+class Replies:
+    """The replies of one round, held until it ends: for fusions that must see all of them at once.
+
+    Memory grows with the devices, which the streaming mean's does not.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[str, tuple[Reply, float]] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        return tuple(self._held)
+
+    def add(self, reply: Reply, weight: float) -> None:
+        assert math.isfinite(weight) and weight > 0, weight
+        _check_shapes(reply, self._shapes)
+        self._shapes |= {name: value.shape for name, value in reply.tensors.items()}
+        self._held[reply.device] = (reply, weight)
+
+    def merge(self, other: Replies) -> None:
+        """Hold what `other` holds too. The two must hold different devices."""
+        assert not self._held.keys() & other._held.keys()
+        self._held |= other._held
+        self._shapes |= other._shapes
+
+    def sorted(self) -> list[tuple[Reply, float]]:
+        """Replies and their weights by the name of the device: so the order of arrival changes nothing."""
+        return [self._held[device] for device in sorted(self._held)]
+
+
+class Clipped(Replies):
+    """A fusion of replies none of which counts more than `max_share` times the median weight of the round.
+
+    For weights that are known only from the replies: the median is known when the last of them is there.
+    """
+
+    def __init__(self, fusion: Fusion, max_share: float) -> None:
+        super().__init__()
+        self._fusion = fusion
+        self._max_share = max_share
+        self.clipped: dict[str, tuple[float, float]] = {}  # device -> what its reply counts, and would have
+
+    def finish(self) -> Fused:
+        held = self.sorted()
+        assert held, "finish() before any reply"
+        limit = self._max_share * lower_median([weight for _, weight in held])
+        for reply, weight in held:
+            if weight > limit:
+                self.clipped[reply.device] = (limit, weight)
+            self._fusion.add(reply, min(weight, limit))
+        return self._fusion.finish()
+
+
+def _check_shapes(reply: Reply, known: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise RemoteProtocolError for a tensor of another shape than others have sent."""
+    for name, value in reply.tensors.items():
+        if name in known and known[name] != value.shape:
+            raise RemoteProtocolError(
+                f"device {reply.device!r} sent {name!r} of shape {list(value.shape)}; others sent {list(known[name])}"
+            )
 
 
 class _Metrics:

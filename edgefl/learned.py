@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgefl.errors import EdgeflError
-from edgefl.fusion import Fusing, Fusion, WeightedMean, shares
+from edgefl.fusion import Fusing, Fusion, Replies, WeightedMean, shares
 from edgefl.method import Ask, Fused, Reply
 from edgefl.tensors import Array, Tensors
 from edgefl.weights import LEARNED, Rule, rule_named
@@ -41,36 +41,22 @@ class HeldOut(Protocol):
         ...
 
 
-class LearnedMean:
+class LearnedMean(Replies):
     """The weighted mean whose weights do best on held-out examples.
 
-    Holds every reply until the round ends, which the streaming mean does not: memory grows with the devices.
     `start` is what deltas are added to, None where replies hold values. The metrics get "held_out.loss" and
     "held_out.start_loss", before learning.
     """
 
     def __init__(self, held_out: HeldOut, *, start: Tensors | None = None, steps: int = 20) -> None:
+        super().__init__()
         self._held_out = held_out
         self._start = start
         self._steps = steps
-        self._replies: dict[str, tuple[Reply, float]] = {}
-
-    @property
-    def devices(self) -> tuple[str, ...]:
-        return tuple(self._replies)
-
-    def add(self, reply: Reply, weight: float) -> None:
-        assert math.isfinite(weight) and weight > 0, weight
-        self._replies[reply.device] = (reply, weight)
-
-    def merge(self, other: LearnedMean) -> None:
-        """Hold what `other` holds too. The two must hold different devices."""
-        assert not self._replies.keys() & other._replies.keys()
-        self._replies |= other._replies
 
     def finish(self) -> Fused:
-        assert self._replies, "finish() before any reply"
-        held = [self._replies[device] for device in sorted(self._replies)]  # so the order of arrival changes nothing
+        held = self.sorted()
+        assert held, "finish() before any reply"
         replies = [reply for reply, _ in held]
         first = shares({reply.device: weight for reply, weight in held})
         weights, losses = self._learn(replies, np.array([first[reply.device] for reply in replies]))

@@ -9,12 +9,13 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgefl.errors import ConfigError, RemoteProtocolError
 from edgefl.method import Reply
+from edgefl.norms import lower_median
 
 LEARNED = "learned"
 EPSILON = 0.01  # about the residual at which a solve counts as done: less earns a device no more weight
@@ -22,12 +23,16 @@ EPSILON = 0.01  # about the residual at which a solve counts as done: less earns
 
 @dataclass(frozen=True)
 class Rule:
-    """A weight rule, and what it needs: `metrics` of a reply ("PROGRAM.OUTPUT"), `programs` of the bundle."""
+    """A weight rule, and what it needs: `metrics` of a reply ("PROGRAM.OUTPUT"), `programs` of the bundle.
+
+    of_examples     its weight follows from a device's number of examples alone, so it is known before a reply comes
+    """
 
     name: str
     function: Callable[[Reply], float]
     metrics: tuple[str, ...] = ()
     programs: tuple[str, ...] = ()
+    of_examples: bool = False
 
     def weigh(self, reply: Reply) -> float:
         """The weight of a reply, above 0. Raises RemoteProtocolError for a reply that has none."""
@@ -41,6 +46,14 @@ class Rule:
         if not math.isfinite(weight) or weight <= 0:
             raise RemoteProtocolError(f"weight rule {self.name!r} gives {weight}; expected above 0")
         return weight
+
+
+def weight_limit(rule: Rule, stated: Iterable[int], max_share: float) -> float:
+    """The most that a reply may count by a rule `of_examples`: `max_share` times the median of what devices with so
+    many examples count. 0: no limit."""
+    assert rule.of_examples
+    weights = [rule.function(Reply("", 0, examples, {}, {})) for examples in stated if examples > 0]
+    return max_share * lower_median(weights) if weights else 0.0
 
 
 def examples(reply: Reply) -> float:
@@ -66,11 +79,12 @@ def examples_by_residual(reply: Reply) -> float:
 RULES: dict[str, Rule] = {
     rule.name: rule
     for rule in (
-        Rule("examples", examples),
-        Rule("equal", equal),
+        Rule("examples", examples, of_examples=True),
+        Rule("equal", equal, of_examples=True),
         Rule("examples*steps", examples_times_steps, metrics=("train.solver_steps",)),
         Rule("examples/residual", examples_by_residual, metrics=("train.residual",)),
-        Rule(LEARNED, examples, programs=("gradient", "evaluate")),  # where learning starts: edgefl/learned.py
+        # Where learning starts: edgefl/learned.py
+        Rule(LEARNED, examples, programs=("gradient", "evaluate"), of_examples=True),
     )
 }
 

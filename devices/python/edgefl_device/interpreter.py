@@ -12,7 +12,7 @@ from types import MappingProxyType
 import numpy as np
 
 from edgefl.bundle import Output
-from edgefl.errors import EdgeflError, InputError
+from edgefl.errors import EdgeflError, InputError, NotFinite
 from edgefl.feeds import fault
 from edgefl.method import Task
 from edgefl.tensors import Array, Tensors
@@ -267,8 +267,8 @@ def _refuse_diverged_state(runtime: Engine, one: Plan) -> None:
 
 def _diverged(one: Plan, what: str) -> EdgeflError:
     if not one.program.writes:
-        return EdgeflError(f"{one.where}: {what}", hint="the announced state may have diverged")
-    return EdgeflError(f"training diverged: {one.where}: {what}", hint="lower learning_rate")
+        return NotFinite(f"{one.where}: {what}", hint="the announced state may have diverged")
+    return NotFinite(f"training diverged: {one.where}: {what}", hint="lower learning_rate")
 
 
 def _refuse_double_sends(plans: Sequence[Plan]) -> None:
