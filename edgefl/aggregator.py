@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from edgefl import asks, protocol
-from edgefl.classes import DeviceClass, class_of, stated
+from edgefl.classes import DeviceClass, Examples, class_of, stated
 from edgefl.coordinator import Action, Announce, Coordinator, Finished, Note, RoundDone
-from edgefl.errors import ProtocolError, RemoteProtocolError, one_line
+from edgefl.errors import NotFinite, ProtocolError, RemoteProtocolError, one_line
 from edgefl.files import sha256_hex
 from edgefl.limits import Limits
 from edgefl.method import Ask, Reply
@@ -83,8 +83,8 @@ class _Publication:
 
 class Aggregator:
     """One run's aggregator. `on_round` makes a finished round durable before the next is announced, and says
-    whether there should be a next; `on_assign` makes durable which class a device has; `on_note` is told what
-    happens.
+    whether there should be a next, or raises NotFinite before anything is kept where its state is no use; `on_assign`
+    makes durable which class a device has and what it states; `on_note` is told what happens.
 
     `room` says how many bytes the driver can take now: a large blob is given to it part by part.
     """
@@ -97,20 +97,22 @@ class Aggregator:
         *,
         epoch: int,
         assigned: Mapping[str, str],
+        examples: Mapping[str, Examples],
         chunk_bytes: int = protocol.CHUNK_BYTES,
         inline_bytes: int = protocol.INLINE_BYTES,
         frame_bytes: int = protocol.MAX_FRAME_BYTES,
         requests_per_s: float = REQUESTS_PER_S,
         requests_burst: float = REQUESTS_BURST,
         room: Callable[[], int] = lambda: protocol.MAX_BLOB_BYTES,
-        on_assign: Callable[[str, str], None],
+        on_assign: Callable[[str, str, Examples], None],
         on_announce: Callable[[Announce], None],
         on_round: Callable[[RoundDone, Traffic], bool],
         on_note: Callable[[Note], None],
     ) -> None:
-        """`assigned`: device -> name of its class, of an earlier start of this run. `chunk_bytes`, `inline_bytes`,
-        `frame_bytes`: the largest parts of blobs, the largest bodies of announcements and offers, and the largest
-        frames that the broker takes. `requests_per_s`, `requests_burst`: how often each device is answered."""
+        """`assigned`, `examples`: device -> name of its class, what it stated, of an earlier start of this run.
+        `chunk_bytes`, `inline_bytes`, `frame_bytes`: the largest parts of blobs, the largest bodies of announcements
+        and offers, and the largest frames that the broker takes. `requests_per_s`, `requests_burst`: how often each
+        device is answered."""
         self.run = run
         self.coordinator = coordinator
         self.finished = False
@@ -127,6 +129,8 @@ class Aggregator:
         self._on_note = on_note
         self._classes = {one.name: one for one in classes}
         self._assigned = {device: self._classes[name] for device, name in assigned.items()}
+        self._examples = dict(examples)
+        coordinator.stated |= {device: stated.train for device, stated in examples.items()}
         self._bundle_blobs: dict[str, bytes] = {}
         for bundle in (one.bundle for one in classes):
             self._bundle_blobs[bundle.sha256] = bundle.manifest_bytes
@@ -290,7 +294,8 @@ class Aggregator:
         if presence.status == "up":
             if self._assign(presence, now_s):
                 self._connections[device] = presence
-                self._carry_out(self.coordinator.joined(device, now_s), now_s)
+                examples = presence.train_examples
+                self._carry_out(self.coordinator.joined(device, now_s, examples=examples), now_s)
         else:
             self._connections[device] = presence
             if presence.status == "sleeping":
@@ -305,12 +310,13 @@ class Aggregator:
         if one is None:
             reason = f"no [[bundle]] of the run file is for {stated(presence)}"
             return self._turn_away(device, "no bundle", reason, now_s)
-        if device not in self._assigned:
-            if len(self._assigned) >= self._most_devices:
-                reason = f"the run has {len(self._assigned)} devices, as many as it takes ([round] max_devices)"
-                return self._turn_away(device, "run is full", reason, now_s)
-            self._on_assign(device, one.name)
-            self._assigned[device] = one
+        if device not in self._assigned and len(self._assigned) >= self._most_devices:
+            reason = f"the run has {len(self._assigned)} devices, as many as it takes ([round] max_devices)"
+            return self._turn_away(device, "run is full", reason, now_s)
+        examples = Examples(presence.train_examples, presence.test_examples)
+        if self._examples.get(device) != examples:
+            self._on_assign(device, one.name, examples)
+            self._assigned[device], self._examples[device] = one, examples
         bundle = ManifestRef(one.bundle.sha256, len(one.bundle.manifest_bytes))
         self._send_to(device, Assignment(self._epoch, bundle, dict(one.settings)))
         return True
@@ -386,17 +392,19 @@ class Aggregator:
             tensors = protocol.bytes_to_tensors(upload.assembly.finish(), f"the upload of device {offer.device!r}")
             one = self._assigned[offer.device]
             checked = asks.check_reply(tensors, self._expected[one.name], offer.device, self._ask.certain)
-            if bad := protocol.not_finite(offer.metrics):
-                raise RemoteProtocolError(f"device {offer.device!r} sent metric {bad!r}, which is not finite")
         except ProtocolError as error:
             self._refuse(offer, error.message, now_s)
         else:
-            known = asks.reply_metrics(self._ask, one.bundle.manifest)
-            metrics = {name: value for name, value in offer.metrics.items() if name in known}
+            stated = self._examples.get(offer.device)
+            metrics = asks.metrics_of(self._ask, one.bundle.manifest, offer.metrics, stated)
             reply = Reply(offer.device, offer.round, offer.examples, checked, metrics)
             verdict, actions = self.coordinator.replied(reply, offer.nonce, now_s)
             self._carry_out(actions, now_s)  # first what others wait for, perhaps the next round
-            self._receipt(offer, verdict.status, verdict.reason)
+            now = self.coordinator.judge(offer.device, offer.round, offer.nonce)
+            if verdict.status == "accepted" and now.status == "refused":
+                verdict = now  # the round was undone, without this device
+            if (verdict.status, now.status) != ("accepted", "accepted"):  # or with it: it will offer again
+                self._receipt(offer, verdict.status, verdict.reason)
         self._permit_more(now_s)
 
     def _refuse(self, offer: Offer, reason: str, now_s: float) -> None:
@@ -462,7 +470,13 @@ class Aggregator:
                 case RoundDone():
                     traffic, self._traffic = self._traffic, Traffic()
                     self._uploads.clear()
-                    if not self._on_round(action, traffic):
+                    try:
+                        go_on = self._on_round(action, traffic)
+                    except NotFinite as error:
+                        self._traffic = traffic  # the round goes on
+                        self._carry_out(self.coordinator.undo(error.message, now_s), now_s)
+                        continue
+                    if not go_on:
                         self.coordinator.finish()
                     self._carry_out(self.coordinator.begin(now_s), now_s)
                 case Finished():

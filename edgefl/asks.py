@@ -8,8 +8,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import numpy as np
 
 from edgefl.bundle import Manifest, select
+from edgefl.classes import Examples
 from edgefl.errors import ConfigError, RemoteProtocolError
 from edgefl.feeds import buffer_of, fault
+from edgefl.fusion import COUNTS
 from edgefl.method import Ask, Task
 from edgefl.protocol import MAX_BLOB_BYTES
 from edgefl.tensors import Array
@@ -22,6 +24,7 @@ _SETTERS = {
 }
 
 
+LARGEST_METRIC = 1e30  # so many times the examples of a fleet are still a float64
 SLACK = 0.01  # of a sum of probabilities that travel as float16
 Expected = Mapping[str, tuple[str, tuple[int | str, ...]]]  # name -> (dtype on the wire, shape); a string is any length
 
@@ -184,6 +187,32 @@ def reply_metrics(ask: Ask, manifest: Manifest) -> set[str]:
         names = [o.name for o in manifest.program(task.program).outputs if o.is_metric]
         found |= {f"{task.program}.{name}" for name in (*names, "examples")}
     return found
+
+
+def metrics_of(
+    ask: Ask, manifest: Manifest, metrics: Mapping[str, float], examples: Examples | None
+) -> dict[str, float]:
+    """Those of a reply's metrics that can be: known, of a size that adds up, counts not negative, and no more examples
+    than the device states. The others are left out: none of them says what to do with a model."""
+    most = _most_examples(ask, examples)
+    found = {}
+    for name in reply_metrics(ask, manifest) & metrics.keys():
+        value, output = metrics[name], name.partition(".")[2]
+        least = 0.0 if output in COUNTS else -LARGEST_METRIC
+        if least <= value <= most.get(name, LARGEST_METRIC):  # never so for NaN
+            found[name] = value
+    return dict(sorted(found.items()))
+
+
+def _most_examples(ask: Ask, examples: Examples | None) -> dict[str, float]:
+    """ "PROGRAM.examples" -> the most that a device with so many can report, where that is known."""
+    own = {} if examples is None else {"train": examples.train, "test": examples.test}
+    most: dict[str, float] = {}
+    for task in ask.tasks:
+        known = own.get(task.feed, _rows(task, ask))
+        name = f"{task.program}.examples"
+        most[name] = max(most.get(name, 0.0), LARGEST_METRIC if known is None else known)
+    return most
 
 
 def check_reply(

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, NamedTuple
 
 from edgefl.bundle import Bundle, Manifest, StateTensor
 from edgefl.errors import ConfigError
@@ -81,6 +81,13 @@ class DeviceClass:
 def class_of(presence: Presence, classes: Iterable[DeviceClass]) -> DeviceClass | None:
     """The first class that suits a device."""
     return next((one for one in classes if one.suits(presence)), None)
+
+
+class Examples(NamedTuple):
+    """How many a device says it has."""
+
+    train: int
+    test: int
 
 
 def stated(presence: Presence) -> str:

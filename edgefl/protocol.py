@@ -25,7 +25,6 @@ again: the permit names what is missing. An MQTT acknowledgement means nothing h
 
 from __future__ import annotations
 
-import math
 import re
 import struct
 import zlib
@@ -67,6 +66,7 @@ Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Nonce = Annotated[str, Meta(pattern=r"^[0-9a-f]{16}\Z")]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 Epoch = Annotated[int, Meta(ge=0, le=MAX_EPOCH)]
+Stock = Annotated[int, Meta(ge=0, le=10**9)]  # examples of one device: no device has more
 Size = Annotated[int, Meta(ge=0, le=MAX_BLOB_BYTES)]
 ChunkBytes = Annotated[int, Meta(ge=1024, le=MAX_FRAME_BYTES)]
 Text = Annotated[str, Meta(max_length=1000)]
@@ -102,8 +102,8 @@ class Presence(_Message, frozen=True, tag="presence"):
     memory_mb: Count = 0
     runtime: Text = ""
     engine: Text = ""
-    train_examples: Count = 0
-    test_examples: Count = 0
+    train_examples: Stock = 0
+    test_examples: Stock = 0
 
 
 class AggregatorStatus(_Message, frozen=True, tag="aggregator"):
@@ -359,11 +359,6 @@ def bytes_to_tensors(data: bytes, what: str) -> dict[str, Array]:
         return load_tensors(data, what)
     except BundleError as error:
         raise RemoteProtocolError(error.message) from error
-
-
-def not_finite(metrics: Mapping[str, float]) -> str | None:
-    """The first metric that is not a finite number."""
-    return next((name for name, value in metrics.items() if not math.isfinite(value)), None)
 
 
 # --- chunks -------------------------------------------------------------------------------------------------------

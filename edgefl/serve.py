@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import queue
 import signal
 import time
@@ -16,7 +17,7 @@ from edgefl import protocol
 from edgefl.aggregator import REQUESTS_BURST, REQUESTS_PER_S, Aggregator, Traffic
 from edgefl.classes import DeviceClass
 from edgefl.coordinator import Coordinator, Note, RoundDone, RoundSettings
-from edgefl.errors import EdgeflError
+from edgefl.errors import EdgeflError, NotFinite
 from edgefl.fusion import Fusing, fusing
 from edgefl.memory import keep_freed
 from edgefl.method import Method, State
@@ -25,7 +26,16 @@ from edgefl.store import Record, Store
 from edgefl.tensors import Array
 
 CHECK_S = 1.0
-_SAID = ("failed", "refused", "asked again", "protocol error", "no bundle", "run is full", "too many requests")
+_SAID = (
+    "failed",
+    "refused",
+    "asked again",
+    "undone",
+    "protocol error",
+    "no bundle",
+    "run is full",
+    "too many requests",
+)
 FAREWELL_S = 2.0  # devices leave within a tenth of that; some may be gone already
 
 # What the method has fused -> "evaluate.loss", "evaluate.correct" ...
@@ -92,10 +102,11 @@ class Server:
             self.coordinator,
             epoch=store.epoch,
             assigned=store.classes(),
+            examples=store.examples(),
             room=self._connection.room,
             requests_per_s=requests[0],
             requests_burst=requests[1],
-            on_assign=store.save_class,
+            on_assign=store.save_device,
             on_announce=store.save_open_round,
             on_round=self._round_done,
             on_note=self._note,
@@ -171,7 +182,8 @@ class Server:
     # --- rounds -----------------------------------------------------------------------------------------------
 
     def _round_done(self, done: RoundDone, traffic: Traffic) -> bool:
-        """Evaluate, make durable, show. Whether there should be a next round.
+        """Evaluate, make durable, show. Whether there should be a next round. Raises NotFinite, before anything is
+        kept, where the state cannot be evaluated.
 
         Of a round that need not be durable only a short record is noted: a run may have thousands.
         """
@@ -198,6 +210,8 @@ class Server:
         if self._evaluate is not None:
             held_out = _rates(self._evaluate(done.state.tensors))
             record["loss"] = held_out["evaluate.loss"]
+            if not math.isfinite(record["loss"]):
+                raise NotFinite(f"the held-out loss would be {record['loss']}")
             record["accuracy"] = held_out.get("evaluate.accuracy")
         elif "evaluate.accuracy" in record:
             record["loss"], record["accuracy"] = record["evaluate.loss"], record["evaluate.accuracy"]

@@ -4,7 +4,7 @@
         run.toml              the resolved run file
         run.json              how often the aggregator started (its epoch), the secret of its nonces
         bundles/CLASS/        the bundle that devices of a class download
-        devices.jsonl         which class each device has
+        devices.jsonl         which class each device has, and how many examples it says it has
         weights.py            where the run has a weight rule of its own, its file
         state.safetensors     the method's state after the last durable round, with that round's record
         open.json             the round that is announced, if one is
@@ -21,6 +21,7 @@ after the last durable one is removed when the run goes on.
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 import time
@@ -32,11 +33,12 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from edgefl.classes import Examples
 from edgefl.coordinator import Announce, Note, OpenRound
 from edgefl.errors import ConfigError, InputError
 from edgefl.files import Kind, from_builtins, from_json, read_bytes, sweep, write_atomic
 from edgefl.method import State
-from edgefl.protocol import NAME
+from edgefl.protocol import MAX_DEVICES, NAME, Stock
 from edgefl.tensors import load_about, load_tensors, save_tensors
 
 Record = dict[str, Any]
@@ -64,8 +66,9 @@ class _Open(msgspec.Struct, frozen=True):
 
     round: Count
     attempt: Count
-    devices: Annotated[list[Annotated[str, Meta(pattern=NAME)]], Meta(max_length=10_000)]
+    devices: Annotated[list[Annotated[str, Meta(pattern=NAME)]], Meta(max_length=MAX_DEVICES)]
     quorum: Count
+    weight_limit: Number = 0.0
 
 
 class _About(msgspec.Struct, frozen=True):
@@ -98,6 +101,8 @@ class _Device(msgspec.Struct, frozen=True):
 
     device: Annotated[str, Meta(pattern=NAME)]
     name: str = msgspec.field(name="class")
+    train_examples: Stock = 0
+    test_examples: Stock = 0
 
 
 class Store:
@@ -149,7 +154,7 @@ class Store:
             self._append("metrics.jsonl", record, durable=False)
             return
         about = {"round": state.round, "numbers": dict(state.numbers), "record": record}
-        write_atomic(self.path / "state.safetensors", save_tensors(state.tensors, {"about": json.dumps(about)}))
+        write_atomic(self.path / "state.safetensors", save_tensors(state.tensors, {"about": _line(about)}))
         self._append("metrics.jsonl", record)
 
     def load_state(self) -> State | None:
@@ -185,23 +190,30 @@ class Store:
         if about is not None and (not kept or kept[-1]["round"] != last):
             kept.append(about.record)
         if kept != records:
-            write_atomic(self.path / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in kept).encode())
+            write_atomic(self.path / "metrics.jsonl", "".join(map(_line, kept)).encode())
 
     # --- devices ----------------------------------------------------------------------------------------------
 
-    def save_class(self, device: str, name: str) -> None:
-        """Remember which class a device has, durably: its private state fits no other."""
-        self._append("devices.jsonl", {"device": device, "class": name})
+    def save_device(self, device: str, name: str, examples: Examples) -> None:
+        """Remember which class a device has, durably: its private state fits no other. And what it states, for a reply
+        may come before it says so again."""
+        about = {"train_examples": examples.train, "test_examples": examples.test}
+        self._append("devices.jsonl", {"device": device, "class": name, **about})
 
     def classes(self) -> dict[str, str]:
         """The class of each device that ever joined."""
         return read_classes(self.path)
 
+    def examples(self) -> dict[str, Examples]:
+        """What each device stated last."""
+        lines = _lines(self.path / "devices.jsonl", _Device)
+        return {line.device: Examples(line.train_examples, line.test_examples) for line in lines}
+
     # --- files of lines ---------------------------------------------------------------------------------------
 
     def _append(self, name: str, record: Record, *, durable: bool = True) -> None:
         with open(self.path / name, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(_line(record))
             file.flush()
             if durable:
                 os.fsync(file.fileno())
@@ -223,6 +235,7 @@ class Store:
             "attempt": announce.attempt,
             "devices": list(announce.devices),
             "quorum": announce.quorum,
+            "weight_limit": announce.weight_limit,
         }
         if announce.durable:
             write_atomic(self.path / "open.json", json.dumps(about).encode())
@@ -235,7 +248,7 @@ class Store:
             return None
         with _damage(path):
             about = from_json(read_bytes(path, MAX_JSON_BYTES), _Open)
-        return OpenRound(about.round, about.attempt, tuple(about.devices), about.quorum)
+        return OpenRound(about.round, about.attempt, tuple(about.devices), about.quorum, about.weight_limit)
 
     def note(self, note: Note) -> None:
         self.event(note.event, round=note.round + 1, device=note.device, text=note.text)
@@ -280,6 +293,19 @@ def _lines(path: Path, kind: type[Kind]) -> list[Kind]:
         return []
     with _damage(path):
         return [from_json(line, kind) for line in read_bytes(path).splitlines()]
+
+
+def _line(record: Record) -> str:
+    """One line of JSON, which has no word for what is not finite: null stands there."""
+    return json.dumps(_finite(record), allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextmanager

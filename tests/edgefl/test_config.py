@@ -123,9 +123,8 @@ def test_an_unknown_key_names_the_nearest(right: str, wrong: str, section: str) 
 
 
 def test_an_unknown_key_with_nothing_near_lists_the_known() -> None:
-    assert (
-        str(refusal(FULL.replace("\nfraction", "\nzzz")).hint)
-        == "known: deadline_s, fraction, max_devices, min_devices, quorum"
+    assert str(refusal(FULL.replace("\nfraction", "\nzzz")).hint) == (
+        "known: deadline_s, fraction, max_devices, max_norm, max_share, min_devices, quorum"
     )
 
 

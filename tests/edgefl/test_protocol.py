@@ -18,8 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgefl import protocol
-from edgefl.asks import check_reply, largest_reply_bytes, reply_metrics, reply_names
+from edgefl.asks import check_reply, largest_reply_bytes, metrics_of, reply_metrics, reply_names
 from edgefl.bundle import Bundle
+from edgefl.classes import Examples
 from edgefl.errors import LocalProtocolError, ProtocolError, RemoteProtocolError
 from edgefl.files import sha256_hex
 from edgefl.method import Ask, Task
@@ -252,10 +253,33 @@ def test_a_bad_reply_is_refused_by_name(change: dict[str, Any], says: str) -> No
     assert says in refused.value.message
 
 
-def test_metrics_that_are_not_finite_are_named() -> None:
-    assert protocol.not_finite({"a": 1.0, "b": math.nan}) == "b"
-    assert protocol.not_finite({"a": math.inf}) == "a"
-    assert protocol.not_finite({"a": -1e308}) is None
+@pytest.mark.parametrize(
+    ("name", "value", "kept"),
+    [
+        ("train.loss", -1e30, True),
+        ("train.loss", math.nan, False),
+        ("train.loss", -math.inf, False),
+        ("train.loss", 1.1e30, False),
+        ("train.examples", 60, True),
+        ("train.examples", 61, False),  # more than the device states
+        ("evaluate.examples", 10, True),
+        ("evaluate.examples", 11, False),
+        ("train.examples", -1, False),
+        ("train.gradient", 1, False),  # no metric
+        ("control.loss", 1, False),  # not asked for
+    ],
+)
+def test_a_metric_that_cannot_be_is_left_out(regression: Bundle, name: str, value: float, kept: bool) -> None:
+    ask = Ask((Task("evaluate", feed="test"), Task("train")), {})
+    stated = Examples(60, 10)
+    sent = {name: value, "evaluate.loss": 1.0}
+    assert metrics_of(ask, regression.manifest, sent, stated) == (sent if kept else {"evaluate.loss": 1.0})
+
+
+def test_examples_that_everybody_has_are_no_more_than_announced(regression: Bundle) -> None:
+    ask = Ask((Task("evaluate", feed="announced"),), {"x": np.zeros((8, 2), np.float32)})
+    for count, kept in ((8, {"evaluate.examples": 8.0}), (9, {})):
+        assert metrics_of(ask, regression.manifest, {"evaluate.examples": float(count)}, Examples(0, 0)) == kept
 
 
 def test_what_a_reply_must_hold_follows_from_tasks_and_manifest(regression: Bundle) -> None:

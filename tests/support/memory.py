@@ -17,7 +17,7 @@ from edgefl.aggregator import Aggregator, Traffic
 from edgefl.bundle import PORTABLE, Bundle
 from edgefl.classes import DeviceClass
 from edgefl.coordinator import Coordinator, Note, RoundDone, RoundSettings
-from edgefl.method import Method
+from edgefl.method import Fused, Method
 from edgefl.protocol import Message, Outgoing
 from edgefl.store import Store
 from edgefl_device.contract import fit_to_contract
@@ -113,7 +113,7 @@ class Node:
         self.directory = world.directory / (directory or name)
         self.lives = 0
         self.engine = PORTABLE
-        self.capabilities = dict(capabilities or {})
+        self.capabilities = {"train_examples": len(data), "test_examples": len(data)} | dict(capabilities or {})
         self.jobs: list[tuple[int, str]] = []  # (round, nonce) of every training, over all lives
         self.log: list[str] = []
         self.done = self.conflict = False
@@ -238,6 +238,7 @@ class World:
         self.now_s = 0.0
         self.notes: list[Note] = []
         self.rounds: list[tuple[int, tuple[str, ...]]] = []  # (round, who was counted) of each durable round
+        self.fused: list[Fused] = []  # of these rounds
         self.kill: Callable[[str], None] = lambda moment: None
         self.store = Store.create(directory / "run", "")
         self._start_aggregator()
@@ -263,8 +264,9 @@ class World:
             self.coordinator,
             epoch=self.store.epoch,
             assigned=self.store.classes(),
+            examples=self.store.examples(),
             inline_bytes=self.inline_bytes,
-            on_assign=self.store.save_class,
+            on_assign=self.store.save_device,
             on_announce=self.store.save_open_round,
             on_round=self._round_done,
             on_note=self.notes.append,
@@ -286,6 +288,7 @@ class World:
         record = {"round": done.state.round, "devices": list(done.fused.devices)}
         self.store.save_round(done.state, record, durable=done.durable)
         self.rounds.append((done.round, done.fused.devices))
+        self.fused.append(done.fused)
         self.kill("after the round is durable")
         return True
 

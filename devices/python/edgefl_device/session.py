@@ -370,13 +370,16 @@ class Session:
             actions.append(Cancel())
         if self.device not in announcement.devices:
             return actions
+        again = announcement.attempt > 0 or (before is not None and announcement.epoch != before.epoch)
+        again = again and (before is None or _order(announcement) != _order(before))
+        if again and self._offering is not None:
+            self._offering.repeat_now(now_s, forgotten=True)  # the round may have been undone, and what it counted too
         if body:
             data = bytes(body)
             if sha256_hex(data) != announcement.tensors.sha256:
                 raise RemoteProtocolError("announced tensors whose SHA-256 does not match")
             self._tensors = (announcement.tensors.sha256, data)
-        again = announcement.attempt > 0 or (before is not None and announcement.epoch != before.epoch)
-        if again and (before is None or _order(announcement) != _order(before)):
+        if again:
             self._failed = None  # asked again: try again
         return actions + self._go_on(now_s)
 
