@@ -130,7 +130,7 @@ class Aggregator:
         self._classes = {one.name: one for one in classes}
         self._assigned = {device: self._classes[name] for device, name in assigned.items()}
         self._examples = dict(examples)
-        coordinator.stated |= {device: stated.train for device, stated in examples.items()}
+        coordinator.stated |= {device: known.train for device, known in examples.items()}
         self._bundle_blobs: dict[str, bytes] = {}
         for bundle in (one.bundle for one in classes):
             self._bundle_blobs[bundle.sha256] = bundle.manifest_bytes
@@ -395,8 +395,8 @@ class Aggregator:
         except ProtocolError as error:
             self._refuse(offer, error.message, now_s)
         else:
-            stated = self._examples.get(offer.device)
-            metrics = asks.metrics_of(self._ask, one.bundle.manifest, offer.metrics, stated)
+            examples = self._examples.get(offer.device)
+            metrics = asks.metrics_of(self._ask, one.bundle.manifest, offer.metrics, examples)
             reply = Reply(offer.device, offer.round, offer.examples, checked, metrics)
             verdict, actions = self.coordinator.replied(reply, offer.nonce, now_s)
             self._carry_out(actions, now_s)  # first what others wait for, perhaps the next round

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hostile import endless, with_program
+from hostile_bundles import endless, with_program
 from memory import World
 from processes import Process
 
