@@ -25,6 +25,7 @@ from edgefl.errors import ConfigError
 from edgefl.method import Ask, Fused, Keep, Method, Reply, State, Task
 from edgefl.methods import METHODS
 from edgefl.methods.fedavg import FedAvg
+from edgefl.norms import Usual, norm_of, too_large
 from edgefl.store import Store
 from edgefl_device.dataset import Dataset
 
@@ -207,6 +208,20 @@ def test_save_load_go_on_equals_an_unbroken_run(
     assert loaded is not None
     assert_equal(loaded, state)
     assert_equal(devices.carry_on(method, loaded, ROUNDS - saved_after), unbroken)
+
+
+def test_ordinary_replies_are_not_too_large_for_each_other(method: Method, bundle: Bundle) -> None:
+    """Devices of 2, 5 and 9 examples: of one round, and beside what was usual before."""
+    devices, state, usual = fleet(bundle), method.start(), Usual()
+    for number in range(ROUNDS):
+        ask = method.ask(state)
+        assert ask is not None
+        replies = devices.replies(ask, number)
+        norms = {reply.device: norm_of(reply, ask) for reply in replies}
+        assert too_large(norms, 10) == [] and min(norms.values()) > 0
+        assert number == 0 or max(norms.values()) < 10 * usual.of(ask)
+        usual.note(ask, norms.values())
+        state = method.advance(state, fuse(ask, replies))
 
 
 def test_the_order_of_replies_changes_nothing_beyond_rounding(method: Method, bundle: Bundle) -> None:

@@ -16,7 +16,7 @@ from edgefl_exporter.load_model import load_model
 Start = Callable[..., Process]
 MINE = """
 def mine(reply):
-    return 6.0 if reply.device == "device-1" else 1.0 + reply.metrics["train.examples"] * 0
+    return 2.0 if reply.device == "device-1" else 1.0 + reply.metrics["train.examples"] * 0
 """
 
 
@@ -60,7 +60,7 @@ def test_a_rule_of_ones_own_is_kept_for_a_resume(start: Start, digits_bundle: Pa
     rule.write_text(MINE)
     path = write_run_file(tmp_path, digits_bundle, 1, "weights.py:mine")
     (first,) = run(start, path)
-    assert first["weights"] == {"device-1": 0.75, "device-2": 0.125, "device-3": 0.125}
+    assert first["weights"] == {"device-1": 0.5, "device-2": 0.25, "device-3": 0.25}
     rule.unlink()
     write_run_file(tmp_path, digits_bundle, 2, "weights.py:mine")
     records = run(start, path, "--resume")
