@@ -39,6 +39,7 @@ from edgefl.norms import Usual, lower_median, norm_of, too_large
 from edgefl.protocol import MAX_DEVICES
 from edgefl.weights import Rule, weight_limit
 
+PATIENCE = 2  # deadlines that a device may miss before it has ever replied: then it may be a name that somebody made up
 MOST_TEXT = 500  # characters of a reason, so that it fits a receipt
 
 
@@ -47,7 +48,8 @@ class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     fraction      C: share of the present devices asked in a round; at least one
     min_devices   a round waits until so many devices are present
-    quorum        share of the devices asked first whose replies close a round at its deadline; at least one
+    quorum        share of the devices asked first whose replies close a round at its deadline; at least one. Who has
+                  missed two deadlines and never replied in the run is not counted, but no fewer than `min_devices` are
     deadline_s    seconds after which a round is closed, or asked again without quorum
     max_devices   of the run, over all its rounds; whoever comes after them is turned away
     max_share     a reply counts at most so many times the median weight of the round; 0: no limit
@@ -146,6 +148,7 @@ class _Round:
     weight_limit: float = 0.0
     attempt: int = 0
     deadline_s: float = 0.0
+    first: tuple[str, ...] = ()  # asked when the round was opened
     asked: set[str] = field(default_factory=set)
     replied: set[str] = field(default_factory=set)
     failed: set[str] = field(default_factory=set)
@@ -195,6 +198,8 @@ class Coordinator:
         self._epoch = epoch
         self._resumed = resumed
         self._fusing = fusing
+        self._replied: set[str] = set()  # in any round
+        self._missed: dict[str, int] = {}  # deadlines, of devices that have never replied
         self.stated: dict[str, int] = {}  # how many training examples devices say they have
         self._round: _Round | None = None
         self._closed: _Closed | None = None  # until the next round begins
@@ -267,6 +272,7 @@ class Coordinator:
             verdict = Verdict("refused", error.message)
             return verdict, self.failed(reply.device, reply.round, verdict.reason, now_s)
         self._round.replied.add(reply.device)
+        self._replied.add(reply.device)
         self._round.failed.discard(reply.device)
         return verdict, [Note("replied", reply.round, reply.device), *clipped, *self._close_if_done(now_s)]
 
@@ -274,10 +280,25 @@ class Coordinator:
         """Time has passed."""
         if self._round is None or now_s < self._round.deadline_s:
             return []
+        notes = self._pass_over_strangers()
         if self._has_quorum():
             self._silent |= self._outstanding()
-            return self._close(now_s)
-        return self._ask_again(now_s)
+            return notes + self._close(now_s)
+        return notes + self._ask_again(now_s)
+
+    def _pass_over_strangers(self) -> list[Action]:
+        """A deadline has passed: the quorum no longer counts those who have often been asked and never replied."""
+        assert self._round is not None
+        for device in self._outstanding() - self._replied:
+            self._missed[device] = self._missed.get(device, 0) + 1
+        strangers = {d for d in self._round.first if self._missed.get(d, 0) >= PATIENCE and d not in self._replied}
+        least = min(self.settings.min_devices, len(self._round.first))
+        quorum = self._quorum_of(max(least, len(self._round.first) - len(strangers)))
+        if quorum >= self._round.quorum:
+            return []
+        self._round.quorum = quorum
+        text = f"{len(strangers)} devices have never replied; {quorum} replies are enough"
+        return [Note("quorum", self.state.round, text=text)]
 
     def heard(self, device: str) -> None:
         """A device says something: it is asked again, should it have been silent."""
@@ -346,7 +367,8 @@ class Coordinator:
         devices = (
             resumed.devices if resumed else self._sample(self.present - self._silent or self.present, self._wanted(), 0)
         )
-        self._round.quorum = resumed.quorum if resumed else max(1, math.ceil(self.settings.quorum * len(devices)))
+        self._round.first = tuple(devices)
+        self._round.quorum = resumed.quorum if resumed else self._quorum_of(len(devices))
         self._round.weight_limit = resumed.weight_limit if resumed else self._weight_limit(devices)
         return self._announce(devices, now_s)
 
@@ -538,6 +560,9 @@ class Coordinator:
         assert self._round is not None
         barred = self._round.barred.keys()
         return self._round.asked - self._round.replied - self._round.failed - self._round.gone - barred
+
+    def _quorum_of(self, devices: int) -> int:
+        return max(1, math.ceil(self.settings.quorum * devices))
 
     def _has_quorum(self) -> bool:
         assert self._round is not None

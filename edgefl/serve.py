@@ -31,6 +31,7 @@ _SAID = (
     "refused",
     "asked again",
     "undone",
+    "quorum",
     "protocol error",
     "no bundle",
     "run is full",

@@ -90,8 +90,8 @@ class _Round(msgspec.Struct, frozen=True):
     seconds: Number = 0
     elapsed_s: Number = 0
     devices: list[str] = []
-    weights: dict[str, Number] = {}
-    measured: dict[str, dict[str, Number]] = {}
+    weights: dict[str, Number | None] = {}
+    measured: dict[str, dict[str, Number | None]] = {}
     accuracy: Number | None = None
     loss: Number | None = None
 

@@ -93,4 +93,5 @@ def test_one_device_neither_ends_a_run_nor_owns_it(
     assert all(record["train.loss"] < 10 for record in records)
     reasons = {round: reason for round, status, reason in mallory.receipts if status == "refused"}
     assert reasons[0] == "9007199254740992 examples; device 'mallory' stated 1000000000 when it joined"
-    assert all("a change of norm inf" in reasons[round] for round in (2, *range(4, ROUNDS)))
+    # In the last round it may hear that the run is finished first.
+    assert all("a change of norm inf" in reasons[round] for round in (2, *range(4, ROUNDS - 1)))

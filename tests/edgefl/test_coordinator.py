@@ -253,6 +253,44 @@ def test_asking_again_asks_others_in_place_of_those_that_are_gone() -> None:
     assert set(done.fused.devices) == {*rest, new}
 
 
+def test_names_that_never_answer_stop_no_run() -> None:
+    """Two honest devices among a hundred names: two deadlines, and the round is theirs; the next waits for nobody."""
+    coordinator = make(*fleet(100), quorum=0.5)  # the first round began with the first of them
+    send(coordinator, "d00")
+    (announce,) = of(coordinator.begin(0.0), Announce)
+    assert (len(announce.devices), announce.quorum) == (100, 50)
+    send(coordinator, "d00")
+    send(coordinator, "d01")
+    assert [type(a) for a in coordinator.tick(100.0)] == [Note, Announce]
+    note, done = coordinator.tick(200.0)
+    assert note == Note("quorum", 1, text="98 devices have never replied; 1 replies are enough")
+    assert isinstance(done, RoundDone) and done.fused.devices == ("d00", "d01")
+    (announce,) = of(coordinator.begin(200.0), Announce)
+    assert announce.devices == ("d00", "d01")
+
+
+def test_a_quorum_counts_as_many_as_the_run_needs_whoever_they_are() -> None:
+    coordinator, first = open_with(4, quorum=0.5)  # and a run of at least four
+    assert (len(first.devices), coordinator.settings.min_devices) == (4, 4)
+    send(coordinator, "d00")
+    for deadline in range(1, 5):
+        assert not of(coordinator.tick(100.0 * deadline), RoundDone)
+    send(coordinator, "d01", 450.0)
+    assert of(coordinator.tick(500.0), RoundDone)
+
+
+def test_who_has_replied_before_counts_for_the_quorum_for_ever() -> None:
+    coordinator = make(*fleet(4), quorum=0.5)
+    send(coordinator, "d00")
+    coordinator.begin(0.0)
+    for name in fleet(4):
+        send(coordinator, name)
+    coordinator.begin(0.0)
+    send(coordinator, "d00")
+    for deadline in range(1, 6):
+        assert not of(coordinator.tick(100.0 * deadline), RoundDone)
+
+
 def test_a_device_that_leaves_with_quorum_ends_the_waiting() -> None:
     coordinator, _ = open_with(3)
     send(coordinator, "d00")
