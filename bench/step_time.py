@@ -124,7 +124,7 @@ def prepare(benched: Benched, batch: int, folder: Path, others: Mapping[str, str
         programs=("train",),
     )
     program = bundle.manifest.program("train")
-    (folder / "train.onnx").write_bytes(bundle.bytes_of(program.file))
+    (folder / "train.onnx").write_bytes(bundle.program_bytes("train"))
     (folder / "writes.json").write_text(json.dumps(dict(program.writes)))
     np.savez(folder / "weights.npz", **{n: w for n, w in bundle.weights().items() if n in program.reads})
     given = (torch.from_numpy(x), torch.from_numpy(y))

@@ -27,7 +27,7 @@ def disagreement(bundle: Bundle) -> float:
     decay. The state is the bundle's, where momentum is zero and changes nothing yet. Raises Refused.
     """
     program = bundle.manifest.program("train")
-    data = bundle.bytes_of(program.file)
+    data = bundle.program_bytes("train")
     golden = bundle.golden("train")
     values = {k.removeprefix("in."): v for k, v in golden.items() if k.startswith("in.")} | bundle.weights()
     values["learning_rate"] = np.ones((), np.float32)

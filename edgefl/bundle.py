@@ -28,6 +28,7 @@ import numpy as np
 
 from edgefl.errors import BundleError
 from edgefl.files import directory_atomic, read_bytes, sha256_hex
+from edgefl.onnx_walk import ENGINES, check_graph, shown
 from edgefl.tensors import Array, Tensors, load_tensors, save_tensors
 
 FORMAT = 1  # of the manifest; a reader refuses a newer one
@@ -263,6 +264,7 @@ class Bundle:
         self.manifest = manifest
         self.manifest_bytes = manifest_bytes
         self.sha256 = sha256_hex(manifest_bytes)
+        self._walked: set[tuple[str, str]] = set()  # SHA-256 and engine of the graphs that may be given to a runtime
 
     def weights(self) -> dict[str, Array]:
         """The initial state: name -> array."""
@@ -278,15 +280,63 @@ class Bundle:
         file = self.manifest.program(program).golden
         return load_tensors(self.bytes_of(file), self.path / file.path)
 
+    def program_bytes(self, name: str) -> bytes:
+        """A program as a runtime may be given it. Raises BundleError for one that is not standard ONNX alone.
+
+        Nothing else of a bundle is made a session, and no path is: a runtime that reads again reads what it likes.
+        """
+        file = self.manifest.program(name).file
+        return self._graph(file, PORTABLE, f"program {shown(name)} ({shown(file.path)})")
+
+    def target_folder(self, engine: str, names: Iterable[str]) -> Path:
+        """Where the files for another engine are, which loads the ones called `names` by their paths.
+
+        Raises BundleError unless these are the files that the manifest has for the engine, unchanged, and each that is
+        a graph may be given to it.
+        """
+        files = {file.path: file for file in self.manifest.target(engine).files}
+        for name in names:
+            path = f"{engine}/{name}"
+            if path not in files:
+                raise BundleError(f"bundle {self.manifest.name!r} has no {path} for {engine}", hint="export it again")
+            self._target_file(files[path], engine)
+        return self.path / engine
+
+    def check_graphs(self, engine: str | None = None) -> None:
+        """Raise BundleError unless every graph that this engine, by default any, runs may be given to it."""
+        programs = set(self.manifest.programs)
+        for other, target in self.manifest.targets.items():
+            if engine == other:
+                programs -= target.parity.keys()
+            if engine in (None, other) and other in ENGINES:  # the files of an engine that we do not know are never run
+                for file in target.files:
+                    self._target_file(file, other)
+        for name in self.manifest.programs:
+            if name in programs:
+                self.program_bytes(name)
+
     def bytes_of(self, file: File) -> bytes:
-        """A file's bytes, checked against the manifest."""
+        """A file's bytes, checked against the manifest. A program's are for a runtime only as `program_bytes`."""
         return _read_file(self.path, file)
+
+    def _target_file(self, file: File, engine: str) -> bytes:
+        """Checked. By the end of their names: onnxruntime-training's checkpoint is no graph."""
+        if not file.path.endswith(".onnx"):
+            return self.bytes_of(file)
+        return self._graph(file, engine, shown(file.path))
+
+    def _graph(self, file: File, engine: str, where: str) -> bytes:
+        data = self.bytes_of(file)
+        if (file.sha256, engine) not in self._walked:
+            check_graph(data, engine=engine, where=where)
+            self._walked.add((file.sha256, engine))
+        return data
 
 
 def read(path: Path | str, *, engine: str | None = None) -> Bundle:
     """Read a bundle and check every byte of it; with `engine`, of what a device needs that has this one.
 
-    Raises BundleError for a missing, damaged or newer bundle.
+    Raises BundleError for a missing, damaged or newer bundle, and for a program that no runtime may be given.
     """
     path = Path(path)
     manifest_path = path / MANIFEST
@@ -297,6 +347,7 @@ def read(path: Path | str, *, engine: str | None = None) -> Bundle:
     bundle = Bundle(path, manifest, manifest_bytes)
     for file in manifest.files(engine=engine):
         bundle.bytes_of(file)
+    bundle.check_graphs(engine)
     weights = bundle.weights()
     check_tensors(weights, manifest.state, where=f"{path / WEIGHTS}", error=BundleError)
     return bundle

@@ -12,8 +12,9 @@ import numpy as np
 
 from edgefl.bundle import PORTABLE, Bundle, Program
 from edgefl.errors import BundleError, ParityError
+from edgefl.onnx_session import make_session
 from edgefl.tensors import Array
-from edgefl.training_artifacts import Artifacts, ProgramOf
+from edgefl.training_artifacts import ENGINE, FILES, Artifacts, ProgramOf
 
 # Below this norm an error is measured absolutely (against this), not relatively: a gradient that is zero in theory
 # (a bias before BatchNorm) is rounding noise, and the noise of two correct programs differs.
@@ -50,8 +51,10 @@ def _runners(bundle: Bundle, engine: str) -> Callable[[str], Runs]:
     """Program name -> what runs it."""
     programs = bundle.manifest.programs
     if engine == PORTABLE:
-        return lambda name: Runner(bundle.bytes_of(programs[name].file))
-    artifacts = Artifacts(bundle.path / engine)
+        return lambda name: Runner(bundle.program_bytes(name))
+    if engine != ENGINE:
+        raise ImportError(f"this edgefl has no engine {engine!r}")
+    artifacts = Artifacts(bundle.target_folder(engine, FILES))
     return lambda name: ProgramOf(name, programs, artifacts.run, artifacts.runtime)
 
 
@@ -88,7 +91,7 @@ class Runner:
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
         try:
-            self._session: Any = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+            self._session: Any = make_session(data, options)
         except Exception as error:  # onnxruntime's errors share no base class
             raise BundleError(f"onnxruntime {onnxruntime.__version__} cannot load the program: {error}") from error
         self.runtime = f"onnxruntime {onnxruntime.__version__}"

@@ -25,7 +25,7 @@ def write_model(bundle: Bundle, state: dict[str, Array], path: Path) -> None:
             "writing the inference model needs the onnx package", hint="pip install 'edgefl[aggregator]'"
         ) from error
     program = bundle.manifest.program("predict")
-    model = onnx.load_from_string(bundle.bytes_of(program.file))
+    model = onnx.load_from_string(bundle.program_bytes("predict"))
     settings = {i.name: np.array(i.default, i.dtype) for i in program.inputs if i.source == "setting"}
     constants = {name: state[name] for name in program.reads} | settings
     inputs = [i for i in model.graph.input if i.name not in constants]

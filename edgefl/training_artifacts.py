@@ -14,6 +14,7 @@ numpy, safetensors and onnxruntime-training-cpu, and nothing of edgefl.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import types
 from collections.abc import Callable, Mapping
@@ -51,6 +52,9 @@ class Artifacts:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.enable_mem_pattern = False  # batches differ in size
         options.log_severity_level = 3
+        # As edgefl/onnx_session.py, which says why; this file stands alone.
+        options.add_session_config_entry("session.load_model_format", "ONNX")
+        os.environ.pop("ORT_LOAD_CONFIG_FROM_MODEL", None)
         self._checkpoint = api.CheckpointState.load_checkpoint(folder / CHECKPOINT)
         self._module = api.Module(folder / TRAINING, self._checkpoint, folder / EVAL, session_options=options)
         self._optimizer = api.Optimizer(folder / OPTIMIZER, self._module)

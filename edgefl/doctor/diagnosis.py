@@ -80,7 +80,7 @@ def count(bundle: Bundle, examples: int) -> tuple[Costs, Graph]:
     manifest, weights = bundle.manifest, bundle.weights()
     if "train" not in manifest.programs:
         raise InputError(f"bundle {manifest.name!r} has no program 'train'", hint="export it again, with all programs")
-    graphs = {name: read_graph(p, bundle.bytes_of(p.file), weights) for name, p in manifest.programs.items()}
+    graphs = {name: read_graph(p, bundle.program_bytes(name), weights) for name, p in manifest.programs.items()}
     train = graphs["train"]
     shared = {t.name: t.size_bytes for t in manifest.shared()}
     floats = sum(t.size_bytes for t in manifest.shared() if t.dtype == "float32")

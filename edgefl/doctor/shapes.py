@@ -11,6 +11,7 @@ import numpy as np
 
 from edgefl.bundle import Program
 from edgefl.errors import BundleError
+from edgefl.onnx_session import make_session
 from edgefl.tensors import Array
 
 # The program is run at these two sizes; every dimension is a straight line through both.
@@ -161,7 +162,7 @@ def _run(model: Any, graph: Any, values: Mapping[str, Array]) -> dict[str, Array
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
     try:
-        session = onnxruntime.InferenceSession(whole.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = make_session(whole.SerializeToString(), options)
         found = session.run(made, dict(values))
     except Exception as error:  # onnxruntime's errors share no base class
         line = str(error).strip().partition("\n")[0]

@@ -17,6 +17,7 @@ from edgefl.aggregator import Aggregator, Traffic
 from edgefl.bundle import PORTABLE, Bundle
 from edgefl.classes import DeviceClass
 from edgefl.coordinator import Coordinator, Note, RoundDone, RoundSettings
+from edgefl.errors import BundleError
 from edgefl.method import Fused, Method
 from edgefl.protocol import Message, Outgoing
 from edgefl.store import Store
@@ -25,7 +26,7 @@ from edgefl_device.dataset import Dataset
 from edgefl_device.interpreter import Outcome, answer
 from edgefl_device.kept import Buffers
 from edgefl_device.runtime import Runtime
-from edgefl_device.session import Cancel, Conflict, Done, Job, Perform, Prepare, Session, Subscribe, Unsubscribe
+from edgefl_device.session import Cancel, Conflict, Done, Job, Perform, Prepare, Session, Subscribe, Unfit, Unsubscribe
 
 RUN = "toy"
 AGGREGATOR = "the aggregator"
@@ -117,6 +118,7 @@ class Node:
         self.jobs: list[tuple[int, str]] = []  # (round, nonce) of every training, over all lives
         self.log: list[str] = []
         self.done = self.conflict = False
+        self.unfit: BundleError | None = None
         self.tamper: Callable[[Outcome], Outcome] = lambda outcome: outcome
         self.start()
 
@@ -198,6 +200,8 @@ class Node:
                 case Prepare(bundle):
                     self.runtime = Runtime(bundle)
                     self._fitted = fit_to_contract(self._data, bundle.manifest.data, "training data")
+                case Unfit(error):
+                    self.unfit = error
                 case Perform(job):
                     self._job = job
                 case Cancel():

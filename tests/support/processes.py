@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,16 @@ DEVICES = ["pi-1", "pi-2", "pi-3"]
 class Process:
     """An edgefl command that is running; its stderr is read line by line."""
 
-    def __init__(self, folder: Path, *arguments: str, python: Path | str = sys.executable) -> None:
-        """`python`: the interpreter of the environment whose edgefl is meant."""
+    def __init__(
+        self,
+        folder: Path,
+        *arguments: str,
+        python: Path | str = sys.executable,
+        entry: Sequence[str] = ("-m", "edgefl"),
+    ) -> None:
+        """`python`: the interpreter of the environment whose edgefl is meant; `entry`: how it is begun."""
         self.child = subprocess.Popen(
-            [python, "-m", "edgefl", *arguments],
+            [python, *entry, *arguments],
             cwd=folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

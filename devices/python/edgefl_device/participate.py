@@ -36,6 +36,7 @@ from edgefl_device.session import (
     Prepare,
     Session,
     Subscribe,
+    Unfit,
     Unsubscribe,
 )
 from edgefl_device.state_folder import sweep_state
@@ -82,8 +83,8 @@ class _Failed:
 def participate(options: Options, log: Log) -> None:
     """Take part in one run until it is finished.
 
-    Raises InputError (the engine is not installed), BrokerError, DataError (the data does not fit the run's bundle),
-    ConfigError; KeyboardInterrupt leaves cleanly.
+    Raises InputError (the engine is not installed), BrokerError, BundleError (the run's bundle cannot be used),
+    DataError (the data does not fit it), ConfigError; KeyboardInterrupt leaves cleanly.
     """
     name_of(options.engine)
     # What glibc keeps by default cost, for a model of 6.7 MB, 14 MB at the peak and 40 MB after it
@@ -254,6 +255,8 @@ class _Participant:
                     self._connection.unsubscribe(topic)
                 case Prepare():
                     self._prepare(action)
+                case Unfit(error):
+                    self._fatal, self._done = error, True
                 case Perform(job):
                     self._stop_job.request()  # of the job before
                     self._stop_job = Stop()

@@ -14,6 +14,7 @@ import numpy as np
 
 from edgefl.bundle import Bundle, Program, StateTensor, check_tensors
 from edgefl.errors import BundleError, EdgeflError, InputError
+from edgefl.onnx_session import make_session
 from edgefl.tensors import Array
 from edgefl_device.stopping import Stop, Stopped
 
@@ -149,9 +150,7 @@ class Runtime:
             options.enable_mem_pattern = False
             options.log_severity_level = 3  # errors; warnings about graph optimisation tell a device's user nothing
             try:
-                self._sessions[name] = self._engine.InferenceSession(
-                    self.bundle.bytes_of(program.file), options, providers=["CPUExecutionProvider"]
-                )
+                self._sessions[name] = make_session(self.bundle.program_bytes(name), options)
             except EdgeflError:
                 raise
             except Exception as error:

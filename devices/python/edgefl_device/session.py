@@ -65,6 +65,13 @@ class Prepare:
 
 
 @dataclass(frozen=True)
+class Unfit:
+    """The bundle cannot be used here, which was said already: there is nothing to do in this run."""
+
+    error: BundleError
+
+
+@dataclass(frozen=True)
 class Job:
     """The work of one ask. `settings` are those of the device's class."""
 
@@ -99,7 +106,7 @@ class Conflict:
     """Another device uses our name."""
 
 
-Action = Outgoing | Subscribe | Unsubscribe | Prepare | Perform | Cancel | Done | Conflict
+Action = Outgoing | Subscribe | Unsubscribe | Prepare | Unfit | Perform | Cancel | Done | Conflict
 
 
 class Session:
@@ -455,8 +462,7 @@ class Session:
             missing = self._download.take(sha256, data)
             stored = None if missing else self._download.stored()
         except BundleError as error:
-            self._log(f"{error.message}; {error.hint}" if error.hint else error.message)
-            return self.unfit(error.message)
+            return [*self.unfit(error.message), Unfit(error)]
         if stored is not None:
             return self._use(stored)
         return [action for ref in missing for action in self._fetch(ref, now_s)]

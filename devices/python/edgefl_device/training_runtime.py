@@ -13,7 +13,7 @@ import numpy as np
 from edgefl.bundle import Bundle, StateTensor, check_tensors
 from edgefl.errors import BundleError, EdgeflError, InputError
 from edgefl.tensors import Array
-from edgefl.training_artifacts import ENGINE, Artifacts, with_blanks
+from edgefl.training_artifacts import ENGINE, FILES, Artifacts, with_blanks
 from edgefl_device.runtime import Runtime
 from edgefl_device.stopping import Stop
 
@@ -33,8 +33,9 @@ class TrainingRuntime:
         self._programs = self.manifest.target(ENGINE).parity
         self._described: dict[str, StateTensor] = {tensor.name: tensor for tensor in self.manifest.state}
         self._portable: Runtime | None = None  # made at the first use: FedAvg never needs it
+        folder = bundle.target_folder(ENGINE, FILES)
         try:
-            self._artifacts = Artifacts(bundle.path / ENGINE, threads)
+            self._artifacts = Artifacts(folder, threads)
         except Exception as error:  # onnxruntime's exceptions share no base class
             raise BundleError(f"the bundle's files for {ENGINE} cannot be loaded: {_first_line(error)}") from error
         if missing := self._described.keys() - self._artifacts.state.keys():

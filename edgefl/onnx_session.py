@@ -1,0 +1,21 @@
+"""A session of onnxruntime, made of bytes from a bundle: the same precautions wherever one is made."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+
+def make_session(data: bytes, options: Any) -> Any:
+    """An InferenceSession on the CPU of a program's bytes, which `onnx_walk.check_graph` has let pass.
+
+    Raises what onnxruntime raises where it cannot load them.
+    """
+    import onnxruntime
+
+    # What was walked as ONNX is read as ONNX: by itself onnxruntime looks at the bytes and may choose its own format.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
+    # With this variable a model's metadata set session options, such as a library to load operators from. Metadata are
+    # refused; but whoever starts a process should not open that door either.
+    os.environ.pop("ORT_LOAD_CONFIG_FROM_MODEL", None)
+    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
