@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import onnx
 
-from edgefl.errors import LoweringError
+from edgefl.errors import BundleError, LoweringError
+from edgefl.onnx_walk import LARGEST_CONSTANTS_BYTES, check_graph
 from edgefl_exporter.lowering.emit import IR_VERSION, OPSET
-
-LARGEST_CONSTANTS_BYTES = 4 * 2**20  # of all constants together: a program this size has a weight baked in
 
 
 def check(model: onnx.ModelProto, data: bytes) -> None:
@@ -25,3 +24,14 @@ def check(model: onnx.ModelProto, data: bytes) -> None:
             hint="make large fixed tensors buffers (register_buffer) so that they are state",
         )
     onnx.checker.check_model(data, full_check=True)
+    check_as_device(data)
+
+
+def check_as_device(data: bytes, *, engine: str = "portable", where: str = "the program") -> None:
+    """Raise LoweringError, here and not on a device, for a file that devices would refuse."""
+    try:
+        check_graph(data, engine=engine, where=where)
+    except BundleError as error:
+        raise LoweringError(
+            error.message, hint="please report the model; compute this part outside of it meanwhile"
+        ) from error

@@ -27,6 +27,7 @@ from edgefl.training_artifacts import (
     TRAINING,
     ProgramOf,
 )
+from edgefl_exporter.lowering.check import check_as_device
 from edgefl_exporter.targets.training_graphs import PORTABLE, as_stored, eval_model, optimizer_model, training_model
 
 PROGRAMS = ("train", "evaluate", "predict")
@@ -86,10 +87,15 @@ def _contents(
 ) -> dict[str, bytes]:
     """The three graphs, and the tensors that the other process makes the checkpoint of."""
     stored = as_stored(weights, writes)
-    return {
+    graphs = {
         TRAINING: training_model(programs["train"], writes, trained, weights),
         EVAL: eval_model(programs["evaluate"], programs["predict"], stored),
         OPTIMIZER: optimizer_model(),
+    }
+    for name, data in graphs.items():
+        check_as_device(data, engine=ENGINE, where=name)
+    return {
+        **graphs,
         TRAINED: save_tensors({name: stored[name] for name in trained}),
         FROZEN: save_tensors({name: value for name, value in stored.items() if name not in trained}),
     }
