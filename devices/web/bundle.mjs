@@ -3,6 +3,7 @@
 
 import { BundleError } from "./errors.mjs";
 import { loadTensors } from "./tensors.mjs";
+import { checkGraph, shown } from "./walk.mjs";
 
 const FORMAT = 1; // of the manifest; newer ones are refused
 
@@ -26,19 +27,19 @@ export class Bundle {
     return this.#tensors(this.manifest.programs[program].golden);
   }
 
-  /** The bytes of a file that the manifest names. */
-  bytesOf(file) {
-    return this.#files.get(file.path);
+  /** A program's bytes, for a runtime: they were walked. */
+  programBytes(program) {
+    return this.#files.get(this.manifest.programs[program].file.sha256);
   }
 
   #tensors(file) {
-    return loadTensors(this.bytesOf(file), file.path);
+    return loadTensors(this.#files.get(file.sha256), file.path);
   }
 }
 
 /**
  * The bundle whose files `read` gives: a function of a path inside the bundle to a promise of a Uint8Array.
- * Raises BundleError for a damaged or newer bundle.
+ * Raises BundleError for a damaged or newer bundle, and for a program that no runtime may be given.
  */
 export async function readBundle(read) {
   const bytes = await read("manifest.json");
@@ -52,7 +53,7 @@ export async function readBundle(read) {
     throw new BundleError(`manifest.json: bundle format ${manifest.format}; expected ${FORMAT}`, "upgrade edgefl");
   }
   const programs = Object.values(manifest.programs);
-  const files = new Map();
+  const files = new Map(); // by SHA-256, since a server may answer a path differently when it is asked again
   for (const file of [manifest.weights, ...programs.flatMap((p) => [p.file, p.golden])]) {
     const content = await read(checkedPath(file.path));
     if (content.byteLength !== file.size_bytes || (await sha256(content)) !== file.sha256) {
@@ -61,7 +62,10 @@ export async function readBundle(read) {
         "export or download it again",
       );
     }
-    files.set(file.path, content);
+    files.set(file.sha256, content);
+  }
+  for (const [name, { file }] of Object.entries(manifest.programs)) {
+    checkGraph(files.get(file.sha256), `program ${shown(name)} (${shown(file.path)})`);
   }
   return new Bundle(manifest, await sha256(bytes), files);
 }

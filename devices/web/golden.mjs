@@ -22,7 +22,7 @@ export async function replay(bundle) {
     const golden = bundle.golden(name);
     const values = goldenValues(weights, golden);
     const wanted = named(golden, "out.");
-    const got = await run(bundle.bytesOf(program.file), values, name);
+    const got = await run(bundle.programBytes(name), values, name);
     const errors = compare(program, values, got, wanted);
     worst[name] = Math.max(0, ...errors.values());
     checkErrors(errors, program.parity.tolerance, name);
@@ -43,7 +43,11 @@ export function goldenValues(weights, golden) {
 export async function run(bytes, values, program) {
   let session;
   try {
-    session = await ort.InferenceSession.create(bytes, { executionProviders: ["wasm"], logSeverityLevel: 3 });
+    session = await ort.InferenceSession.create(bytes, {
+      executionProviders: ["wasm"],
+      logSeverityLevel: 3,
+      extra: { session: { load_model_format: "ONNX" } }, // as walk.mjs read them: onnxruntime would look at the bytes
+    });
   } catch (error) {
     throw new BundleError(`onnxruntime-web ${ort.env.versions.web} cannot load program '${program}': ${error.message}`);
   }

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import runtimes
 
-from edgefl.bundle import Bundle
+from edgefl.bundle import PORTABLE, Bundle
+from edgefl.errors import BundleError
+from edgefl.files import sha256_hex
 from edgefl.golden import relative_error
+from edgefl.onnx_walk import check_graph
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -116,12 +121,72 @@ def test_every_half_precision_number_is_read_right() -> None:
     assert np.array_equal(np.array([float(v) for v in theirs]), halves, equal_nan=True)
 
 
+# The walk over programs: the same as in Python
+
+
+WALKED = json.loads((Path(__file__).parents[1] / "vectors" / "walk.json").read_text())
+
+
+def test_programs_are_walked_as_in_python() -> None:
+    """None is let pass or refused otherwise; what is said of it is the same."""
+    entries = [entry for entry in (*WALKED["accepted"], *WALKED["refused"]) if entry["engine"] == PORTABLE]
+    said = evaluate(
+        f"""
+        import {{ checkGraph }} from "./walk.mjs";
+        const said = (file) => {{
+          try {{
+            checkGraph(new Uint8Array(Buffer.from(file, "base64")));
+            return "";
+          }} catch (error) {{
+            return error.constructor.name === "BundleError" ? error.message : `bug: ${{error.stack}}`;
+          }}
+        }};
+        console.log(JSON.stringify({json.dumps([entry["file"] for entry in entries])}.map(said)));
+        """
+    )
+    for entry, theirs in zip(entries, said, strict=True):
+        ours = ""
+        try:
+            check_graph(base64.b64decode(entry["file"]))
+        except BundleError as error:
+            ours = error.message
+        assert theirs == ours, entry["name"]
+        assert ("why" in entry) == bool(theirs) and entry.get("why", "") in theirs
+
+
+def test_the_rules_of_the_walk_are_those_of_python() -> None:
+    theirs = evaluate(
+        """
+        import * as walk from "./walk.mjs";
+        const { TABLE, OPERATORS, TYPES, ATTRIBUTES, checkGraph, shown, ...bounds } = walk;
+        const [operators, types, attributes] = [[...OPERATORS].sort(), [...TYPES], [...ATTRIBUTES]];
+        console.log(JSON.stringify({ table: TABLE, operators, types, attributes, ...bounds }));
+        """
+    )
+    assert theirs == WALKED["rules"]
+
+
+def test_a_program_with_external_data_is_refused(bundles: list[Bundle], tmp_path: Path) -> None:
+    evil = tmp_path / "evil.bundle"
+    shutil.copytree(bundles[0].path, evil)
+    [file] = [base64.b64decode(e["file"]) for e in WALKED["refused"] if e["name"] == "external data in an initializer"]
+    manifest = json.loads((evil / "manifest.json").read_text())
+    entry = manifest["programs"]["train"]["file"]
+    (evil / entry["path"]).write_bytes(file)
+    entry |= {"sha256": sha256_hex(file), "size_bytes": len(file)}
+    (evil / "manifest.json").write_text(json.dumps(manifest))
+    ours = subprocess.run([sys.executable, "-m", "edgefl", "verify", evil], capture_output=True, text=True)
+    done = verify(evil)
+    assert done.returncode == ours.returncode == 3
+    assert "error: program 'train' ('programs/train.onnx') is refused: external data" in done.stderr
+    assert done.stderr.splitlines()[0] == ours.stderr.splitlines()[0]
+
+
 def verify(*arguments: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["node", "verify.mjs", *arguments], cwd=runtimes.WEB, capture_output=True, text=True)
 
 
-def evaluate(script: str) -> list[float | str]:
+def evaluate(script: str) -> Any:
     """What a script of devices/web prints, as JSON."""
     command = ["node", "--input-type=module", "--eval", script]
-    found: list[float | str] = json.loads(subprocess.check_output(command, cwd=runtimes.WEB, text=True))
-    return found
+    return json.loads(subprocess.check_output(command, cwd=runtimes.WEB, text=True))
