@@ -341,6 +341,25 @@ def test_a_session_takes_no_other_format_and_no_settings_of_a_model(monkeypatch:
     make_session(other, onnxruntime.SessionOptions())  # read as what it is, else "ORT model verification failed"
 
 
+def test_nothing_is_computed_while_a_session_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A product of two matrices of ones, each of 64 GB: to begin with it would fail."""
+    node, part, attribute, number = MADE["node"], MADE["part"], MADE["attribute"], MADE["number"]
+    shape = part(9, np.array([2**17, 2**17], np.int64).tobytes())
+    data = program_of(
+        part(5, MADE["tensor"]("shape", shape, dims=(2,), kind=7)),
+        node("ConstantOfShape", "shape", "large"),
+        node("MatMul", "large large", "product"),
+        node("ReduceSum", "product", "w", attribute("keepdims", 2, number(3, 0))),
+        MADE["MAX"],
+        MADE["INPUT"],
+        MADE["OUTPUT"],
+    )
+    check_graph(data)
+    begin = time.process_time()
+    make_session(data, onnxruntime.SessionOptions())
+    assert time.process_time() - begin < 5
+
+
 # A device
 
 

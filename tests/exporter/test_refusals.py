@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import nn
 
+from edgefl import onnx_walk
 from edgefl.errors import EdgeflError, LoweringError, ParityError
+from edgefl.onnx_walk import OPERATORS, OPSET
 from edgefl_exporter import export
 
 
@@ -213,6 +215,14 @@ def test_a_program_that_computes_something_else_is_caught(
     torch.manual_seed(0)
     with pytest.raises(ParityError, match=f"program '{program}', check 'batches': .* differs from PyTorch"):
         export(nn.Linear(8, 3), torch.zeros(2, 8), out=tmp_path / "m.bundle", name="m", programs=(program,))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_device_would_refuse_is_refused_at_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without = {"": (OPSET, OPERATORS - {"Gemm"})}
+    monkeypatch.setattr(onnx_walk, "ENGINES", {"portable": without})
+    with pytest.raises(LoweringError, match="operator 'Gemm', which is not among those that are allowed"):
+        export(nn.Linear(8, 3), torch.zeros(2, 8), out=tmp_path / "m.bundle", name="m", programs=("predict",))
     assert list(tmp_path.iterdir()) == []
 
 
