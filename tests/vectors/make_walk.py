@@ -335,6 +335,11 @@ REFUSED = {
     "a tensor of a negative shape": (largest(RAW, dims=(-1, -16)), "does not hold the values of its shape"),
     "a tensor without values": (largest(), "does not hold the values of its shape"),
     "a tensor with two kinds of values": (largest(RAW, part(4, bytes(64))), "does not hold the values of its shape"),
+    "a tensor with two kinds of no values": (
+        largest(part(9), part(4, bytes(4)), dims=(0,)),
+        "does not hold the values of its shape",
+    ),
+    "a tensor with a row of no values": (largest(part(4), dims=(0,)), "does not hold the values of its shape"),
     "a tensor with values of another kind": (largest(part(7, bytes(16))), "does not hold the values of its shape"),
     "a tensor of 17 dimensions": (largest(part(9, bytes(4)), dims=(1,) * 17), "does not hold the values of its shape"),
     "int64 in too many bytes": (largest(part(7, b"\x81\x00"), dims=(1,), kind=7), "does not hold the values"),
@@ -348,6 +353,7 @@ REFUSED = {
     # attributes
     "an attribute without a type": (with_attribute(part(4, "a")), "attribute 'alpha' of type 0"),
     "an attribute of another type": (with_attribute(number(3, 1), number(20, 1)), "attribute 'alpha' of type 1"),
+    "an attribute of a list with one value": (with_attribute(number(3, 1), number(20, 7)), "'alpha' of type 7"),
     "an attribute with two values": (
         with_attribute(number(3, 1), varint(2 << 3 | 5), bytes(4), number(20, 1)),
         "attribute 'alpha' of type 1",
