@@ -36,7 +36,8 @@ def norm_of(reply: Reply, ask: Ask) -> float:
             if value.dtype.kind != "f":
                 continue
             base = ask.tensors.get(name) if name in values else None
-            change = (value - base if base is not None and base.shape == value.shape else value).ravel()
+            change = value - base if base is not None and base.shape == value.shape else value
+            change = change.astype(np.float32, copy=False).ravel()  # float16 holds no square above 256
             squares += float(np.dot(change, change))
     return math.sqrt(squares) if squares >= 0 else math.inf  # NaN, of infinite less infinite
 

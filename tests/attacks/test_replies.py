@@ -19,6 +19,7 @@ import pytest
 from memory import Broker, Killed, World, with_tensors
 
 from edgefl.bundle import Bundle
+from edgefl.classes import Examples
 from edgefl.coordinator import RoundSettings
 from edgefl.errors import NotFinite
 from edgefl.method import State
@@ -144,6 +145,30 @@ def test_a_device_that_says_more_when_the_round_is_open_counts_no_more(make_worl
     node.start()
     world.run()
     assert world.events("clipped") == [("mallory", "counts as 6 of 1e+09")]
+
+
+def test_what_a_device_stated_is_known_after_a_kill_though_it_says_nothing_again(make_world: MakeWorld) -> None:
+    """Its presence is lost to the second aggregator; its reply comes."""
+    world = make_world(rounds=1)
+    node = world.nodes["mallory"]
+    node.tamper = lambda outcome: replace(outcome, examples=3)
+    world.run(lambda: bool(world.broker.said(Announcement)))
+    world.broker.lost = lambda client, topic: topic.endswith("/device/mallory")
+    world.restart_aggregator()
+    world.run()
+    assert "3 examples; device 'mallory' stated 2 when it joined" in [text for _, text in world.events("failed")]
+    assert world.store.examples()["mallory"] == Examples(2, 2)
+
+
+def test_what_a_new_process_states_takes_the_place_of_what_was_stated(make_world: MakeWorld) -> None:
+    world = make_world(rounds=1)
+    node = world.nodes["mallory"]
+    world.run(lambda: bool(world.broker.said(Announcement)))
+    node.capabilities["train_examples"] = 5
+    node.start()
+    world.run()
+    assert world.store.examples()["mallory"] == Examples(5, 2)
+    assert world.store.classes()["mallory"] == "all"
 
 
 # --- a reply that is far larger than others -----------------------------------------------------------------------
