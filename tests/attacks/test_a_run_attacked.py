@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hostile import Hostile
+from hostile import Answer, Hostile
 from processes import Process, json_of
 
 import edgefl_broker
@@ -27,7 +27,7 @@ def write_data(folder: Path) -> None:
         np.savez(folder / f"{name}.npz", x=x, y=x @ TRUE)
 
 
-def write_run_file(folder: Path, bundle: Bundle, method: str, *, evaluate: bool) -> Path:
+def write_run_file(folder: Path, bundle: Bundle, method: str, *, evaluate: bool, more: str = "") -> Path:
     path = folder / "run.toml"
     path.write_text(
         f"""
@@ -41,6 +41,7 @@ learning_rate = 0.3
 [round]
 min_devices = 3
 deadline_s = 30.0
+{more}
 """
         + (f'[evaluate]\ndata = "{folder / "held_out.npz"}"\n' if evaluate else "")
     )
@@ -52,6 +53,21 @@ def answer(round: int) -> tuple[Mapping[str, Array], int]:
     sent = {0: (0.0, 2**53), 1: (-1000.0, 60), 3: (0.0, 10**9)}
     value, examples = sent.get(round, (3e38, 60))
     return {"w": np.full(2, value, np.float32)}, examples
+
+
+def attack(folder: Path, path: Path, answer: Answer) -> tuple[Hostile, Path]:
+    """Mallory after a run, which ends as it should, and the run's directory."""
+    with edgefl_broker.start() as broker:
+        mallory = Hostile(broker.url, "mallory", answer, states=10**9)
+        mallory.start()
+        processes = [Process(folder, "aggregate", str(path), "--broker", broker.url, "--format", "json")]
+        for name in HONEST:
+            words = ["--broker", broker.url, "--name", name, "--data", f"{name}.npz"]
+            processes.append(Process(folder, "device", *words))
+        (code, out, err), *devices = [process.end() for process in processes]
+        mallory.join(20)
+    assert code == 0 and [device[0] for device in devices] == [0, 0], err
+    return mallory, folder / json_of(out)["run_dir"]
 
 
 @pytest.mark.parametrize(
@@ -68,17 +84,7 @@ def test_one_device_neither_ends_a_run_nor_owns_it(
     """Two honest devices come to where they come without mallory."""
     write_data(tmp_path)
     path = write_run_file(tmp_path, regression, method, evaluate=evaluate)
-    with edgefl_broker.start() as broker:
-        mallory = Hostile(broker.url, "mallory", answer, states=10**9)
-        mallory.start()
-        processes = [Process(tmp_path, "aggregate", str(path), "--broker", broker.url, "--format", "json")]
-        for name in HONEST:
-            words = ["--broker", broker.url, "--name", name, "--data", f"{name}.npz"]
-            processes.append(Process(tmp_path, "device", *words))
-        (code, out, err), *devices = [process.end() for process in processes]
-        mallory.join(20)
-    assert code == 0 and [device[0] for device in devices] == [0, 0], err
-    place = tmp_path / json_of(out)["run_dir"]
+    mallory, place = attack(tmp_path, path, answer)
     w = load_tensors((place / "weights.safetensors").read_bytes(), place)["w"]
     np.testing.assert_allclose(w, honest, atol=0.1)
 
@@ -95,3 +101,16 @@ def test_one_device_neither_ends_a_run_nor_owns_it(
     assert reasons[0] == "9007199254740992 examples; device 'mallory' stated 1000000000 when it joined"
     # In the last round it may hear that the run is finished first.
     assert all("a change of norm inf" in reasons[round] for round in (2, *range(4, ROUNDS - 1)))
+
+
+def test_a_held_out_loss_of_infinity_undoes_the_round(tmp_path: Path, regression: Bundle) -> None:
+    """With no limit of norms the state is finite, and what it predicts is not: that ended the aggregator."""
+    write_data(tmp_path)
+    path = write_run_file(tmp_path, regression, 'name = "fedavg"', evaluate=True, more="max_norm = 0")
+    path.write_text(path.read_text().replace(f"rounds = {ROUNDS}", "rounds = 3"))
+    _, place = attack(tmp_path, path, lambda round: ({"w": np.full(2, 3e38, np.float32)}, 60))
+    records = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
+    assert [(record["round"], record["devices"]) for record in records] == [(n, list(HONEST)) for n in (1, 2, 3)]
+    events = [json.loads(line) for line in (place / "events.jsonl").read_text().splitlines()]
+    undone = [event["text"] for event in events if event["event"] == "undone"]
+    assert len(undone) == 3 and all("evaluate.loss is inf" in text for text in undone)

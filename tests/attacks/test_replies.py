@@ -18,13 +18,18 @@ import numpy as np
 import pytest
 from memory import Broker, Killed, World, with_tensors
 
+from edgefl import protocol
+from edgefl.aggregator import Traffic
 from edgefl.bundle import Bundle
 from edgefl.classes import Examples
-from edgefl.coordinator import RoundSettings
+from edgefl.coordinator import RoundDone, RoundSettings
 from edgefl.errors import NotFinite
-from edgefl.method import State
+from edgefl.method import Fused, State
 from edgefl.methods import METHODS
-from edgefl.protocol import Announcement, Offer
+from edgefl.mqtt import Address
+from edgefl.protocol import Announcement, Offer, Receipt
+from edgefl.serve import Server
+from edgefl.store import Store
 from edgefl_device.dataset import Dataset
 from edgefl_device.interpreter import Outcome
 
@@ -190,6 +195,17 @@ def test_a_reply_that_is_far_too_large_moves_nothing(
     assert once_a_round(world)
 
 
+def test_nobody_is_told_that_a_reply_counts_which_does_not(make_world: MakeWorld) -> None:
+    """Whoever is the last to reply hears what became of it: an offender that it is refused, an honest device nothing,
+    for its reply is not counted any more and it will offer it again."""
+    for offender, wanted in (("pi-3", ["refused", "late"]), ("mallory", ["accepted"])):
+        world = make_world(rounds=1)
+        world.nodes[offender].tamper = holding(3e38)
+        world.run()
+        to_the_last = [protocol.decode(m.payload)[0] for m in world.broker.published if m.topic.endswith("down/pi-3")]
+        assert [receipt.status for receipt in to_the_last if isinstance(receipt, Receipt)] == wanted
+
+
 def test_once_in_the_middle_of_a_run_it_is_refused_when_it_comes(make_world: MakeWorld) -> None:
     """After a round it is known what is usual, so nothing has to be undone; and nobody is refused for ever."""
     world = make_world()
@@ -275,12 +291,39 @@ def test_what_cannot_be_evaluated_is_not_saved_and_done_again(make_world: MakeWo
 
     world.kill = evaluate
     got = run(world, times(-1000))
-    np.testing.assert_array_equal(got, run(make_world(devices=HONEST)))
+    alone = make_world(devices=HONEST)
+    np.testing.assert_array_equal(got, run(alone))
+    honest = alone.traffic[1].up["pi-1"]  # of an offer
     assert saved == [None, 1, 2]
+    offers = [message for message in world.broker.said(Offer) if message.device == "pi-1"]
+    assert len(offers) == 2 * ROUNDS
+    assert all(traffic.up["pi-1"] > 1.9 * honest for traffic in world.traffic)  # both offers, in one record
     assert world.events("undone") == [("", "evaluate.loss is nan; asked again without mallory")] * ROUNDS
     assert once_a_round(world)
     refused = [text for device, text in world.events("refused") if device == "mallory"]
     assert refused == [f"round {n + 1} was undone: evaluate.loss is nan" for n in range(ROUNDS)]
+
+
+def test_a_held_out_loss_that_is_no_number_is_found_before_anything_is_kept(
+    make_world: MakeWorld, tmp_path: Path
+) -> None:
+    world = make_world(rounds=1)
+    store = Store.create(tmp_path / "served", "")
+    server = Server(
+        "served",
+        world.classes,
+        world.method,
+        store,
+        Address.parse("mqtt://127.0.0.1:1"),
+        settings=RoundSettings(),
+        seed=0,
+        evaluate=lambda tensors: {"evaluate.loss": math.nan},
+    )
+    fused = Fused({}, {}, ("pi-1",), 2)
+    with pytest.raises(NotFinite, match="the held-out loss would be nan"):
+        server._round_done(RoundDone(0, State(1, {}), fused, 1, 1, 0.0), Traffic())
+    assert store.load_state() is None and store.records() == []
+    store.close()
 
 
 def test_an_honest_divergence_is_said_and_waits(make_world: MakeWorld) -> None:

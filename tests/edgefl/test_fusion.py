@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgefl.errors import ConfigError, RemoteProtocolError
-from edgefl.fusion import FUSIONS, WeightedMean, fusing, fusion_named
+from edgefl.fusion import FUSIONS, Clipped, WeightedMean, fusing, fusion_named
 from edgefl.method import Ask, Fused, Reply
 from edgefl.weights import rule_named
 
@@ -74,6 +74,28 @@ def test_dtypes_and_shapes_are_kept() -> None:
         assert value.dtype == tensors[name].dtype
         assert value.shape == tensors[name].shape
         np.testing.assert_array_equal(value, tensors[name])
+
+
+@pytest.mark.parametrize("order", ["abc", "cab", "bca", "acb"])
+def test_a_clipped_mean_does_not_depend_on_the_order_to_the_last_bit(order: str) -> None:
+    """1e30 - 1e30 + 3 is 3 only in this order, that of the names; d counts 3 times the median, in place of 50."""
+    given = {"a": 1e30, "b": -1e30, "c": 3.0}
+    fusion = Clipped(WeightedMean(), 3.0)
+    fusion.add(reply("d", 1, 0), 50.0)
+    for name in order:
+        fusion.add(reply(name, 1, given[name]), 1.0)
+    assert fusion.devices == ("d", *order)
+    fused = fusion.finish()
+    assert fused.tensors["w"] == [0.5]
+    assert fusion.clipped == {"d": (3.0, 50.0)}
+
+
+def test_held_replies_are_of_one_shape() -> None:
+    fusion = Clipped(WeightedMean(), 3.0)
+    fusion.add(reply("a", 1, 1, 2), 1.0)
+    with pytest.raises(RemoteProtocolError, match=r"'b' sent 'w' of shape \[1\]; others sent \[2\]"):
+        fusion.add(reply("b", 1, 1), 1.0)
+    assert fusion.devices == ("a",)
 
 
 def test_replies_are_left_as_they_were() -> None:

@@ -243,6 +243,7 @@ class World:
         self.notes: list[Note] = []
         self.rounds: list[tuple[int, tuple[str, ...]]] = []  # (round, who was counted) of each durable round
         self.fused: list[Fused] = []  # of these rounds
+        self.traffic: list[Traffic] = []
         self.kill: Callable[[str], None] = lambda moment: None
         self.store = Store.create(directory / "run", "")
         self._start_aggregator()
@@ -293,6 +294,7 @@ class World:
         self.store.save_round(done.state, record, durable=done.durable)
         self.rounds.append((done.round, done.fused.devices))
         self.fused.append(done.fused)
+        self.traffic.append(traffic)
         self.kill("after the round is durable")
         return True
 
