@@ -48,6 +48,7 @@ AGAIN_BURST_BYTES = 32 * 2**20
 REQUESTS_PER_S = 10.0  # messages of one device that want an answer, beside a burst of them in every round
 REQUESTS_BURST = 20.0
 NOTE_LENGTH = 300
+TASKS_BYTES = 1024  # of an announcement, until the first is made
 STRANGERS = ""  # who has no place in the run shares one allowance
 
 
@@ -148,6 +149,7 @@ class Aggregator:
         self._traffic = Traffic()
         self._status_again_s = 0.0
         self._nameable = protocol.MAX_DEVICES
+        self._restated: set[str] = set()  # who has stated its examples anew in this round: once, as it is written down
         self._noted: set[str] = set()  # whose requests were too many in this round
         self._out: list[Outgoing] = []
 
@@ -156,6 +158,8 @@ class Aggregator:
     def start(self, now_s: float) -> list[Outgoing]:
         """Say that the aggregator is up; open the first round, or the one a resume found open."""
         self._publish_status("up")
+        nobody = Announcement(self._epoch, 0, 0, "0" * 16, 0.0, [], [], BlobRef("0" * 64, 0))
+        self._nameable = protocol.devices_that_fit(nobody, self.frame_bytes - TASKS_BYTES)
         self._status_again_s = now_s + protocol.STATUS_AGAIN_S
         self._carry_out(self.coordinator.begin(now_s), now_s)
         return self._take_out()
@@ -196,8 +200,9 @@ class Aggregator:
         if now_s >= self._status_again_s:
             self._publish_status("finished" if self.finished else "up")
             self._status_again_s = now_s + protocol.STATUS_AGAIN_S
+        room = self._room()
         for sha256 in [s for s, publication in self._publications.items() if publication.due_s <= now_s]:
-            self._publish_blob(sha256)
+            room = self._publish_blob(sha256, room)
         for device in [d for d, u in self._uploads.items() if u.permitted and now_s - u.last_s > UPLOAD_STALL_S]:
             del self._uploads[device]
         self._permit_more(now_s)
@@ -294,7 +299,7 @@ class Aggregator:
         if presence.status == "up":
             if self._assign(presence, now_s):
                 self._connections[device] = presence
-                examples = presence.train_examples
+                examples = self._examples[device].train
                 self._carry_out(self.coordinator.joined(device, now_s, examples=examples), now_s)
         else:
             self._connections[device] = presence
@@ -310,11 +315,12 @@ class Aggregator:
         if one is None:
             reason = f"no [[bundle]] of the run file is for {stated(presence)}"
             return self._turn_away(device, "no bundle", reason, now_s)
-        if device not in self._assigned and len(self._assigned) >= self._most_devices:
+        if device not in self._assigned and len(self._assigned) >= self.most_devices:
             reason = f"the run has {len(self._assigned)} devices, as many as it takes ([round] max_devices)"
             return self._turn_away(device, "run is full", reason, now_s)
         examples = Examples(presence.train_examples, presence.test_examples)
-        if self._examples.get(device) != examples:
+        if device not in self._restated and self._examples.get(device) != examples:
+            self._restated.add(device)
             self._on_assign(device, one.name, examples)
             self._assigned[device], self._examples[device] = one, examples
         bundle = ManifestRef(one.bundle.sha256, len(one.bundle.manifest_bytes))
@@ -329,7 +335,7 @@ class Aggregator:
         return False
 
     @property
-    def _most_devices(self) -> int:
+    def most_devices(self) -> int:
         """How many devices the run takes: as many as its settings say, and as an announcement can name."""
         return min(self.coordinator.settings.max_devices, self._nameable)
 
@@ -379,7 +385,8 @@ class Aggregator:
         upload = self._uploads.get(device)
         if upload is None or not self._is_awaited(device, chunk):
             return  # a duplicate of an upload that is complete, or one that stalled: the device will offer again
-        upload.assembly.add(chunk.index, body)
+        if not upload.assembly.add(chunk.index, body):
+            return
         upload.last_s = now_s
         if upload.assembly.complete:
             self._complete(upload, now_s)
@@ -413,6 +420,14 @@ class Aggregator:
 
     # --- uploads and blobs ------------------------------------------------------------------------------------
 
+    def _let_others_pass(self) -> None:
+        """Uploads that are under way go behind those that wait, and keep what has come: whoever sends one chunk now and
+        then holds nobody up for longer than an attempt."""
+        slow = {device: upload for device, upload in self._uploads.items() if upload.permitted}
+        for device, upload in slow.items():
+            upload.permitted = False
+            self._uploads[device] = self._uploads.pop(device)
+
     def _permit_more(self, now_s: float) -> None:
         """Let waiting uploads begin, first come first served, within the budget. One always may."""
         active = sum(u.offer.size_bytes for u in self._uploads.values() if u.permitted)
@@ -440,16 +455,16 @@ class Aggregator:
     def _blob(self, sha256: str) -> bytes | None:
         return self._tensor_blobs.get(sha256, self._bundle_blobs.get(sha256))
 
-    def _publish_blob(self, sha256: str) -> None:
-        """Say the next chunks of a blob, as many as there is room for."""
+    def _publish_blob(self, sha256: str, room: int) -> int:
+        """Say the next chunks of a blob, as many as there is room for; the room that is left."""
         data, publication = self._blob(sha256), self._publications[sha256]
         if data is None:
             del self._publications[sha256]
-            return
-        topic, room = protocol.blob_topic(self.run, sha256), self._room()
+            return room
+        topic = protocol.blob_topic(self.run, sha256)
         for index in sorted(publication.indices):
             if room <= 0:
-                return
+                return 0
             body = memoryview(data)[index * self.chunk_bytes : (index + 1) * self.chunk_bytes]
             chunk = Outgoing(topic, protocol.encode(BlobChunk(sha256, len(data), self.chunk_bytes, index), body))
             self._traffic.down += chunk.wire_bytes * len(publication.devices)
@@ -457,6 +472,7 @@ class Aggregator:
             publication.indices.discard(index)
             room -= len(chunk.payload)
         del self._publications[sha256]
+        return room
 
     # --- what the coordinator wants ---------------------------------------------------------------------------
 
@@ -467,6 +483,7 @@ class Aggregator:
                     self._say(action)
                 case Announce():
                     self._announce(action)
+                    self._permit_more(now_s)
                 case RoundDone():
                     traffic, self._traffic = self._traffic, Traffic()
                     self._uploads.clear()
@@ -488,9 +505,11 @@ class Aggregator:
         data = protocol.tensors_to_bytes(action.ask.tensors)
         ref = BlobRef(sha256_hex(data), len(data))
         self._tensor_blobs = {ref.sha256: data}
+        self._let_others_pass()
         self._sent = {(device, blob) for device, blob in self._sent if self._blob(blob) is not None}
         self._requests.refill()
         self._noted.clear()
+        self._restated.clear()
         self._nonce = action.nonce
         self._expect(action.ask)
         small_bytes = min(self.chunk_bytes, self.inline_bytes)  # travel inside, whoever hears it

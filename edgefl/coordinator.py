@@ -181,10 +181,12 @@ class Coordinator:
         secret: str = "",
         epoch: int = 1,
         resumed: OpenRound | None = None,
+        replied: Collection[str] = (),
         fusing: Fusing = fusing,
     ) -> None:
         """`seed` decides who is asked; `secret` (kept in the run directory) makes nonces that nobody can guess; `epoch`
-        counts the aggregator's starts; `fusing` may know weight rules and fusions that have no name in edgefl."""
+        counts the aggregator's starts; `replied`: who has before this start; `fusing` may know weight rules and fusions
+        that have no name in edgefl."""
         self.method = method
         self.state = state
         self.settings = settings
@@ -198,7 +200,7 @@ class Coordinator:
         self._epoch = epoch
         self._resumed = resumed
         self._fusing = fusing
-        self._replied: set[str] = set()  # in any round
+        self._replied = set(replied)  # in any round
         self._missed: dict[str, int] = {}  # deadlines, of devices that have never replied
         self.stated: dict[str, int] = {}  # how many training examples devices say they have
         self._round: _Round | None = None

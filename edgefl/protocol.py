@@ -387,8 +387,9 @@ class Assembly:
         self._first_missing = 0
         self._early: dict[int, bytes] = {}  # chunks after it
 
-    def add(self, index: int, body: memoryview | bytes) -> None:
-        """Take one chunk; a second copy changes nothing. Raises RemoteProtocolError when it cannot belong here."""
+    def add(self, index: int, body: memoryview | bytes) -> bool:
+        """Take one chunk; whether it was missing: a second copy changes nothing. Raises RemoteProtocolError when it
+        cannot belong here."""
         start = index * self.chunk_bytes
         expected = min(self.chunk_bytes, self.size_bytes - start)
         if index >= self._count or len(body) != expected:
@@ -396,12 +397,15 @@ class Assembly:
                 f"chunk {index} of {len(body)} bytes does not fit a payload of {self.size_bytes} bytes "
                 f"in chunks of {self.chunk_bytes}"
             )
+        if index < self._first_missing or index in self._early:
+            return False
         if index > self._first_missing:
-            self._early.setdefault(index, bytes(body))
-        elif index == self._first_missing:
-            self._append(body)
-            while (early := self._early.pop(self._first_missing, None)) is not None:
-                self._append(early)
+            self._early[index] = bytes(body)
+            return True
+        self._append(body)
+        while (early := self._early.pop(self._first_missing, None)) is not None:
+            self._append(early)
+        return True
 
     def _append(self, body: memoryview | bytes) -> None:
         self._data += body

@@ -17,7 +17,7 @@ from edgefl import protocol
 from edgefl.aggregator import REQUESTS_BURST, REQUESTS_PER_S, Aggregator, Traffic
 from edgefl.classes import DeviceClass
 from edgefl.coordinator import Coordinator, Note, RoundDone, RoundSettings
-from edgefl.errors import EdgeflError, NotFinite
+from edgefl.errors import BrokerError, EdgeflError, NotFinite
 from edgefl.fusion import Fusing, fusing
 from edgefl.memory import keep_freed
 from edgefl.method import Method, State
@@ -92,6 +92,7 @@ class Server:
             secret=store.secret,
             epoch=store.epoch,
             resumed=store.open_round(),
+            replied={device for record in records for device in record["devices"]},
             fusing=fusing,
         )
         if records and self._reached(records[-1]):
@@ -130,11 +131,13 @@ class Server:
         try:
             with _signals_to(events):
                 self._publish(self._aggregator.start(time.monotonic()))
+                self._check_room()
                 while not self._aggregator.finished and self._step(events):
                     if check is not None and time.monotonic() >= next_check_s:
                         check()
                         next_check_s = time.monotonic() + CHECK_S
-                self._say_farewell(events)
+                with contextlib.suppress(EdgeflError):  # the run is finished, whatever becomes of the connection
+                    self._say_farewell(events)
         finally:
             if not self._aggregator.finished:
                 with contextlib.suppress(EdgeflError):  # the connection may be what ended the run
@@ -143,6 +146,16 @@ class Server:
             self._connection.close()
             self.store.event("finished" if self._aggregator.finished else "stopped")
         return self._aggregator.finished
+
+    def _check_room(self) -> None:
+        """Raise BrokerError where the broker's packets are too small to name the devices that a round needs."""
+        most, wanted = self._aggregator.most_devices, self.coordinator.settings.min_devices
+        if most < wanted:
+            raise BrokerError(
+                f"an announcement over the broker at {self._connection.address} can name {most} devices; the run needs "
+                f"{wanted} ([round] min_devices)",
+                hint="raise the broker's packet limit (mosquitto: max_packet_size)",
+            )
 
     def _say_farewell(self, events: queue.SimpleQueue[Any]) -> None:
         """Answer the devices that ask whether the run is finished, until they have left."""

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from edgefl import classes as device_classes
 from edgefl.asks import check_ask, check_sends, personal
 from edgefl.bundle import Bundle, Manifest, read
@@ -88,6 +90,19 @@ def method_of(config: RunFile, classes: Sequence[DeviceClass], student: Student 
         check_sends(ask, manifests)
         check_names(ask, config.round)
     return method
+
+
+def round_of(config: RunFile, method: Method) -> RoundSettings:
+    """How the run's rounds are filled: with no more devices than its method was told that there are (SCAFFOLD's N)."""
+    most = getattr(method, "devices", None)
+    if most is None or most >= config.round.max_devices:
+        return config.round
+    if most < config.round.min_devices:
+        raise ConfigError(
+            f"[round] min_devices is {config.round.min_devices}, but the method is for {most} devices",
+            hint="set devices in [method] to all that may ever be asked",
+        )
+    return msgspec.structs.replace(config.round, max_devices=most)
 
 
 def check_names(ask: Ask, settings: RoundSettings) -> None:

@@ -19,7 +19,7 @@ from edgefl.album import Album
 from edgefl.classes import DeviceClass
 from edgefl.cli.live import LiveTable
 from edgefl.cli.output import format_option, print_json, tell
-from edgefl.cli.prepare import classes_of, evaluator_of, fusing_of, method_of, student_of, write_models
+from edgefl.cli.prepare import classes_of, evaluator_of, fusing_of, method_of, round_of, student_of, write_models
 from edgefl.cli.report import ALBUM, write_run_report
 from edgefl.config import (
     BrokerEngine,
@@ -225,7 +225,7 @@ def _aggregate(
             method,
             store,
             address,
-            settings=config.round,
+            settings=round_of(config, method),
             seed=config.seed,
             evaluate=evaluate,
             fusing=fuse,

@@ -22,6 +22,7 @@ from edgefl.methods.fedavg import FedAvg
 from edgefl.protocol import TaskFailed
 from edgefl_device.contract import fit_to_contract
 from edgefl_device.dataset import Dataset
+from edgefl_device.failures import Failures
 from edgefl_device.interpreter import perform
 from edgefl_device.runtime import Runtime
 from edgefl_device.stopping import Stop, Stopped
@@ -141,6 +142,24 @@ def test_a_failed_ask_is_taken_up_once_more_after_a_restart(world: World) -> Non
     reason = "took longer than the 10 s of the round"
     refused = f"it failed 2 times, before and after a restart: {reason}"
     assert lives == [([reason], True), ([reason], True), ([refused], False)]
+
+
+def test_what_fails_twice_in_one_life_may_be_tried_again_after_a_restart(tmp_path: Path) -> None:
+    """A disk was full at two attempts, and is not any more."""
+    key, other = (3, "a" * 16), (4, "b" * 16)
+    first = Failures(tmp_path, "run")
+    for _ in range(3):
+        first.note(key, "no room")
+    second = Failures(tmp_path, "run")
+    assert second.refuses(key) == ""
+    second.note(key, "no room")
+    third = Failures(tmp_path, "run")
+    assert third.refuses(key) == "it failed 2 times, before and after a restart: no room"
+    assert third.refuses(other) == ""
+    third.note(other, "?")
+    assert Failures(tmp_path, "run").refuses(key) == ""
+    (tmp_path / "run.failed").write_bytes(b"[" * 100_000)
+    assert Failures(tmp_path, "run").refuses(key) == ""
 
 
 # --- real processes -----------------------------------------------------------------------------------------------

@@ -15,12 +15,14 @@ from toy import write_regression
 
 from edgefl import protocol
 from edgefl.bundle import MAX_MANIFEST_BYTES, Bundle
-from edgefl.cli.prepare import check_names
+from edgefl.cli.prepare import check_names, round_of
+from edgefl.config import RunFile
 from edgefl.coordinator import RoundSettings
 from edgefl.errors import ConfigError
 from edgefl.limits import Limits
 from edgefl.method import Ask, Task
 from edgefl.methods.fedavg import FedAvg
+from edgefl.methods.scaffold import Scaffold
 from edgefl.protocol import (
     Announcement,
     Assembly,
@@ -145,6 +147,30 @@ def test_chunks_that_nobody_permitted_are_not_kept(make_world: Any, wide: Bundle
     assert len(held) == 200 and not any(held)
 
 
+def test_uploads_that_never_end_hold_nobody_up_for_longer_than_an_attempt(
+    make_world: Any, wide: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is room for one upload at a time; a device sends its first chunk again and again."""
+    monkeypatch.setattr("edgefl.aggregator.UPLOAD_BUDGET_BYTES", 2 * 10**6)
+    world = make_world(wide, devices=3, quorum=0.6, deadline_s=60.0)
+    world.run(lambda: bool(world.broker.said(Announcement)))
+    (announcement,) = world.broker.said(Announcement)
+    up, size = protocol.up_topic(RUN, "pi-1"), wide.manifest.tensor("w").size_bytes + 100
+    world.broker.forget(world.nodes.pop("pi-1").client)
+    offer = protocol.encode(Offer("pi-1", 0, announcement.nonce, A, size, 64 * 1024, 1, {}))
+    world.publish(world.aggregator.receive(up, offer, world.now_s))
+    assert world.aggregator._uploads["pi-1"].permitted
+    chunk = protocol.encode(UploadChunk(A, 0), bytes(64 * 1024))
+
+    def done() -> bool:
+        world.publish(world.aggregator.receive(up, chunk, world.now_s))
+        return len(world.rounds) == 1
+
+    world.run(done)
+    assert world.rounds == [(0, ("pi-2", "pi-3"))]
+    assert world.now_s < 61
+
+
 # --- requests without an end --------------------------------------------------------------------------------------
 
 
@@ -180,6 +206,7 @@ def test_one_publication_of_a_blob_is_under_way_at_a_time(make_world: Any, wide:
     world = make_world(wide)
     sha256, request = joined(world)
     count = protocol.chunk_count(wide.manifest.weights.size_bytes, protocol.CHUNK_BYTES)
+    world.aggregator._publications.clear()  # of the round that is open
     room = 10 * protocol.CHUNK_BYTES
     world.aggregator._room = lambda: room
     now_s = world.now_s + 1
@@ -193,6 +220,29 @@ def test_one_publication_of_a_blob_is_under_way_at_a_time(make_world: Any, wide:
     room = protocol.MAX_BLOB_BYTES
     assert chunks_of(world.aggregator.tick(now_s + 0.03), sha256) == list(range(count))
     assert chunks_of(world.aggregator.tick(now_s + 1), sha256) == []
+
+
+def test_the_room_is_shared_by_all_that_goes_out(make_world: Any, wide: Bundle) -> None:
+    world = make_world(wide)
+    _, request = joined(world)
+    world.aggregator._bundle_blobs["b" * 64] = bytes(10**6)
+    world.aggregator._room = lambda: 12 * protocol.CHUNK_BYTES
+    now_s = world.now_s + 1
+    world.aggregator.receive(UP, request, now_s)
+    world.aggregator.receive(UP, protocol.encode(BlobRequest("b" * 64, [])), now_s)
+    said = [m for m in world.aggregator.tick(now_s + 0.01) if "/blob/" in m.topic]
+    assert len(said) == 12
+
+
+def test_a_device_that_keeps_restating_is_written_down_once_a_round(make_world: Any, regression: Bundle) -> None:
+    world = make_world(regression)
+    world.run(lambda: len(world.rounds) == 1)
+    lines = (world.store.path / "devices.jsonl").read_text().count("\n")
+    for number in range(15):
+        frame = protocol.encode(Presence("pi-1", 2 + number, "up", "pi-1, life 1", train_examples=100 + number))
+        world.aggregator.receive(protocol.device_topic(RUN, "pi-1"), frame, world.now_s)
+    assert (world.store.path / "devices.jsonl").read_text().count("\n") == lines + 1
+    assert world.coordinator.stated["pi-1"] == 100
 
 
 def test_what_a_device_lost_on_its_link_it_gets_again(make_world: Any, wide: Bundle) -> None:
@@ -265,6 +315,15 @@ def test_a_run_whose_devices_cannot_all_be_named_is_refused_before_it_begins() -
     most = int(str(refused.value).split()[-2])
     assert refused.value.hint == f"set max_devices = {most} in [round]"
     check_names(Ask(tasks, {}), RoundSettings(max_devices=most))
+
+
+def test_a_run_takes_no_more_devices_than_its_method_knows() -> None:
+    scaffold = Scaffold({}, devices=8)
+    run = RunFile("x", bundle="y", round=RoundSettings(min_devices=3))
+    assert round_of(run, scaffold).max_devices == 8
+    assert round_of(run, FedAvg({})).max_devices == 1000
+    with pytest.raises(ConfigError, match="min_devices is 3, but the method is for 2 devices"):
+        round_of(run, Scaffold({}, devices=2))
 
 
 def test_ten_thousand_names_fit_a_frame() -> None:

@@ -291,6 +291,17 @@ def test_who_has_replied_before_counts_for_the_quorum_for_ever() -> None:
         assert not of(coordinator.tick(100.0 * deadline), RoundDone)
 
 
+def test_a_resume_knows_who_has_replied_before() -> None:
+    """Else an aggregator that was killed would be content with less than one that was not."""
+    settings = RoundSettings(quorum=0.5, deadline_s=100.0)
+    state = State(1, Count().start().tensors)
+    coordinator = Coordinator(Count(), state, settings, resumed=OpenRound(1, 0, tuple(fleet(4)), 2), replied=fleet(4))
+    coordinator.begin(0.0)
+    send(coordinator, "d00")
+    for deadline in range(1, 5):
+        assert not of(coordinator.tick(100.0 * deadline), RoundDone)
+
+
 def test_a_device_that_leaves_with_quorum_ends_the_waiting() -> None:
     coordinator, _ = open_with(3)
     send(coordinator, "d00")

@@ -262,6 +262,7 @@ class World:
             secret=self.store.secret,
             epoch=self.store.epoch,
             resumed=self.store.open_round(),
+            replied={device for record in self.store.records() for device in record["devices"]},
         )
         self.aggregator = Aggregator(
             RUN,

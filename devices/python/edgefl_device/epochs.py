@@ -30,7 +30,7 @@ class Epochs:
     def takes(self, epoch: int, now_s: float, *, retained: bool) -> bool:
         """Whether a message of this epoch counts; it then is the current one."""
         if retained:
-            return self.heard and epoch == self.current
+            return self.may_be(epoch, retained=True)
         if epoch < self.current and not now_s - self._since_s > STATUS_COUNTS_S:
             return False
         if epoch != self.current:
@@ -38,6 +38,10 @@ class Epochs:
             write_atomic(self._path, str(epoch).encode())
         self.heard, self._since_s = True, now_s
         return True
+
+    def may_be(self, epoch: int, *, retained: bool) -> bool:
+        """Whether a message of this epoch may be the aggregator's; the epoch that counts stays what it is."""
+        return (self.heard and epoch == self.current) if retained else epoch >= self.current
 
     def silent_s(self, now_s: float) -> float:
         """For how long nobody has said the current epoch."""

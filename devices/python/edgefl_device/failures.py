@@ -19,18 +19,19 @@ class _Failed(msgspec.Struct, frozen=True):
 
 
 class Failures:
-    """The last ask of a run that failed, how often, and why."""
+    """The last ask of a run that failed, in how many processes, and why."""
 
     def __init__(self, directory: Path, run: str) -> None:
         self._path = directory / f"{run}.failed"
-        self._last = self._before = self._read()
+        self._before = self._read()
 
     def note(self, key: tuple[int, str], reason: str) -> None:
-        """The ask `key`, (round, nonce), has failed; durable when it returns."""
-        same = self._last is not None and (self._last.round, self._last.nonce) == key
-        times = self._last.times + 1 if same and self._last is not None else 1
-        self._last = _Failed(*key, times, reason)
-        write_atomic(self._path, msgspec.json.encode(self._last))
+        """The ask `key`, (round, nonce), has failed; durable when it returns. Counted once for each process: while that
+        lives, the aggregator says whether to try again."""
+        before = self._before
+        same = before is not None and (before.round, before.nonce) == key
+        times = before.times + 1 if same and before is not None else 1
+        write_atomic(self._path, msgspec.json.encode(_Failed(*key, times, reason)))
 
     def refuses(self, key: tuple[int, str]) -> str:
         """Why an ask is not taken up: it failed too often before this process began. "" for any other."""

@@ -44,6 +44,7 @@ from edgefl_device.stopping import Stop, Stopped
 
 LAST_STEP_S = 30.0  # wait so long for the step under way when the run ends
 LEAVING_S = 3.0  # an emulated device whose run was killed notices within a second; the next may start meanwhile
+DESERTED_S = 600.0  # a run whose aggregator says nothing for so long is left for another: it may be fusing, or learning
 RUNS_SETTLE_S = 0.2  # retained messages of all runs arrive together; wait so long for a second run
 
 Log = Callable[[str], None]
@@ -209,7 +210,7 @@ class _Participant:
 
     def _is_deserted(self) -> bool:
         """Whether to look which run is up: this one was found by itself, and nobody speaks for it."""
-        silent = self._session.silent_s(time.monotonic()) > protocol.STATUS_COUNTS_S
+        silent = self._session.silent_s(time.monotonic()) > DESERTED_S
         return silent and self._options.run is None and self._session.working is None
 
     def _step(self) -> None:

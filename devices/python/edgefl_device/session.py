@@ -142,9 +142,7 @@ class Session:
         self._connections = 0
         self._found: set[tuple[str, int]] = set()  # (instance, session) of presences that the broker had kept
         self._reconnected = False
-        self._unconfirmed: tuple[Announcement, memoryview] | None = (
-            None  # kept by the broker, of an epoch not yet heard
-        )
+        self._unconfirmed: tuple[Announcement, memoryview] | None = None  # of an epoch that is not heard yet
         self._finished_s = math.inf  # when the run is over, unless the aggregator speaks
         self._assignment: Assignment | None = None
         self._ask_assignment_s, self._ask_assignment_delay_s = math.inf, ASSIGNMENT_AGAIN_S
@@ -308,12 +306,12 @@ class Session:
             return []  # the broker says it for one that is gone; it may be there again
         if status.status == "up":
             return self._hear(status.epoch, now_s, retained=retained) or []
-        if not self._epochs.takes(status.epoch, now_s, retained=retained):
+        if topic == protocol.down_topic(self.run, self.device):
+            return self._finish() if self._epochs.takes(status.epoch, now_s, retained=retained) else []
+        if not self._epochs.may_be(status.epoch, retained=retained):
             if retained:
                 self._log("the broker has kept that the run is finished; waiting until somebody says so")
             return []
-        if topic == protocol.down_topic(self.run, self.device) and not retained:
-            return self._finish()
         # Anybody could say that, to everybody at once. We ask: an aggregator that is there answers us.
         self._finished_s = min(self._finished_s, now_s + FINISHED_S)
         return [self._presence("up")]
@@ -357,9 +355,10 @@ class Session:
             return []  # overtaken on its way
         actions = self._hear(announcement.epoch, now_s, retained=retained)
         if actions is None:
-            if retained:
-                self._unconfirmed = announcement, body
+            self._unconfirmed = announcement, body
             return []
+        if before is not None and before.epoch != announcement.epoch:
+            self._unconfirmed = before, memoryview(b"")  # should that aggregator speak again, after all
         self._announcement = announcement
         self._late_s = now_s + announcement.duration_s * (1 + LATE) + LATE_S
         if (
