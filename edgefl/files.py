@@ -69,7 +69,7 @@ def read_bytes(path: Path, most_bytes: int | None = None, *, error: type[InputEr
 def from_json(data: str | bytes, kind: type[Kind]) -> Kind:
     """A typed value from JSON. Raises ValueError when it is none, or not of this kind.
 
-    Python's own reader, since records of a run may hold NaN, which it writes as well and msgspec refuses.
+    Python's own reader, so that a number of whatever size is read as it was written.
     """
     try:
         value = json.loads(data)

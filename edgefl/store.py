@@ -276,10 +276,10 @@ def read_records(path: Path) -> list[Record]:
 
 
 def _check_record(record: Record) -> None:
-    """Raise ValueError unless a record's numbers are numbers."""
+    """Raise ValueError unless a record's numbers are numbers; null stands for one that was not finite."""
     from_builtins(record, _Round)
     for key, value in record.items():
-        if "." in key and not isinstance(value, (int, float)):  # a metric, such as train.loss
+        if "." in key and not isinstance(value, (int, float, type(None))):  # a metric, such as train.loss
             raise ValueError(f"{key} is {value!r}; expected a number")
 
 

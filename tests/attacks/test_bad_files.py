@@ -24,6 +24,7 @@ from PIL import Image
 
 from edgefl import bundle as bundles
 from edgefl.bundle import MAX_MANIFEST_BYTES, Bundle
+from edgefl.classes import Examples
 from edgefl.config import parse_run_file, read_run_file
 from edgefl.coordinator import Announce
 from edgefl.errors import BundleError, ConfigError, DataError, EdgeflError, InputError
@@ -345,7 +346,7 @@ def test_a_mutated_buffer(tmp_path: Path, changed: bytes) -> None:
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     store = Store.create(tmp_path / "run", 'name = "a"\n')
-    store.save_class("pi-1", "all")
+    store.save_device("pi-1", "all", Examples(2, 1))
     record = {"round": 1, "devices": ["pi-1"], "train.loss": float("nan"), "bytes_up": 3}
     store.save_round(State(1, W, {"n": 1, "residual": 0.5}), record)
     store.save_open_round(Announce(1, 0, "0" * 16, Ask((), {}), ("pi-1",), 60.0))
@@ -362,12 +363,12 @@ def open_run(path: Path) -> None:
         store.close()
 
 
-def test_a_record_with_nan_and_whole_numbers_comes_back_as_it_was(run: Path) -> None:
+def test_a_record_with_nan_has_null_and_whole_numbers_stay_whole(run: Path) -> None:
     store = Store.open(run)
     (record,) = store.records()
     state = store.load_state()
     store.close()
-    assert np.isnan(record["train.loss"]) and isinstance(record["bytes_up"], int)
+    assert record["train.loss"] is None and isinstance(record["bytes_up"], int)
     assert state is not None and repr(dict(state.numbers)) == "{'n': 1, 'residual': 0.5}"
 
 

@@ -117,11 +117,96 @@ def _mask_before_scatter(mask: Node) -> None:
     graph.erase_node(mask)
 
 
+# What gives no NaN from numbers of ordinary size, with its gradient.
+_REGULAR = {
+    operator.getitem,
+    ours.max_pool.default,
+    ours.max_pool_gradient.default,
+    ours.relu_gradient.default,
+    aten._log_softmax.default,
+    aten._native_batch_norm_legit.default,
+    aten._softmax.default,
+    aten._to_copy.default,
+    aten._unsafe_view.default,
+    aten.adaptive_avg_pool2d.default,
+    aten._adaptive_avg_pool2d.default,
+    aten._adaptive_avg_pool2d_backward.default,
+    aten.add.Tensor,
+    aten.addmm.default,
+    aten.alias.default,
+    aten.arange.default,
+    aten.avg_pool2d.default,
+    aten.avg_pool2d_backward.default,
+    aten.bmm.default,
+    aten.cat.default,
+    aten.clone.default,
+    aten.constant_pad_nd.default,
+    aten.convolution.default,
+    aten.convolution_backward.default,
+    aten.detach.default,
+    aten.div.Scalar,
+    aten.eq.Tensor,
+    aten.expand.default,
+    aten.hardtanh.default,
+    aten.hardtanh_backward.default,
+    aten.mean.default,
+    aten.mean.dim,
+    aten.mm.default,
+    aten.mul.Scalar,
+    aten.mul.Tensor,
+    aten.native_batch_norm_backward.default,
+    aten.native_group_norm.default,
+    aten.native_group_norm_backward.default,
+    aten.native_layer_norm.default,
+    aten.native_layer_norm_backward.default,
+    aten.neg.default,
+    aten.ones_like.default,
+    aten.permute.default,
+    aten.relu.default,
+    aten.reshape.default,
+    aten.sigmoid.default,
+    aten.slice.Tensor,
+    aten.slice_backward.default,
+    aten.sub.Tensor,
+    aten.sum.dim_IntList,
+    aten.sym_numel.default,
+    aten.sym_size.int,
+    aten.t.default,
+    aten.tanh.default,
+    aten.threshold_backward.default,
+    aten.transpose.int,
+    aten.unsqueeze.default,
+    aten.view.default,
+}
+
+
+def _is_regular(g: Node) -> bool:
+    """Whether a gradient is made of such operators only, the model's and the loss's: then none of it is NaN by itself.
+
+    A power, say, has an infinite gradient at 0, and 0 times that is NaN: `Where` passes over it, a bound does not.
+    """
+    seen: set[Node] = set()
+    waiting = [g]
+    while waiting:
+        node = waiting.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        waiting += node.all_input_nodes
+        if node.target == aten.exp.default:  # of the log of a softmax: 1 at most
+            argument = node.args[0]
+            if not isinstance(argument, Node) or _source(argument).target != aten._log_softmax.default:
+                return False
+        elif node.op == "call_function" and node.target not in _REGULAR:
+            return False
+    return True
+
+
 def _bound_by_output(mask: Node) -> None:
     """A gradient masked by a ReLU's own output, or by the maxima of one: both are 0 or more, which a threshold's input
     need not be."""
     g, y, threshold = mask.args
-    assert isinstance(y, Node)
+    assert isinstance(y, Node) and isinstance(g, Node)
     source = _source(y)
     if source.target is operator.getitem and source.args[1] == 0:
         pool = source.args[0]
@@ -129,7 +214,7 @@ def _bound_by_output(mask: Node) -> None:
         if pool.target != ours.max_pool.default:
             return
         source = _source(pool.all_input_nodes[0])
-    if source.target == aten.relu.default and threshold == 0:
+    if source.target == aten.relu.default and threshold == 0 and _is_regular(g):
         mask.target = ours.relu_gradient.default
         mask.args = (g, y)
 
