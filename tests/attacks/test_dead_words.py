@@ -139,7 +139,7 @@ def test_an_older_epoch_is_not_taken_after_a_restart(make_world: Any) -> None:
     device.session.connected(world.now_s, again=False)
     for message in (up, old):
         assert device.session.receive(message.topic, message.payload, world.now_s) == []
-    assert not device.busy
+    assert device.session._announcement is None and device.session._epochs.current == 2
     device.start()
     world.run()
     assert_whole(world)

@@ -150,7 +150,7 @@ def test_chunks_that_nobody_permitted_are_not_kept(make_world: Any, wide: Bundle
 def test_uploads_that_never_end_hold_nobody_up_for_longer_than_an_attempt(
     make_world: Any, wide: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There is room for one upload at a time; a device sends its first chunk again and again."""
+    """There is room for one upload at a time; a device sends the next chunk of its own every 25 s, and copies of it."""
     monkeypatch.setattr("edgefl.aggregator.UPLOAD_BUDGET_BYTES", 2 * 10**6)
     world = make_world(wide, devices=3, quorum=0.6, deadline_s=60.0)
     world.run(lambda: bool(world.broker.said(Announcement)))
@@ -160,15 +160,31 @@ def test_uploads_that_never_end_hold_nobody_up_for_longer_than_an_attempt(
     offer = protocol.encode(Offer("pi-1", 0, announcement.nonce, A, size, 64 * 1024, 1, {}))
     world.publish(world.aggregator.receive(up, offer, world.now_s))
     assert world.aggregator._uploads["pi-1"].permitted
-    chunk = protocol.encode(UploadChunk(A, 0), bytes(64 * 1024))
 
     def done() -> bool:
+        chunk = protocol.encode(UploadChunk(A, int(world.now_s // 25)), bytes(64 * 1024))
         world.publish(world.aggregator.receive(up, chunk, world.now_s))
         return len(world.rounds) == 1
 
     world.run(done)
     assert world.rounds == [(0, ("pi-2", "pi-3"))]
-    assert world.now_s < 61
+    assert 120 < world.now_s < 121  # the second deadline: the others were let pass at the first
+
+
+def test_copies_of_a_chunk_keep_no_upload_alive(make_world: Any, wide: Bundle) -> None:
+    world = make_world(wide, devices=2)
+    world.run(lambda: bool(world.broker.said(Announcement)))
+    (announcement,) = world.broker.said(Announcement)
+    size = wide.manifest.tensor("w").size_bytes + 100
+    world.aggregator.receive(UP, protocol.encode(Offer("pi-1", 0, announcement.nonce, A, size, 65536, 1, {})), 0.0)
+    chunk = protocol.encode(UploadChunk(A, 0), bytes(65536))
+    for second in range(31):
+        world.aggregator.receive(UP, chunk, float(second))
+        world.aggregator.tick(float(second))
+    assert "pi-1" in world.aggregator._uploads
+    world.aggregator.receive(UP, chunk, 31.0)
+    world.aggregator.tick(31.0)
+    assert "pi-1" not in world.aggregator._uploads
 
 
 # --- requests without an end --------------------------------------------------------------------------------------
