@@ -181,7 +181,7 @@ class Aggregator:
             if getattr(message, "device", device) != device:
                 raise RemoteProtocolError(f"a message that names another device than its topic {topic!r}")
             if sender == STRANGERS:
-                self._meet(message, now_s)
+                self._meet(device, message, now_s)
                 return self._take_out()
             self._traffic.up[device] = self._traffic.up.get(device, 0) + protocol.wire_bytes(topic, payload)
             if not self._is_awaited(device, message) and not self._allows(device, now_s):
@@ -258,12 +258,11 @@ class Aggregator:
             and upload.offer.upload == message.upload
         )
 
-    def _meet(self, message: Message, now_s: float) -> None:
+    def _meet(self, device: str, message: Message, now_s: float) -> None:
         """Hear somebody who has no place in the run yet: only that it is there."""
         if not isinstance(message, Presence):
-            if self._allows(STRANGERS, now_s):
-                raise RemoteProtocolError(f"a {type(message).__name__} of a device that has not joined")
-        elif message.status == "up":
+            raise RemoteProtocolError(f"device {device!r}, which has not joined, sent a {type(message).__name__}")
+        if message.status == "up":
             self._presence(message, now_s)
 
     def _handle(self, device: str, message: Message, body: memoryview, now_s: float) -> None:

@@ -241,9 +241,7 @@ def check_reply(
         checked[name] = value.astype(np.float32) if value.dtype == np.float16 else value
         if value.dtype.kind == "f" and not np.isfinite(checked[name]).all():
             raise RemoteProtocolError(f"device {device!r} sent {name!r} with a value that is not finite")
-        if name in certain and (
-            value.min(initial=0) < 0 or np.abs(value.sum(1, np.float64) - 1).max(initial=0) > SLACK
-        ):
+        if name in certain and not _is_certain(value):
             raise RemoteProtocolError(f"device {device!r} sent {name!r}, whose rows are no probabilities")
     return checked
 
