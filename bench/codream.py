@@ -35,12 +35,12 @@ from fleet import Device, Fleet
 from harness import Row, Target, data_option, finish, options
 
 from edgefl import bundle as bundles
+from edgefl.aggregator.coordinator import RoundSettings
 from edgefl.bundle import Bundle, Normalisation
-from edgefl.coordinator import RoundSettings
 from edgefl.method import State, Task
 from edgefl.methods.codream import CoDream
 from edgefl.methods.fedavg import FedAvg
-from edgefl.partition import dirichlet, iid
+from edgefl.runs.partition import dirichlet, iid
 from edgefl.tensors import Array, Tensors
 from edgefl_device.data import Dataset, Splits, read_splits
 from edgefl_device.student import Student

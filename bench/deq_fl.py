@@ -24,14 +24,14 @@ import numpy as np
 from fleet import Device, Fleet
 from harness import Row, Target, data_option, finish, options
 
+from edgefl.aggregator.coordinator import RoundSettings
+from edgefl.aggregator.fusion import fusing
+from edgefl.aggregator.learned import learning
 from edgefl.bundle import Bundle
-from edgefl.coordinator import RoundSettings
-from edgefl.fusion import fusing
-from edgefl.learned import learning
 from edgefl.methods.deq_fl import DeqFl
 from edgefl.methods.fedavg import FedAvg
-from edgefl.partition import dirichlet
 from edgefl.protocol import tensors_to_bytes
+from edgefl.runs.partition import dirichlet
 from edgefl_device.data import Splits, read_splits
 from edgefl_device.evaluate import HeldOut
 

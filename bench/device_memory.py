@@ -21,13 +21,13 @@ from harness import Row, Target, data_option, finish, options
 
 import edgefl_broker
 from edgefl import bundle as bundles
-from edgefl.classes import DeviceClass
-from edgefl.coordinator import RoundSettings
-from edgefl.emulate import Fleet
+from edgefl.aggregator.classes import DeviceClass
+from edgefl.aggregator.coordinator import RoundSettings
+from edgefl.aggregator.serve import Server, Watcher
+from edgefl.aggregator.store import Store
 from edgefl.methods.fedavg import FedAvg
 from edgefl.mqtt import Address
-from edgefl.serve import Server, Watcher
-from edgefl.store import Store
+from edgefl.runs.fleet import Fleet
 from edgefl_device.data import read
 
 LIMIT_MB = 120.0

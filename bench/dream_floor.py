@@ -26,14 +26,14 @@ from round_floor import NO_FILE, has_mosquitto
 
 import edgefl_broker
 from edgefl import bundle as bundles
+from edgefl.aggregator.classes import DeviceClass
+from edgefl.aggregator.coordinator import RoundSettings
+from edgefl.aggregator.serve import Server
+from edgefl.aggregator.store import Store
 from edgefl.bundle import Bundle, DataContract, Input, Manifest, Output, Parity, Program
-from edgefl.classes import DeviceClass
-from edgefl.coordinator import RoundSettings
-from edgefl.emulate import Fleet
 from edgefl.method import Ask, Fused, State, Task
 from edgefl.mqtt import Address
-from edgefl.serve import Server
-from edgefl.store import Store
+from edgefl.runs.fleet import Fleet
 from edgefl_device.runtime import Runtime
 
 DEVICES = 4

@@ -22,10 +22,10 @@ from fleet import Device, Fleet
 from harness import Row, Target, data_option, finish, options
 
 from edgefl import bundle as bundles
+from edgefl.aggregator.coordinator import RoundSettings
 from edgefl.bundle import Bundle
-from edgefl.coordinator import RoundSettings
 from edgefl.methods.fedavg import FedAvg
-from edgefl.partition import PARTITIONS
+from edgefl.runs.partition import PARTITIONS
 from edgefl_device.data import Dataset, Splits, read_splits
 
 

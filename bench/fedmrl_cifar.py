@@ -28,12 +28,12 @@ from fleet import Device, Fleet
 from harness import Row, Target, data_option, finish, options
 
 from edgefl import bundle as bundles
+from edgefl.aggregator.coordinator import RoundSettings
 from edgefl.bundle import Bundle, Normalisation
-from edgefl.coordinator import RoundSettings
 from edgefl.method import Ask, Fused, Method, State, Task
 from edgefl.methods.fedavg import FedAvg
 from edgefl.methods.fedmrl import FedMRL
-from edgefl.partition import alike, classes
+from edgefl.runs.partition import alike, classes
 from edgefl.tensors import Tensors
 from edgefl_device.data import Dataset, Splits, read_splits
 

@@ -15,9 +15,9 @@ from types import MappingProxyType
 
 import msgspec
 
+from edgefl.aggregator.coordinator import Action, Announce, Coordinator, RoundDone, RoundSettings
+from edgefl.aggregator.fusion import Fusing, fusing
 from edgefl.bundle import Bundle
-from edgefl.coordinator import Action, Announce, Coordinator, RoundDone, RoundSettings
-from edgefl.fusion import Fusing, fusing
 from edgefl.method import Method, Reply, State, Task
 from edgefl.tensors import Tensors
 from edgefl_device.data import Dataset, fit_to_contract

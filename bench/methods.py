@@ -28,12 +28,12 @@ from fedavg_mnist import rounds_to
 from fleet import Device, Fleet
 from harness import Row, Target, data_option, finish, options
 
-from edgefl.asks import reply_names
+from edgefl.aggregator.checks import reply_names
+from edgefl.aggregator.coordinator import RoundSettings
 from edgefl.bundle import Bundle
-from edgefl.coordinator import RoundSettings
 from edgefl.method import Task
 from edgefl.methods import METHODS
-from edgefl.partition import classes
+from edgefl.runs.partition import classes
 from edgefl_device.data import Dataset, Splits, read_splits
 
 DEVICES, ASKED, CLASSES, ROUNDS = 50, 10, 2, 100

@@ -10,7 +10,7 @@ import json
 
 from edgefl.bundle import PORTABLE, read
 from edgefl.errors import EdgeflError
-from edgefl.golden import replay
+from edgefl.replay import replay
 
 
 def main() -> None:

@@ -21,14 +21,14 @@ from onnx import TensorProto, helper
 
 import edgefl_broker
 from edgefl import bundle as bundles
+from edgefl.aggregator.classes import DeviceClass
+from edgefl.aggregator.coordinator import RoundSettings
+from edgefl.aggregator.serve import Server
+from edgefl.aggregator.store import Store
 from edgefl.bundle import Bundle, DataContract, File, Input, Manifest, Output, Parity, Program, StateTensor
-from edgefl.classes import DeviceClass
-from edgefl.coordinator import RoundSettings
-from edgefl.emulate import Fleet
 from edgefl.methods.fedavg import FedAvg
 from edgefl.mqtt import Address
-from edgefl.serve import Server
-from edgefl.store import Store
+from edgefl.runs.fleet import Fleet
 
 DEVICES = 4
 SIZES = {"4 KB": 4 * 1000, "1 MiB": 2**20, "10 MiB": 10 * 2**20}

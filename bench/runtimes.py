@@ -29,7 +29,7 @@ ARM64 = ROOT / ".arm64"
 
 # The oldest onnxruntime that pyproject.toml allows, and one between it and the current.
 OLDER = ("1.20.1", "1.24.4")
-# What `edgefl.golden` imports beside onnxruntime.
+# What `edgefl.replay` imports beside onnxruntime.
 REPLAY_NEEDS = ("numpy", "msgspec", "safetensors")
 
 

@@ -12,7 +12,7 @@ import onnx_ad
 from onnx.utils import Extractor
 
 from edgefl.bundle import Bundle
-from edgefl.golden import Runner, relative_error
+from edgefl.replay import Runner, relative_error
 from edgefl.tensors import Array
 
 

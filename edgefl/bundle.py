@@ -28,8 +28,8 @@ import numpy as np
 
 from edgefl.errors import BundleError
 from edgefl.files import directory_atomic, read_bytes, sha256_hex
-from edgefl.onnx_walk import ENGINES, check_graph, shown
 from edgefl.tensors import Array, Tensors, load_tensors, save_tensors
+from edgefl.trust.onnx_walk import ENGINES, check_graph, shown
 
 FORMAT = 1  # of the manifest; a reader refuses a newer one
 MANIFEST = "manifest.json"

@@ -46,7 +46,7 @@ class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     program     name in the bundle's manifest
     feed        where batches come from: the device's own "train" or "test" data, "announced" tensors "x" and
                 "y", "kept:BUFFER", all of a buffer, oldest first, or "noise", `batch_size` standard normal examples of
-                the task's seed (edgefl/noise.py), the same on every device
+                the task's seed (edgefl/random_numbers.py), the same on every device
     load        globs of announced tensors copied into the state first
     reset       globs of state tensors set back to the bundle's initial value first (optimizer moments)
     epochs      passes over the feed; `steps`, where not 0, is the number of batches instead
@@ -79,8 +79,8 @@ class Ask(msgspec.Struct, frozen=True):
     """What the aggregator announces for one round.
 
     tensors     announced to every asked device: name -> array
-    fusion      how replies become one, a name in `edgefl.fusion.FUSIONS`
-    weight      how much a reply counts, a name in `edgefl.weights.RULES` or a rule of one's own
+    fusion      how replies become one, a name in `edgefl.aggregator.fusion.FUSIONS`
+    weight      how much a reply counts, a name in `edgefl.aggregator.weights.RULES` or a rule of one's own
     durable     whether the round's outcome must be on disk before the next ask. Where not, a run that was interrupted
                 goes back to the last durable round and does those after it again, to the same end. So the tasks may
                 change nothing that devices keep for themselves (what they load does not count, nor what goes into

@@ -31,12 +31,16 @@ def test_the_contracts_hold() -> None:
 @pytest.mark.parametrize(
     ("file", "line", "contract"),
     [
-        ("edgefl/fusion.py", "import edgefl_device", "only edgefl.cli wires"),
+        ("edgefl/aggregator/fusion.py", "import edgefl_device", "only edgefl.cli wires"),
         ("devices/python/edgefl_device/runtime.py", "import edgefl_exporter", "know nothing of each other"),
-        ("exporter/edgefl_exporter/losses.py", "import edgefl.coordinator", "the exporter takes only nouns"),
-        ("devices/python/edgefl_device/runtime.py", "def f(): import edgefl.fusion", "a device takes only nouns"),
+        ("exporter/edgefl_exporter/losses.py", "import edgefl.aggregator.coordinator", "take only what all share"),
+        (
+            "devices/python/edgefl_device/runtime.py",
+            "def f(): import edgefl.aggregator.fusion",
+            "a device takes only nouns",
+        ),
         ("broker/edgefl_broker/engines.py", "import edgefl.protocol", "the broker takes only errors"),
-        ("edgefl/coordinator.py", "import paho.mqtt.client", "only edgefl.mqtt imports an MQTT client"),
+        ("edgefl/aggregator/coordinator.py", "import paho.mqtt.client", "only edgefl.mqtt imports an MQTT client"),
         ("devices/python/edgefl_device/runtime.py", "import torch", "only the exporter imports torch"),
     ],
 )

@@ -64,7 +64,7 @@ def test_the_base_installs_alone_and_helps(wheel: Path, tmp_path: Path) -> None:
     assert "Usage: edgefl" in run(scripts / "edgefl", "--help")
     assert run(scripts / "edgefl", "--version").strip().endswith(edgefl.__version__)
     # Everything that needs no extra imports, also as a whole.
-    run(python, "-W", "error", "-c", "import edgefl.coordinator, edgefl.mqtt, edgefl_broker")
+    run(python, "-W", "error", "-c", "import edgefl.aggregator.coordinator, edgefl.mqtt, edgefl_broker")
 
 
 def run(*command: str | Path) -> str:

@@ -1,4 +1,4 @@
-// Proving a bundle again in onnxruntime-web. The measure is edgefl/golden.py's; its comments say why it is so.
+// Proving a bundle again in onnxruntime-web. The measure is edgefl/replay.py's; its comments say why it is so.
 
 import * as ort from "onnxruntime-web";
 

@@ -1,5 +1,5 @@
 // Whether a program may be given to a runtime: its bytes are walked before any session is made of them. The rules and
-// the table are edgefl/onnx_walk.py's, whose comments say why; both are held to tests/vectors/walk.json.
+// the table are edgefl/trust/onnx_walk.py's, whose comments say why; both are held to tests/vectors/walk.json.
 
 import { BundleError } from "./errors.mjs";
 

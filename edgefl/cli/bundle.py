@@ -11,7 +11,7 @@ from edgefl.bundle import Bundle, Parity, StateTensor, check_tensors, read
 from edgefl.cli.output import format_option, print_json, print_table
 from edgefl.errors import InputError
 from edgefl.files import read_bytes
-from edgefl.report import size
+from edgefl.results.report import size
 from edgefl.tensors import load_tensors
 
 
@@ -82,7 +82,7 @@ def verify(bundle: Path, form: str) -> None:
     Example:
       edgefl verify digits.bundle
     """
-    from edgefl.golden import replay
+    from edgefl.replay import replay
 
     found = read(bundle)
     errors = replay(found)
@@ -122,7 +122,7 @@ def model(bundle: Path, weights: Path, out: Path, form: str) -> None:
     Example:
       edgefl model runs/fedmrl-.../bundles/tiny ~/.edgefl/pi-1/fedmrl-....safetensors -o pi-1.onnx
     """
-    from edgefl.inference import write_model
+    from edgefl.results.inference import write_model
 
     found = read(bundle)
     names = {t.public_name: t.name for t in found.manifest.state} | {t.name: t.name for t in found.manifest.state}

@@ -83,7 +83,7 @@ def write_parts(
 
     Gives the examples of each class by part, or one number of examples where labels are no class numbers.
     """
-    from edgefl.partition import PARTITIONS, alike, has_classes
+    from edgefl.runs.partition import PARTITIONS, alike, has_classes
     from edgefl_device.data import Dataset, Splits, read_splits
 
     splits = read_splits(data)

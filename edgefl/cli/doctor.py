@@ -14,10 +14,10 @@ import click
 from edgefl.bundle import MANIFEST, Bundle, read
 from edgefl.cli.export import parse_shape, parts
 from edgefl.cli.output import format_option, print_json, print_table, working
-from edgefl.config import bundle_name
 from edgefl.doctor.devices import DEVICES
 from edgefl.errors import EdgeflError, InputError, LoweringError, ParityError
-from edgefl.report import size
+from edgefl.results.report import size
+from edgefl.runs.run_file import bundle_name
 
 if TYPE_CHECKING:
     from edgefl.doctor.diagnosis import Costs, Verdict

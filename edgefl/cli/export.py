@@ -13,10 +13,10 @@ import click
 from edgefl.bundle import PORTABLE, Bundle, Normalisation
 from edgefl.cli.bundle import summary, total_bytes
 from edgefl.cli.output import format_option, print_json, working
-from edgefl.config import bundle_name, from_toml
 from edgefl.errors import ConfigError, InputError
 from edgefl.files import read_bytes
-from edgefl.report import size
+from edgefl.results.report import size
+from edgefl.runs.run_file import bundle_name, from_toml
 from edgefl.training_artifacts import ENGINE
 
 if TYPE_CHECKING:  # torch takes seconds to import; --help need not wait

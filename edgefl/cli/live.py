@@ -11,10 +11,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from edgefl.aggregator.serve import Watcher
+from edgefl.aggregator.store import Record
 from edgefl.method import State
-from edgefl.report import COLUMNS, OWN, Rows
-from edgefl.serve import Watcher
-from edgefl.store import Record
+from edgefl.results.report import COLUMNS, OWN, Rows
 
 SHOWN_ROUNDS = 25
 

@@ -10,25 +10,25 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from edgefl import classes as device_classes
-from edgefl.asks import check_ask, check_sends, personal
+from edgefl.aggregator import classes as device_classes
+from edgefl.aggregator.checks import check_ask, check_sends, personal
+from edgefl.aggregator.classes import DeviceClass, check_classes, in_state, initial, parse_condition, whole_state
+from edgefl.aggregator.coordinator import RoundSettings
+from edgefl.aggregator.fusion import Fusing, fusing, fusion_named
+from edgefl.aggregator.learned import learning
+from edgefl.aggregator.serve import Evaluate
+from edgefl.aggregator.weights import LEARNED, load_rule, own_rule
 from edgefl.bundle import Bundle, Manifest, read
-from edgefl.classes import DeviceClass, check_classes, in_state, initial, parse_condition, whole_state
 from edgefl.cli.export import export_from
 from edgefl.cli.output import tell
-from edgefl.config import BundleSection, EvaluateSection, ModelSection, RunFile, make_method
-from edgefl.coordinator import RoundSettings
 from edgefl.errors import ConfigError
 from edgefl.files import write_atomic
-from edgefl.fusion import Fusing, fusing, fusion_named
-from edgefl.inference import write_model
-from edgefl.learned import learning
 from edgefl.method import Ask, Method
 from edgefl.methods.codream import CoDream
 from edgefl.protocol import MAX_HEADER_BYTES, Announcement, BlobRef, devices_that_fit
-from edgefl.serve import Evaluate
+from edgefl.results.inference import write_model
+from edgefl.runs.run_file import BundleSection, EvaluateSection, ModelSection, RunFile, make_method
 from edgefl.tensors import Array, save_tensors
-from edgefl.weights import LEARNED, load_rule, own_rule
 
 if TYPE_CHECKING:
     from edgefl_device.student import Student

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import click
 
-from edgefl.classes import DeviceClass
+from edgefl.aggregator.classes import DeviceClass
+from edgefl.aggregator.store import Record, read_classes, read_records
 from edgefl.cli.bundle import total_bytes
 from edgefl.cli.prepare import classes_of
-from edgefl.config import RunFile, read_run_file, to_toml
 from edgefl.errors import ConfigError
-from edgefl.report import ClassRow, write_report
-from edgefl.store import Record, read_classes, read_records
+from edgefl.results.report import ClassRow, write_report
+from edgefl.runs.run_file import RunFile, read_run_file, to_toml
 
 ALBUM = "dreams"  # the folder of a run's pictures
 

@@ -15,13 +15,23 @@ from pathlib import Path
 
 import click
 
-from edgefl.album import Album
-from edgefl.classes import DeviceClass
+from edgefl.aggregator.classes import DeviceClass
+from edgefl.aggregator.coordinator import RoundSettings
+from edgefl.aggregator.serve import Server, Watcher
+from edgefl.aggregator.store import Record, Store
 from edgefl.cli.live import LiveTable
 from edgefl.cli.output import format_option, print_json, tell
 from edgefl.cli.prepare import classes_of, evaluator_of, fusing_of, method_of, round_of, student_of, write_models
 from edgefl.cli.report import ALBUM, write_run_report
-from edgefl.config import (
+from edgefl.errors import ConfigError
+from edgefl.files import locked
+from edgefl.method import Method, State
+from edgefl.methods.codream import CoDream
+from edgefl.mqtt import Address, Tls
+from edgefl.results.album import Album
+from edgefl.results.report import facts, size
+from edgefl.runs.fleet import Fleet
+from edgefl.runs.run_file import (
     BrokerEngine,
     BrokerSection,
     EvaluateSection,
@@ -32,16 +42,6 @@ from edgefl.config import (
     resumed,
     to_toml,
 )
-from edgefl.coordinator import RoundSettings
-from edgefl.emulate import Fleet
-from edgefl.errors import ConfigError
-from edgefl.files import locked
-from edgefl.method import Method, State
-from edgefl.methods.codream import CoDream
-from edgefl.mqtt import Address, Tls
-from edgefl.report import facts, size
-from edgefl.serve import Server, Watcher
-from edgefl.store import Record, Store
 
 resume_option = click.option("--resume", is_flag=True, help="Go on with the last run of this file.")
 

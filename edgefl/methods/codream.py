@@ -27,7 +27,7 @@ from msgspec import Meta
 from edgefl.bundle import DataContract
 from edgefl.errors import ConfigError
 from edgefl.method import Ask, Fused, Keep, State, Task
-from edgefl.noise import normals
+from edgefl.random_numbers import normals
 from edgefl.tensors import Array, Tensors
 
 X, Y = "x", "y"  # what devices call the dreams and their labels

@@ -21,7 +21,7 @@ from msgspec import Meta
 from edgefl.errors import ConfigError
 from edgefl.method import Ask, Fused, State, Task
 from edgefl.methods.codream import UNSURE, CoDream, Place, X, adam
-from edgefl.noise import normals
+from edgefl.random_numbers import normals
 from edgefl.tensors import Array, Tensors
 
 GENERATOR, ADAPTED = "generator.", "adapted."  # the meta-generator, and what an epoch makes of it

@@ -41,8 +41,8 @@ class FedAvg(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     encoding        of floats on the wire
     evaluate        also evaluate on each device's own test data, before it trains: the announced tensors, with what
                     the device has kept in place of the others
-    weight          weight rule (edgefl/weights.py)
-    fusion          how replies become one (edgefl.fusion.FUSIONS)
+    weight          weight rule (edgefl/aggregator/weights.py)
+    fusion          how replies become one (edgefl.aggregator.fusion.FUSIONS)
     seed            of the devices' shuffles
     """
 

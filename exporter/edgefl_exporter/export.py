@@ -31,7 +31,7 @@ from edgefl.bundle import (
     select,
 )
 from edgefl.errors import InputError, LoweringError
-from edgefl.golden import Runner, Runs
+from edgefl.replay import Runner, Runs
 from edgefl.tensors import Tensors
 from edgefl.training_artifacts import ENGINE
 from edgefl_exporter.losses import LOSSES, Labels, Loss, Structured

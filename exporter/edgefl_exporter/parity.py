@@ -14,7 +14,7 @@ from torch import Tensor
 
 from edgefl.bundle import Parity, Program
 from edgefl.errors import LoweringError, ParityError
-from edgefl.golden import Runs, compare, golden_values, relative_error, require
+from edgefl.replay import Runs, compare, golden_values, relative_error, require
 from edgefl.tensors import Array
 from edgefl_exporter.optimizers import STATE
 from edgefl_exporter.programs.program import DREAM, FEATURES, GRADIENT, PRESENT, Definition

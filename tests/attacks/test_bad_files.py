@@ -23,13 +23,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from edgefl import bundle as bundles
+from edgefl.aggregator.classes import Examples
+from edgefl.aggregator.coordinator import Announce
+from edgefl.aggregator.store import Store, read_classes, read_records
 from edgefl.bundle import MAX_MANIFEST_BYTES, Bundle
-from edgefl.classes import Examples
-from edgefl.config import parse_run_file, read_run_file
-from edgefl.coordinator import Announce
 from edgefl.errors import BundleError, ConfigError, DataError, EdgeflError, InputError
 from edgefl.method import Ask, State
-from edgefl.store import Store, read_classes, read_records
+from edgefl.runs.run_file import parse_run_file, read_run_file
 from edgefl.tensors import load_tensors, save_tensors
 from edgefl_device.data import read_splits
 from edgefl_device.download import Download

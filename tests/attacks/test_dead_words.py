@@ -13,8 +13,8 @@ from memory import RUN, World
 
 import edgefl_broker
 from edgefl import protocol
+from edgefl.aggregator.coordinator import RoundSettings
 from edgefl.bundle import Bundle
-from edgefl.coordinator import RoundSettings
 from edgefl.methods.fedavg import FedAvg
 from edgefl.mqtt import Address, Connection
 from edgefl.protocol import AggregatorStatus, Announcement, BlobRef, Outgoing, Presence

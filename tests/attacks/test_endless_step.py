@@ -15,8 +15,8 @@ from memory import World
 from processes import Process
 
 import edgefl_broker
+from edgefl.aggregator.coordinator import RoundSettings
 from edgefl.bundle import Bundle
-from edgefl.coordinator import RoundSettings
 from edgefl.method import Task
 from edgefl.methods.fedavg import FedAvg
 from edgefl.protocol import TaskFailed

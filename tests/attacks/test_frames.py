@@ -14,12 +14,11 @@ from memory import RUN, World
 from toy import write_regression
 
 from edgefl import protocol
+from edgefl.aggregator.coordinator import RoundSettings
+from edgefl.aggregator.limits import Limits
 from edgefl.bundle import MAX_MANIFEST_BYTES, Bundle
 from edgefl.cli.prepare import check_names, round_of
-from edgefl.config import RunFile
-from edgefl.coordinator import RoundSettings
 from edgefl.errors import ConfigError
-from edgefl.limits import Limits
 from edgefl.method import Ask, Task
 from edgefl.methods.fedavg import FedAvg
 from edgefl.methods.scaffold import Scaffold
@@ -37,6 +36,7 @@ from edgefl.protocol import (
     Presence,
     UploadChunk,
 )
+from edgefl.runs.run_file import RunFile
 from edgefl_device.dataset import Dataset
 from edgefl_device.session import Session
 
@@ -151,7 +151,7 @@ def test_uploads_that_never_end_hold_nobody_up_for_longer_than_an_attempt(
     make_world: Any, wide: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There is room for one upload at a time; a device sends the next chunk of its own every 25 s, and copies of it."""
-    monkeypatch.setattr("edgefl.aggregator.UPLOAD_BUDGET_BYTES", 2 * 10**6)
+    monkeypatch.setattr("edgefl.aggregator.session.UPLOAD_BUDGET_BYTES", 2 * 10**6)
     world = make_world(wide, devices=3, quorum=0.6, deadline_s=60.0)
     world.run(lambda: bool(world.broker.said(Announcement)))
     (announcement,) = world.broker.said(Announcement)

@@ -11,11 +11,11 @@ import pytest
 from memory import RUN, World
 
 from edgefl import protocol
-from edgefl.aggregator import NOTE_LENGTH
+from edgefl.aggregator.classes import DeviceClass, parse_condition
+from edgefl.aggregator.coordinator import RoundSettings
+from edgefl.aggregator.session import NOTE_LENGTH
 from edgefl.bundle import Bundle
-from edgefl.classes import DeviceClass, parse_condition
 from edgefl.cli.output import tell
-from edgefl.coordinator import RoundSettings
 from edgefl.errors import one_line
 from edgefl.methods.fedavg import FedAvg
 from edgefl.protocol import Announcement, Presence, TaskFailed

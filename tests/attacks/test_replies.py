@@ -19,17 +19,17 @@ import pytest
 from memory import Broker, Killed, World, with_tensors
 
 from edgefl import protocol
-from edgefl.aggregator import Traffic
+from edgefl.aggregator.classes import Examples
+from edgefl.aggregator.coordinator import RoundDone, RoundSettings
+from edgefl.aggregator.serve import Server
+from edgefl.aggregator.session import Traffic
+from edgefl.aggregator.store import Store
 from edgefl.bundle import Bundle
-from edgefl.classes import Examples
-from edgefl.coordinator import RoundDone, RoundSettings
 from edgefl.errors import NotFinite
 from edgefl.method import Fused, State
 from edgefl.methods import METHODS
 from edgefl.mqtt import Address
 from edgefl.protocol import Announcement, Offer, Receipt
-from edgefl.serve import Server
-from edgefl.store import Store
 from edgefl_device.dataset import Dataset
 from edgefl_device.interpreter import Outcome
 

@@ -26,15 +26,15 @@ from toy import write_regression
 
 import edgefl_broker
 from edgefl import bundle as bundles
-from edgefl import onnx_walk
 from edgefl.bundle import PORTABLE, Bundle, Parity, Target, describe
 from edgefl.cli import main
 from edgefl.errors import BundleError
-from edgefl.golden import Runner
 from edgefl.mqtt import Address, Connection, Received
 from edgefl.onnx_session import make_session
-from edgefl.onnx_walk import ENGINES, OPERATORS, check_graph
+from edgefl.replay import Runner
 from edgefl.training_artifacts import ENGINE, FILES
+from edgefl.trust import onnx_walk
+from edgefl.trust.onnx_walk import ENGINES, OPERATORS, check_graph
 from edgefl_device.runtime import Runtime
 from edgefl_device.training_runtime import TrainingRuntime
 

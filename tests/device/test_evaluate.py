@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from edgefl.aggregator.learned import LearnedMean
 from edgefl.bundle import Bundle
 from edgefl.errors import DataError, EdgeflError
-from edgefl.learned import LearnedMean
 from edgefl.method import Reply
 from edgefl_device.dataset import Dataset
 from edgefl_device.evaluate import HeldOut, evaluator, set_aside

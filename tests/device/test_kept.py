@@ -17,7 +17,7 @@ from edgefl import bundle as bundles
 from edgefl.bundle import Bundle, DataContract, Input, Manifest, Output, Parity, Program
 from edgefl.errors import DataError, EdgeflError, InputError
 from edgefl.method import Keep, Task
-from edgefl.noise import normals
+from edgefl.random_numbers import normals
 from edgefl_device.dataset import Dataset
 from edgefl_device.interpreter import Outcome, answer, perform
 from edgefl_device.kept import Buffers

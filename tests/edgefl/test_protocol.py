@@ -18,9 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgefl import protocol
-from edgefl.asks import check_reply, largest_reply_bytes, metrics_of, reply_metrics, reply_names
+from edgefl.aggregator.checks import check_reply, largest_reply_bytes, metrics_of, reply_metrics, reply_names
+from edgefl.aggregator.classes import Examples
 from edgefl.bundle import Bundle
-from edgefl.classes import Examples
 from edgefl.errors import LocalProtocolError, ProtocolError, RemoteProtocolError
 from edgefl.files import sha256_hex
 from edgefl.method import Ask, Task

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from edgefl.aggregator.store import Store
 from edgefl.files import directory_atomic, sweep, write_atomic
-from edgefl.store import Store
 from edgefl_device.state_folder import sweep_state
 
 DYING = """

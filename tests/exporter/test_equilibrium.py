@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from edgefl.bundle import Bundle
 from edgefl.errors import InputError, LoweringError
-from edgefl.golden import relative_error
+from edgefl.replay import relative_error
 from edgefl.tensors import Array
 from edgefl_device.runtime import Runtime
 from edgefl_exporter import export

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from edgefl.bundle import Bundle
-from edgefl.golden import Runner, replay
+from edgefl.replay import Runner, replay
 from edgefl_exporter import SGD, export
 from edgefl_exporter.zoo import ZOO
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from edgefl.bundle import Parity
 from edgefl.errors import ParityError
-from edgefl.golden import Runner, relative_error
+from edgefl.replay import Runner, relative_error
 from edgefl.tensors import Array
 from edgefl_exporter import Adam, export, optimizers, update
 from edgefl_exporter.parity import BATCHES, FREE

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgefl.golden import Runner
+from edgefl.replay import Runner
 from edgefl_exporter import SGD, export
 from edgefl_exporter.lowering import lower
 from edgefl_exporter.randomness import hashed

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from edgefl import onnx_walk
 from edgefl.errors import EdgeflError, LoweringError, ParityError
-from edgefl.onnx_walk import OPERATORS, OPSET
+from edgefl.trust import onnx_walk
+from edgefl.trust.onnx_walk import OPERATORS, OPSET
 from edgefl_exporter import export
 
 

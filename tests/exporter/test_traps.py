@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgefl.golden import Runner
+from edgefl.replay import Runner
 from edgefl_exporter import export
 
 

@@ -17,8 +17,8 @@ import runtimes
 from edgefl.bundle import PORTABLE, Bundle
 from edgefl.errors import BundleError
 from edgefl.files import sha256_hex
-from edgefl.golden import relative_error
-from edgefl.onnx_walk import check_graph
+from edgefl.replay import relative_error
+from edgefl.trust.onnx_walk import check_graph
 
 
 @pytest.fixture(scope="module", autouse=True)

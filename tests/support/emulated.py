@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from edgefl import protocol
-from edgefl.asks import check_reply, reply_names
+from edgefl.aggregator.checks import check_reply, reply_names
+from edgefl.aggregator.fusion import fusing
 from edgefl.bundle import Bundle
-from edgefl.fusion import fusing
 from edgefl.method import Ask, Fused, Method, Reply, State
 from edgefl.tensors import Tensors
 from edgefl_device.contract import fit_to_contract

@@ -13,14 +13,14 @@ from pathlib import Path
 from types import MappingProxyType
 
 from edgefl import protocol
-from edgefl.aggregator import Aggregator, Traffic
+from edgefl.aggregator.classes import DeviceClass
+from edgefl.aggregator.coordinator import Coordinator, Note, RoundDone, RoundSettings
+from edgefl.aggregator.session import Aggregator, Traffic
+from edgefl.aggregator.store import Store
 from edgefl.bundle import PORTABLE, Bundle
-from edgefl.classes import DeviceClass
-from edgefl.coordinator import Coordinator, Note, RoundDone, RoundSettings
 from edgefl.errors import BundleError
 from edgefl.method import Fused, Method
 from edgefl.protocol import Message, Outgoing
-from edgefl.store import Store
 from edgefl_device.contract import fit_to_contract
 from edgefl_device.dataset import Dataset
 from edgefl_device.interpreter import Outcome, answer

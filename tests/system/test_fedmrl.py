@@ -8,7 +8,7 @@ from pathlib import Path
 
 from processes import Process, json_of
 
-from edgefl.config import read_run_file
+from edgefl.runs.run_file import read_run_file
 from edgefl.tensors import load_tensors
 
 Start = Callable[..., Process]

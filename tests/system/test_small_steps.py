@@ -14,7 +14,7 @@ from processes import DEVICES, Process
 from toy import write_regression
 
 import edgefl_broker
-from edgefl.store import Store
+from edgefl.aggregator.store import Store
 
 Start = Callable[..., Process]
 

@@ -2,7 +2,7 @@
 
     python tests/vectors/make_walk.py
 
-    rules      the table, the lists and the bounds of edgefl/onnx_walk.py; another language's are these
+    rules      the table, the lists and the bounds of edgefl/trust/onnx_walk.py; another language's are these
     accepted   file (base64), for an engine
     refused    file (base64), for an engine; `why` is part of what is said about it
 
@@ -17,7 +17,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from edgefl import onnx_walk
+from edgefl.trust import onnx_walk
 
 PATH = Path(__file__).parent / "walk.json"
 SECRET = "secret.bin"  # of 16 float32: of fewer, onnxruntime 1.32 wants to know more than it does

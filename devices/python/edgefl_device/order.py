@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from edgefl.noise import key_of, words
+from edgefl.random_numbers import key_of, words
 
 
 def order_of(examples: int, *, seed: int | None, device: str, epoch: int) -> npt.NDArray[np.intp]:

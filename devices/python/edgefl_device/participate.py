@@ -187,7 +187,7 @@ class _Participant:
 
     def take_part(self) -> bool:
         """Until the run is finished; False where its aggregator was not heard for so long that another may be meant."""
-        # Not a daemon: a thread in the middle of a step aborts the process (SIGABRT) when Python is torn down around it.
+        # No daemon: one in the middle of a step aborts the process (SIGABRT) when Python is torn down around it.
         worker = threading.Thread(target=self._work)
         worker.start()
         self._connection.subscribe(*self._session.subscriptions())

@@ -13,7 +13,7 @@ from edgefl.bundle import DataContract, Input, Manifest, Normalisation, Program,
 from edgefl.errors import DataError, InputError
 from edgefl.feeds import buffer_of
 from edgefl.method import Task
-from edgefl.noise import normals
+from edgefl.random_numbers import normals
 from edgefl.tensors import Array, Tensors
 from edgefl_device.contract import fit_to_contract
 from edgefl_device.dataset import Dataset

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 
 from edgefl.errors import BundleError, LoweringError
-from edgefl.onnx_walk import LARGEST_CONSTANTS_BYTES, check_graph
+from edgefl.trust.onnx_walk import LARGEST_CONSTANTS_BYTES, check_graph
 from edgefl_exporter.lowering.emit import IR_VERSION, OPSET
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from edgefl import training_artifacts
 from edgefl.bundle import Parity, Program
 from edgefl.errors import EdgeflError, InputError, LoweringError
-from edgefl.golden import Runs
+from edgefl.replay import Runs
 from edgefl.tensors import Array, Tensors, load_tensors, save_tensors
 from edgefl.training_artifacts import (
     ENGINE,

@@ -1,0 +1,286 @@
+"""Carries one run over MQTT: the connection, the clock and the run directory around an `Aggregator`."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import queue
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from edgefl import protocol
+from edgefl.aggregator.classes import DeviceClass
+from edgefl.aggregator.coordinator import Coordinator, Note, RoundDone, RoundSettings
+from edgefl.aggregator.fusion import Fusing, fusing
+from edgefl.aggregator.session import REQUESTS_BURST, REQUESTS_PER_S, Aggregator, Traffic
+from edgefl.aggregator.store import Record, Store
+from edgefl.errors import BrokerError, EdgeflError, NotFinite
+from edgefl.memory import keep_freed
+from edgefl.method import Method, State
+from edgefl.mqtt import Address, Broken, Connected, Connection, Disconnected, Received, Tls
+from edgefl.tensors import Array
+
+CHECK_S = 1.0
+_SAID = (
+    "failed",
+    "refused",
+    "asked again",
+    "undone",
+    "quorum",
+    "protocol error",
+    "no bundle",
+    "run is full",
+    "too many requests",
+)
+FAREWELL_S = 2.0  # devices leave within a tenth of that; some may be gone already
+
+# What the method has fused -> "evaluate.loss", "evaluate.correct" ...
+Evaluate = Callable[[Mapping[str, Array]], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Watcher:
+    """Who wants to see a run while it goes on."""
+
+    round_done: Callable[[Record, State], None] = lambda record, state: None
+    progress: Callable[[str], None] = lambda line: None
+
+
+@dataclass(frozen=True)
+class _StopRequest:
+    """Ctrl-C, or a polite kill."""
+
+
+class Server:
+    """One run's aggregator process."""
+
+    def __init__(
+        self,
+        run: str,
+        classes: Sequence[DeviceClass],
+        method: Method,
+        store: Store,
+        address: Address,
+        *,
+        settings: RoundSettings,
+        seed: int,
+        evaluate: Evaluate | None = None,
+        fusing: Fusing = fusing,
+        target_accuracy: float | None = None,
+        tls: Tls | None = None,
+        requests: tuple[float, float] = (REQUESTS_PER_S, REQUESTS_BURST),
+        watcher: Watcher = Watcher(),
+    ) -> None:
+        """`requests`: how many answers a second each device gets, and how many at once."""
+        self.store = store
+        self._evaluate = evaluate
+        self._target = target_accuracy
+        self._watcher = watcher
+        self._started_s = time.monotonic()
+        records = store.records()
+        self._seconds_before = float(records[-1]["elapsed_s"]) if records else 0.0
+        self.coordinator = Coordinator(
+            method,
+            store.load_state() or method.start(),
+            settings,
+            seed=seed,
+            secret=store.secret,
+            epoch=store.epoch,
+            resumed=store.open_round(),
+            replied={device for record in records for device in record["devices"]},
+            fusing=fusing,
+        )
+        if records and self._reached(records[-1]):
+            self.coordinator.finish()
+        self._connection = Connection(address, f"edgefl-{run}-aggregator", will=self._will, tls=tls)
+        self._aggregator = Aggregator(
+            run,
+            classes,
+            self.coordinator,
+            epoch=store.epoch,
+            assigned=store.classes(),
+            examples=store.examples(),
+            room=self._connection.room,
+            requests_per_s=requests[0],
+            requests_burst=requests[1],
+            on_assign=store.save_device,
+            on_announce=store.save_open_round,
+            on_round=self._round_done,
+            on_note=self._note,
+        )
+
+    def serve(self, check: Callable[[], None] | None = None) -> bool:
+        """Carry the run to its end; False when it was stopped before. Raises BrokerError.
+
+        `check` is called about every second; what it raises ends the run as an error.
+        """
+        keep_freed(block_bytes=4 * 2**20, all_bytes=32 * 2**20)
+        self._connection.subscribe(*self._aggregator.subscriptions())
+        self._connection.connect()
+        self._aggregator.chunk_bytes = self._connection.part_bytes(protocol.CHUNK_BYTES, protocol.MIN_CHUNK_BYTES)
+        self._aggregator.inline_bytes = self._connection.part_bytes(protocol.INLINE_BYTES, protocol.MIN_CHUNK_BYTES)
+        self._aggregator.frame_bytes = self._connection.part_bytes(protocol.MAX_FRAME_BYTES, protocol.MIN_CHUNK_BYTES)
+        events: queue.SimpleQueue[Any] = self._connection.inbox
+        next_check_s = time.monotonic() + CHECK_S
+        self.store.event("started", epoch=self.store.epoch, broker=str(self._connection.address))
+        try:
+            with _signals_to(events):
+                self._publish(self._aggregator.start(time.monotonic()))
+                self._check_room()
+                while not self._aggregator.finished and self._step(events):
+                    if check is not None and time.monotonic() >= next_check_s:
+                        check()
+                        next_check_s = time.monotonic() + CHECK_S
+                with contextlib.suppress(EdgeflError):  # the run is finished, whatever becomes of the connection
+                    self._say_farewell(events)
+        finally:
+            if not self._aggregator.finished:
+                with contextlib.suppress(EdgeflError):  # the connection may be what ended the run
+                    message = self._aggregator.will()
+                    self._connection.publish(message.topic, message.payload, retain=True)
+            self._connection.close()
+            self.store.event("finished" if self._aggregator.finished else "stopped")
+        return self._aggregator.finished
+
+    def _check_room(self) -> None:
+        """Raise BrokerError where the broker's packets are too small to name the devices that a round needs."""
+        most, wanted = self._aggregator.most_devices, self.coordinator.settings.min_devices
+        if most < wanted:
+            raise BrokerError(
+                f"an announcement over the broker at {self._connection.address} can name {most} devices; the run needs "
+                f"{wanted} ([round] min_devices)",
+                hint="raise the broker's packet limit (mosquitto: max_packet_size)",
+            )
+
+    def _say_farewell(self, events: queue.SimpleQueue[Any]) -> None:
+        """Answer the devices that ask whether the run is finished, until they have left."""
+        end_s = time.monotonic() + FAREWELL_S
+        while self._aggregator.finished and self.coordinator.present and time.monotonic() < end_s:
+            if not self._step(events):
+                return
+
+    def _step(self, events: queue.SimpleQueue[Any]) -> bool:
+        now_s = time.monotonic()
+        try:
+            event = events.get(timeout=max(0.0, self._aggregator.wake_s(now_s) - now_s))
+        except queue.Empty:
+            event = None
+        now_s = time.monotonic()
+        match event:
+            case Received(topic, payload, _):
+                self._publish(self._aggregator.receive(topic, payload, now_s))
+            case Connected(first) if not first:
+                self.store.event("connected again")
+                self._watcher.progress("connected to the broker again")
+                self._publish(self._aggregator.reconnected())
+            case Disconnected(reason):
+                self.store.event("connection lost", text=reason)
+                self._watcher.progress(f"connection to the broker lost ({reason}); connecting again")
+            case Broken(error):
+                raise error
+            case _StopRequest():
+                self._publish(self._aggregator.stop(now_s))
+                return False
+        self._publish(self._aggregator.tick(now_s))
+        return True
+
+    def _publish(self, messages: list[protocol.Outgoing]) -> None:
+        for message in messages:
+            self._connection.publish(message.topic, message.payload, retain=message.retain)
+
+    # --- rounds -----------------------------------------------------------------------------------------------
+
+    def _round_done(self, done: RoundDone, traffic: Traffic) -> bool:
+        """Evaluate, make durable, show. Whether there should be a next round. Raises NotFinite, before anything is
+        kept, where the state cannot be evaluated.
+
+        Of a round that need not be durable only a short record is noted: a run may have thousands.
+        """
+        record: Record = {
+            **_rates(done.fused.metrics),
+            "round": done.state.round,
+            "replies": len(done.fused.devices),
+            "asked": done.asked,
+            "attempts": done.attempts,
+            "examples": done.fused.examples,
+            "bytes_up": traffic.up_total,
+            "bytes_down": traffic.down,
+            "bytes_up_by_device": traffic.up,
+            "seconds": round(done.seconds, 4),
+            "elapsed_s": round(self._seconds_before + time.monotonic() - self._started_s, 4),
+            "devices": list(done.fused.devices),
+            "weights": {device: round(weight, 6) for device, weight in done.fused.weights.items()},
+        }
+        if not done.durable:
+            self.store.save_round(done.state, record | {"durable": False}, durable=False)
+            self._watcher.round_done(record, done.state)
+            return True
+        record["measured"] = {device: dict(metrics) for device, metrics in done.fused.measured.items()}
+        if self._evaluate is not None:
+            held_out = _rates(self._evaluate(done.state.tensors))
+            record["loss"] = held_out["evaluate.loss"]
+            if not math.isfinite(record["loss"]):
+                raise NotFinite(f"the held-out loss would be {record['loss']}")
+            record["accuracy"] = held_out.get("evaluate.accuracy")
+        elif "evaluate.accuracy" in record:
+            record["loss"], record["accuracy"] = record["evaluate.loss"], record["evaluate.accuracy"]
+        self.store.save_round(done.state, record)
+        self.store.event("round done", round=done.state.round, replies=record["replies"])
+        self._watcher.round_done(record, done.state)
+        return not self._reached(record)
+
+    def _reached(self, record: Record) -> bool:
+        accuracy = record.get("accuracy")
+        return self._target is not None and accuracy is not None and accuracy >= self._target
+
+    def _note(self, note: Note) -> None:
+        self.store.note(note)
+        replies, asked = self.coordinator.replies
+        if note.event in _SAID:
+            about = f" device {note.device}" if note.device else ""
+            self._watcher.progress(f"round {note.round + 1}:{about} {note.event}: {note.text}")
+        elif asked:
+            self._watcher.progress(f"{self._about()}: {replies} of {asked} replies")
+        else:
+            wanted = self.coordinator.settings.min_devices
+            self._watcher.progress(f"waiting for devices: {len(self.coordinator.present)} of {wanted}")
+
+    def _about(self) -> str:
+        """The open round, for a person."""
+        return self.coordinator.about or f"round {self.coordinator.state.round + 1}"
+
+    def _will(self) -> tuple[str, bytes]:
+        message = self._aggregator.will()
+        return message.topic, message.payload
+
+
+def _rates(metrics: Any) -> dict[str, float]:
+    """Sums of correct answers become accuracies: "evaluate.correct" / "evaluate.examples"."""
+    rates = dict(metrics)
+    for name in [n for n in rates if n.endswith(".correct")]:
+        program = name.removesuffix(".correct")
+        examples = rates.get(f"{program}.examples", 0.0)
+        if examples:
+            rates[f"{program}.accuracy"] = rates[name] / examples
+    return rates
+
+
+@contextmanager
+def _signals_to(events: queue.SimpleQueue[Any]) -> Iterator[None]:
+    """Ctrl-C and SIGTERM become an event, so that they never cut a fusion in two. A second Ctrl-C ends at once."""
+
+    def ask_to_stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        events.put(_StopRequest())
+
+    before = {s: signal.signal(s, ask_to_stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

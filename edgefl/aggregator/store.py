@@ -1,0 +1,317 @@
+"""A run on disk: what was durable when.
+
+    runs/digits-20260102-030405/
+        run.toml              the resolved run file
+        run.json              how often the aggregator started (its epoch), the secret of its nonces
+        bundles/CLASS/        the bundle that devices of a class download
+        devices.jsonl         which class each device has, and how many examples it says it has
+        weights.py            where the run has a weight rule of its own, its file
+        state.safetensors     the method's state after the last durable round, with that round's record
+        open.json             the round that is announced, if one is
+        metrics.jsonl         one record per round
+        events.jsonl          what happened, for a person
+        weights.safetensors   the fused weights at the end
+        model.onnx            an inference model with these weights
+        report.html           curves and tables
+
+A round is durable when `save_round` returns, unless its ask said that it need not be. What such rounds have left here
+after the last durable one is removed when the run goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from edgefl.aggregator.classes import Examples
+from edgefl.aggregator.coordinator import Announce, Note, OpenRound
+from edgefl.errors import ConfigError, InputError
+from edgefl.files import Kind, from_builtins, from_json, read_bytes, sweep, write_atomic
+from edgefl.method import State
+from edgefl.protocol import MAX_DEVICES, NAME, Stock
+from edgefl.tensors import load_about, load_tensors, save_tensors
+
+Record = dict[str, Any]
+
+# What is written here, for `sweep`. Not below devices/: an emulated device sweeps its own folder, and may still end.
+WRITTEN = (
+    *("run.toml", "*.json", "*.jsonl", "weights.py", "*.safetensors", "*.onnx", "report.html"),
+    *("models/*.onnx", "dreams/*.png", "data/*.npz", "bundles/*/", "student/"),
+)
+MAX_JSON_BYTES = 2**20  # of run.json and open.json: 10,000 devices have 400 KB of names
+
+Count = Annotated[int, Meta(ge=0, le=2**53)]
+Number = int | float  # as it was written: a resumed run ends with the files of one that was never stopped
+
+
+class _Run(msgspec.Struct, frozen=True):
+    """run.json"""
+
+    epoch: Count
+    secret: Annotated[str, Meta(min_length=1, max_length=200)]
+
+
+class _Open(msgspec.Struct, frozen=True):
+    """open.json"""
+
+    round: Count
+    attempt: Count
+    devices: Annotated[list[Annotated[str, Meta(pattern=NAME)]], Meta(max_length=MAX_DEVICES)]
+    quorum: Count
+    weight_limit: Number = 0.0
+
+
+class _About(msgspec.Struct, frozen=True):
+    """What stands in state.safetensors beside its tensors."""
+
+    round: Count
+    numbers: dict[str, Number]
+    record: Record
+
+
+class _Round(msgspec.Struct, frozen=True):
+    """A line of metrics.jsonl: what it must have, and the kind of what it may have. It has other numbers as well."""
+
+    round: Count
+    replies: Count = 0
+    asked: Count = 0
+    bytes_up: Number = 0
+    bytes_down: Number = 0
+    seconds: Number = 0
+    elapsed_s: Number = 0
+    devices: list[str] = []
+    weights: dict[str, Number | None] = {}
+    measured: dict[str, dict[str, Number | None]] = {}
+    accuracy: Number | None = None
+    loss: Number | None = None
+
+
+class _Device(msgspec.Struct, frozen=True):
+    """A line of devices.jsonl."""
+
+    device: Annotated[str, Meta(pattern=NAME)]
+    name: str = msgspec.field(name="class")
+    train_examples: Stock = 0
+    test_examples: Stock = 0
+
+
+class Store:
+    """One run directory. `create` or `open` it."""
+
+    def __init__(self, path: Path, epoch: int, secret: str) -> None:
+        self.path = path
+        self.epoch = epoch
+        self.secret = secret
+        self._events = open(path / "events.jsonl", "a", encoding="utf-8")  # noqa: SIM115 - open for the run
+
+    @classmethod
+    def create(cls, path: Path, config: str) -> Store:
+        """A new run directory. Raises ConfigError when there is one already."""
+        if (path / "run.json").exists():
+            raise ConfigError(f"{path} holds a run already", hint="go on with --resume, or choose another name")
+        path.mkdir(parents=True, exist_ok=True)
+        write_atomic(path / "run.toml", config.encode())
+        return cls._begin(path, epoch=1, secret=secrets.token_hex(16))
+
+    @classmethod
+    def open(cls, path: Path) -> Store:
+        """Go on with a run. Raises ConfigError when there is none, or its files are damaged."""
+        about = path / "run.json"
+        if not about.exists():
+            raise ConfigError(f"no run at {path}: run.json is missing", hint="start one without --resume")
+        with _damage(about):
+            saved = from_json(read_bytes(about, MAX_JSON_BYTES), _Run)
+        store = cls._begin(path, saved.epoch + 1, saved.secret)
+        try:
+            store._repair_lines("devices.jsonl")
+            store._repair_metrics()
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+    @classmethod
+    def _begin(cls, path: Path, epoch: int, secret: str) -> Store:
+        sweep(path, WRITTEN)
+        write_atomic(path / "run.json", json.dumps({"epoch": epoch, "secret": secret}).encode())
+        return cls(path, epoch, secret)
+
+    # --- the method's state -----------------------------------------------------------------------------------
+
+    def save_round(self, state: State, record: Record, *, durable: bool = True) -> None:
+        """Make a round durable: its state first, then its record. Where it need not be, its record is noted only."""
+        if not durable:
+            self._append("metrics.jsonl", record, durable=False)
+            return
+        about = {"round": state.round, "numbers": dict(state.numbers), "record": record}
+        write_atomic(self.path / "state.safetensors", save_tensors(state.tensors, {"about": _line(about)}))
+        self._append("metrics.jsonl", record)
+
+    def load_state(self) -> State | None:
+        """The state after the last durable round; None before the first."""
+        about = self._about()
+        if about is None:
+            return None
+        path = self.path / "state.safetensors"
+        with _damage(path):
+            return State(about.round, load_tensors(read_bytes(path), path), about.numbers)
+
+    def records(self) -> list[Record]:
+        """One record per round."""
+        return read_records(self.path / "metrics.jsonl")
+
+    def _about(self) -> _About | None:
+        path = self.path / "state.safetensors"
+        if not path.exists():
+            return None
+        with _damage(path):
+            return load_about(read_bytes(path), "about", _About)
+
+    def _repair_metrics(self) -> None:
+        """After a crash: a last line that is cut, rounds after the last durable one, or that one's record missing.
+
+        Rounds before it that were not durable may have lost theirs in a power cut.
+        """
+        self._repair_lines("metrics.jsonl")
+        about = self._about()
+        records = self.records()
+        last = about.round if about is not None else 0
+        kept = [record for record in records if record["round"] <= last]
+        if about is not None and (not kept or kept[-1]["round"] != last):
+            kept.append(about.record)
+        if kept != records:
+            write_atomic(self.path / "metrics.jsonl", "".join(map(_line, kept)).encode())
+
+    # --- devices ----------------------------------------------------------------------------------------------
+
+    def save_device(self, device: str, name: str, examples: Examples) -> None:
+        """Remember which class a device has, durably: its private state fits no other. And what it states, for a reply
+        may come before it says so again."""
+        about = {"train_examples": examples.train, "test_examples": examples.test}
+        self._append("devices.jsonl", {"device": device, "class": name, **about})
+
+    def classes(self) -> dict[str, str]:
+        """The class of each device that ever joined."""
+        return read_classes(self.path)
+
+    def examples(self) -> dict[str, Examples]:
+        """What each device stated last."""
+        lines = _lines(self.path / "devices.jsonl", _Device)
+        return {line.device: Examples(line.train_examples, line.test_examples) for line in lines}
+
+    # --- files of lines ---------------------------------------------------------------------------------------
+
+    def _append(self, name: str, record: Record, *, durable: bool = True) -> None:
+        with open(self.path / name, "a", encoding="utf-8") as file:
+            file.write(_line(record))
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+
+    def _repair_lines(self, name: str) -> None:
+        """Remove a last line that a crash has cut."""
+        path = self.path / name
+        data = read_bytes(path, error=ConfigError) if path.exists() else b""
+        whole = data[: data.rfind(b"\n") + 1]
+        if whole != data:
+            write_atomic(path, whole)
+
+    # --- rounds and events ------------------------------------------------------------------------------------
+
+    def save_open_round(self, announce: Announce) -> None:
+        """Remember who is asked, so that a resume asks the same devices. A round that no resume opens is noted only."""
+        about = {
+            "round": announce.round,
+            "attempt": announce.attempt,
+            "devices": list(announce.devices),
+            "quorum": announce.quorum,
+            "weight_limit": announce.weight_limit,
+        }
+        if announce.durable:
+            write_atomic(self.path / "open.json", json.dumps(about).encode())
+        self.event("announced", **about | {"round": announce.round + 1})
+
+    def open_round(self) -> OpenRound | None:
+        """The round that was announced last."""
+        path = self.path / "open.json"
+        if not path.exists():
+            return None
+        with _damage(path):
+            about = from_json(read_bytes(path, MAX_JSON_BYTES), _Open)
+        return OpenRound(about.round, about.attempt, tuple(about.devices), about.quorum, about.weight_limit)
+
+    def note(self, note: Note) -> None:
+        self.event(note.event, round=note.round + 1, device=note.device, text=note.text)
+
+    def event(self, event: str, **about: object) -> None:
+        """Append to events.jsonl. Not fsynced: nothing depends on it."""
+        line = {"time": round(time.time(), 3), "event": event} | {k: v for k, v in about.items() if v != ""}
+        self._events.write(json.dumps(line) + "\n")
+        self._events.flush()
+
+    def close(self) -> None:
+        self._events.close()
+
+
+def read_records(path: Path) -> list[Record]:
+    """A run's metrics.jsonl: a record for each round; none where it is not there.
+
+    Raises ConfigError where it is damaged.
+    """
+    records = _lines(path, Record)
+    with _damage(path):
+        for record in records:
+            _check_record(record)
+    return records
+
+
+def _check_record(record: Record) -> None:
+    """Raise ValueError unless a record's numbers are numbers; null stands for one that was not finite."""
+    from_builtins(record, _Round)
+    for key, value in record.items():
+        if "." in key and not isinstance(value, (int, float, type(None))):  # a metric, such as train.loss
+            raise ValueError(f"{key} is {value!r}; expected a number")
+
+
+def read_classes(run_dir: Path) -> dict[str, str]:
+    """A run's devices.jsonl: the class of each device. Raises ConfigError where it is damaged."""
+    return {line.device: line.name for line in _lines(run_dir / "devices.jsonl", _Device)}
+
+
+def _lines(path: Path, kind: type[Kind]) -> list[Kind]:
+    if not path.exists():
+        return []
+    with _damage(path):
+        return [from_json(line, kind) for line in read_bytes(path).splitlines()]
+
+
+def _line(record: Record) -> str:
+    """One line of JSON, which has no word for what is not finite: null stands there."""
+    return json.dumps(_finite(record), allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """What cannot be read in the block becomes a ConfigError that names the file."""
+    try:
+        yield
+    except (ValueError, InputError) as error:
+        raise ConfigError(f"{path} is damaged: {error}", hint="restore it from a copy, or start a new run") from error

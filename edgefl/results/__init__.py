@@ -1,0 +1,1 @@
+"""What a run leaves for a person: the report, pictures, models that predict."""

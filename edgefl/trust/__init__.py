@@ -1,0 +1,1 @@
+"""What is believed of a stranger: a program is walked before anything runs it."""
