@@ -43,7 +43,7 @@ from edgefl.methods.fedavg import FedAvg
 from edgefl.runs.partition import dirichlet, iid
 from edgefl.tensors import Array, Tensors
 from edgefl_device.data import Dataset, Splits, read_splits
-from edgefl_device.student import Student
+from edgefl_device.work.student import Student
 
 DEVICES, ALPHA = 4, 0.1
 LEAST = 10  # images that a device has at least

@@ -33,7 +33,7 @@ from edgefl.methods.fedavg import FedAvg
 from edgefl.protocol import tensors_to_bytes
 from edgefl.runs.partition import dirichlet
 from edgefl_device.data import Splits, read_splits
-from edgefl_device.evaluate import HeldOut
+from edgefl_device.work.evaluate import HeldOut
 
 BUDGETS = (2, 4, 8, 16, 32)
 DEVICES, BATCH_SIZE, CLIP_NORM = 10, 20, 1.0

@@ -27,7 +27,7 @@ from torch import nn
 
 from edgefl.bundle import Bundle
 from edgefl.doctor.shapes import example_inputs
-from edgefl_device.runtime import Runtime
+from edgefl_device.engines.runtime import Runtime
 
 MODELS = ("deq-mlp", "deq-conv", "deq-conv-cifar")
 BUDGETS = (2, 4, 8, 16, 32)

@@ -26,8 +26,8 @@ def device(bundle_path: str, data_path: str, epochs: int, mark: Callable[[str], 
     from edgefl import bundle as bundles
     from edgefl.method import Task
     from edgefl_device.data import fit_to_contract, read
-    from edgefl_device.interpreter import perform
-    from edgefl_device.runtime import Runtime
+    from edgefl_device.engines.runtime import Runtime
+    from edgefl_device.work.interpreter import perform
 
     mark("imports")
     bundle = bundles.read(bundle_path)

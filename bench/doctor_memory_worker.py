@@ -12,7 +12,7 @@ import onnxruntime  # noqa: F401  (what it takes by itself is no part of the gro
 
 from edgefl import bundle as bundles
 from edgefl.doctor.shapes import example_inputs
-from edgefl_device.runtime import Runtime
+from edgefl_device.engines.runtime import Runtime
 
 
 def memory(field: str) -> int:

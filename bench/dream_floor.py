@@ -34,7 +34,7 @@ from edgefl.bundle import Bundle, DataContract, Input, Manifest, Output, Parity,
 from edgefl.method import Ask, Fused, State, Task
 from edgefl.mqtt import Address
 from edgefl.runs.fleet import Fleet
-from edgefl_device.runtime import Runtime
+from edgefl_device.engines.runtime import Runtime
 
 DEVICES = 4
 SHAPE = (64, 3, 32, 32)

@@ -21,9 +21,9 @@ from edgefl.bundle import Bundle
 from edgefl.method import Method, Reply, State, Task
 from edgefl.tensors import Tensors
 from edgefl_device.data import Dataset, fit_to_contract
-from edgefl_device.interpreter import Outcome, answer, perform
-from edgefl_device.kept import Buffers
-from edgefl_device.runtime import Runtime
+from edgefl_device.engines.runtime import Runtime
+from edgefl_device.work.interpreter import Outcome, answer, perform
+from edgefl_device.work.kept import Buffers
 
 
 @dataclass

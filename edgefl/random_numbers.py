@@ -1,4 +1,8 @@
-"""Random numbers that aggregator and devices make alike, in any language: pure functions of a key."""
+"""Random numbers that aggregator and devices make alike, in any language: pure functions of a key.
+
+All that is random on a device is here: the order of its examples, the seed of its programs, noise. What a program draws
+from its seed is in the program itself.
+"""
 
 from __future__ import annotations
 
@@ -35,3 +39,20 @@ def normals(seed: int, shape: Sequence[int]) -> npt.NDArray[np.float32]:
     u, v = ((drawn >> np.uint64(11)).astype(np.float64) * 2.0**-53).T
     made: npt.NDArray[np.float32] = (np.sqrt(-2 * np.log1p(-u)) * np.cos(2 * np.pi * v)).astype(np.float32)
     return made.reshape(shape)
+
+
+def order_of(examples: int, *, seed: int | None, device: str, epoch: int) -> npt.NDArray[np.intp]:
+    """The indices 0..examples-1 in the order of one epoch; None keeps the feed's order.
+
+    key = the first 8 bytes, little-endian, of SHA-256("SEED/DEVICE/EPOCH"). Example i is placed by the i-th
+    number of SplitMix64 started at key. NumPy's own shuffles may change between versions and exist in no other
+    language.
+    """
+    if seed is None:
+        return np.arange(examples)
+    return np.argsort(words(key_of(f"{seed}/{device}/{epoch}"), examples), kind="stable")
+
+
+def seed_of(seed: int | None, device: str) -> int:
+    """The seed of a program's random numbers, 0 to 2^63 - 1, from SHA-256("SEED/DEVICE/program"). 0 without a seed."""
+    return 0 if seed is None else int(key_of(f"{seed}/{device}/program")[0] >> np.uint64(1))

@@ -32,16 +32,16 @@ def test_the_contracts_hold() -> None:
     ("file", "line", "contract"),
     [
         ("edgefl/aggregator/fusion.py", "import edgefl_device", "only edgefl.cli wires"),
-        ("devices/python/edgefl_device/runtime.py", "import edgefl_exporter", "know nothing of each other"),
+        ("devices/python/edgefl_device/engines/runtime.py", "import edgefl_exporter", "know nothing of each other"),
         ("exporter/edgefl_exporter/losses.py", "import edgefl.aggregator.coordinator", "take only what all share"),
         (
-            "devices/python/edgefl_device/runtime.py",
+            "devices/python/edgefl_device/engines/runtime.py",
             "def f(): import edgefl.aggregator.fusion",
             "a device takes only nouns",
         ),
         ("broker/edgefl_broker/engines.py", "import edgefl.protocol", "the broker takes only errors"),
         ("edgefl/aggregator/coordinator.py", "import paho.mqtt.client", "only edgefl.mqtt imports an MQTT client"),
-        ("devices/python/edgefl_device/runtime.py", "import torch", "only the exporter imports torch"),
+        ("devices/python/edgefl_device/engines/runtime.py", "import torch", "only the exporter imports torch"),
     ],
 )
 def test_a_broken_contract_is_found(file: str, line: str, contract: str, tmp_path: Path) -> None:

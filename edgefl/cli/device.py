@@ -79,8 +79,8 @@ def device(
       edgefl device --broker mqtt://127.0.0.1:1883 --name pi-1 --data parts/pi-1.npz
     """
     from edgefl.mqtt import Address, Tls
+    from edgefl_device.data.sources import read_splits
     from edgefl_device.participate import Options, participate
-    from edgefl_device.sources import read_splits
 
     if not re.fullmatch(NAME, name):
         raise ConfigError(f"device name {name!r} cannot be used", hint="a-z, 0-9, _ and -, at most 36 characters")

@@ -228,7 +228,7 @@ def _step_seconds(bundle: Bundle, batch_size: int) -> float:
     """The shortest of some training steps, driven as a device drives them, on one core."""
     from edgefl.doctor.shapes import example_inputs
     from edgefl.doctor.speed import best_seconds
-    from edgefl_device.runtime import Runtime
+    from edgefl_device.engines.runtime import Runtime
 
     runtime = Runtime(bundle)
     inputs = example_inputs(bundle.manifest.program("train"), batch_size)

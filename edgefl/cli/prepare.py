@@ -31,7 +31,7 @@ from edgefl.runs.run_file import BundleSection, EvaluateSection, ModelSection, R
 from edgefl.tensors import Array, save_tensors
 
 if TYPE_CHECKING:
-    from edgefl_device.student import Student
+    from edgefl_device.work.student import Student
 
 
 def classes_of(config: RunFile, place: Path) -> list[DeviceClass]:
@@ -68,7 +68,7 @@ def student_of(config: RunFile, place: Path) -> Student | None:
     """The model that learns on the aggregator, where the run has one."""
     if config.student is None:
         return None
-    from edgefl_device.student import Student
+    from edgefl_device.work.student import Student
 
     return Student(_bundle_of(config.student, place / "student", config.seed, "student"))
 
@@ -155,7 +155,7 @@ def evaluator_of(config: RunFile, classes: Sequence[DeviceClass], method: Method
     """
     if config.evaluate is None:
         return None
-    from edgefl_device.evaluate import evaluator
+    from edgefl_device.work.evaluate import evaluator
 
     test, _ = _evaluation_data(config.evaluate, config.seed)
     size = config.evaluate.batch_size
@@ -208,7 +208,7 @@ def fusing_of(config: RunFile, classes: Sequence[DeviceClass], place: Path) -> F
         rule = load_rule(inside, function, f"{file.name}:{function}")
         return lambda ask: (fusion_named(ask.fusion), rule) if ask.weight == weight else fusing(ask)
     if weight == LEARNED and config.evaluate is not None:
-        from edgefl_device.evaluate import HeldOut
+        from edgefl_device.work.evaluate import HeldOut
 
         if len(classes) > 1:
             raise ConfigError(
@@ -223,8 +223,8 @@ def fusing_of(config: RunFile, classes: Sequence[DeviceClass], place: Path) -> F
 
 def _evaluation_data(section: EvaluateSection, seed: int) -> tuple[Any, Any]:
     """The data set's test part where it has one: what is evaluated on, and what is held out for learned weights."""
-    from edgefl_device.evaluate import set_aside
-    from edgefl_device.sources import read_splits
+    from edgefl_device.data.sources import read_splits
+    from edgefl_device.work.evaluate import set_aside
 
     splits = read_splits(section.data)
     held_out, rest = set_aside(splits.train if splits.test is None else splits.test, section.held_out, seed=seed)

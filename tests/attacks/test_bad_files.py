@@ -32,9 +32,9 @@ from edgefl.method import Ask, State
 from edgefl.runs.run_file import parse_run_file, read_run_file
 from edgefl.tensors import load_tensors, save_tensors
 from edgefl_device.data import read_splits
-from edgefl_device.download import Download
-from edgefl_device.journal import Journal, Kept
-from edgefl_device.kept import Buffers
+from edgefl_device.wire.download import Download
+from edgefl_device.work.journal import Journal, Kept
+from edgefl_device.work.kept import Buffers
 
 DEEP = "[" * 100_000 + "]" * 100_000
 LONG = "9" * 5_000  # more digits than Python reads

@@ -18,10 +18,10 @@ from edgefl.bundle import Bundle
 from edgefl.methods.fedavg import FedAvg
 from edgefl.mqtt import Address, Connection
 from edgefl.protocol import AggregatorStatus, Announcement, BlobRef, Outgoing, Presence
-from edgefl_device import life
-from edgefl_device.dataset import Dataset
+from edgefl_device.data.dataset import Dataset
 from edgefl_device.participate import find_run
-from edgefl_device.session import FINISHED_S, Session
+from edgefl_device.wire import life
+from edgefl_device.wire.session import FINISHED_S, Session
 
 ROUNDS = 3
 STATUS = protocol.aggregator_topic(RUN)

@@ -20,12 +20,12 @@ from edgefl.bundle import Bundle
 from edgefl.method import Task
 from edgefl.methods.fedavg import FedAvg
 from edgefl.protocol import TaskFailed
-from edgefl_device.contract import fit_to_contract
-from edgefl_device.dataset import Dataset
-from edgefl_device.failures import Failures
-from edgefl_device.interpreter import perform
-from edgefl_device.runtime import Runtime
-from edgefl_device.stopping import Stop, Stopped
+from edgefl_device.data.contract import fit_to_contract
+from edgefl_device.data.dataset import Dataset
+from edgefl_device.engines.runtime import Runtime
+from edgefl_device.wire.failures import Failures
+from edgefl_device.work.interpreter import perform
+from edgefl_device.work.stopping import Stop, Stopped
 
 TRAIN = Task(program="train", load=("w",), batch_size=0, settings={"learning_rate": 0.25}, send=("w",))
 DATA = Dataset(np.eye(2, dtype=np.float32), np.ones(2, np.float32))

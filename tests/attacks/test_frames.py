@@ -37,8 +37,8 @@ from edgefl.protocol import (
     UploadChunk,
 )
 from edgefl.runs.run_file import RunFile
-from edgefl_device.dataset import Dataset
-from edgefl_device.session import Session
+from edgefl_device.data.dataset import Dataset
+from edgefl_device.wire.session import Session
 
 A = "a" * 64
 UP = protocol.up_topic(RUN, "pi-1")

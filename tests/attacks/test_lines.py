@@ -19,7 +19,7 @@ from edgefl.cli.output import tell
 from edgefl.errors import one_line
 from edgefl.methods.fedavg import FedAvg
 from edgefl.protocol import Announcement, Presence, TaskFailed
-from edgefl_device.dataset import Dataset
+from edgefl_device.data.dataset import Dataset
 
 LOUD = "\x1b[2J\r\nround 1: all is well\x07\u2028\u202e\x9b"
 

@@ -30,8 +30,8 @@ from edgefl.method import Fused, State
 from edgefl.methods import METHODS
 from edgefl.mqtt import Address
 from edgefl.protocol import Announcement, Offer, Receipt
-from edgefl_device.dataset import Dataset
-from edgefl_device.interpreter import Outcome
+from edgefl_device.data.dataset import Dataset
+from edgefl_device.work.interpreter import Outcome
 
 SIZES = {"mallory": 2, "pi-1": 2, "pi-2": 4, "pi-3": 2}
 HONEST = ("pi-1", "pi-2", "pi-3")

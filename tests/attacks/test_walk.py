@@ -35,8 +35,8 @@ from edgefl.replay import Runner
 from edgefl.training_artifacts import ENGINE, FILES
 from edgefl.trust import onnx_walk
 from edgefl.trust.onnx_walk import ENGINES, OPERATORS, check_graph
-from edgefl_device.runtime import Runtime
-from edgefl_device.training_runtime import TrainingRuntime
+from edgefl_device.engines.runtime import Runtime
+from edgefl_device.engines.training_runtime import TrainingRuntime
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 MADE = runpy.run_path(str(VECTORS / "make_walk.py"))

@@ -11,8 +11,8 @@ from edgefl.aggregator.learned import LearnedMean
 from edgefl.bundle import Bundle
 from edgefl.errors import DataError, EdgeflError
 from edgefl.method import Reply
-from edgefl_device.dataset import Dataset
-from edgefl_device.evaluate import HeldOut, evaluator, set_aside
+from edgefl_device.data.dataset import Dataset
+from edgefl_device.work.evaluate import HeldOut, evaluator, set_aside
 from edgefl_exporter.export import export
 
 WEIGHTS = np.array([[2.0, -1.0]], np.float32)

@@ -14,13 +14,13 @@ from toy import write_regression
 from edgefl.bundle import Bundle, DataContract, File, Input, Manifest, Normalisation, Parity, Program
 from edgefl.errors import DataError, EdgeflError, InputError
 from edgefl.method import Task
-from edgefl_device.contract import batches
-from edgefl_device.dataset import Dataset
-from edgefl_device.interpreter import Outcome, perform
-from edgefl_device.order import order_of, seed_of
-from edgefl_device.plan import check_own_settings, plan
-from edgefl_device.runtime import Runtime
-from edgefl_device.stopping import Stop, Stopped
+from edgefl.random_numbers import order_of, seed_of
+from edgefl_device.data.contract import batches
+from edgefl_device.data.dataset import Dataset
+from edgefl_device.engines.runtime import Runtime
+from edgefl_device.work.interpreter import Outcome, perform
+from edgefl_device.work.plan import check_own_settings, plan
+from edgefl_device.work.stopping import Stop, Stopped
 
 TWO = Dataset(np.eye(2, dtype=np.float32), np.array([1, 2], np.float32))
 # Three examples, one of them alone in the last batch of two.

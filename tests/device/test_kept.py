@@ -18,10 +18,10 @@ from edgefl.bundle import Bundle, DataContract, Input, Manifest, Output, Parity,
 from edgefl.errors import DataError, EdgeflError, InputError
 from edgefl.method import Keep, Task
 from edgefl.random_numbers import normals
-from edgefl_device.dataset import Dataset
-from edgefl_device.interpreter import Outcome, answer, perform
-from edgefl_device.kept import Buffers
-from edgefl_device.runtime import Runtime
+from edgefl_device.data.dataset import Dataset
+from edgefl_device.engines.runtime import Runtime
+from edgefl_device.work.interpreter import Outcome, answer, perform
+from edgefl_device.work.kept import Buffers
 
 OWN = Dataset(np.eye(2, dtype=np.float32), np.array([1, 2], np.float32))
 W = np.array([1, 10], np.float32)  # an example [a, b] is predicted as a + 10 b, so a prediction shows its example

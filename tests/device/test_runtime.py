@@ -11,7 +11,7 @@ import pytest
 
 from edgefl.bundle import Bundle
 from edgefl.errors import BundleError, EdgeflError, InputError
-from edgefl_device.runtime import Runtime
+from edgefl_device.engines.runtime import Runtime
 
 X = np.eye(2, dtype=np.float32)
 Y = np.array([1, 2], np.float32)

@@ -12,7 +12,7 @@ import pytest
 
 from edgefl.aggregator.store import Store
 from edgefl.files import directory_atomic, sweep, write_atomic
-from edgefl_device.state_folder import sweep_state
+from edgefl_device.work.state_folder import sweep_state
 
 DYING = """
 import os, pathlib, signal, sys

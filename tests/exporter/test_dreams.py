@@ -16,10 +16,10 @@ from edgefl.bundle import Bundle, Normalisation
 from edgefl.errors import InputError, LoweringError
 from edgefl.method import Task
 from edgefl.tensors import Array
-from edgefl_device.contract import fit_to_contract
-from edgefl_device.dataset import Dataset
-from edgefl_device.interpreter import Outcome, perform
-from edgefl_device.runtime import Runtime
+from edgefl_device.data.contract import fit_to_contract
+from edgefl_device.data.dataset import Dataset
+from edgefl_device.engines.runtime import Runtime
+from edgefl_device.work.interpreter import Outcome, perform
 from edgefl_exporter import SGD, export
 from edgefl_exporter.programs.dreams import dream, export_dreams
 from edgefl_exporter.programs.generator import NUMBERS, Generator

@@ -19,7 +19,7 @@ from edgefl.bundle import Bundle
 from edgefl.errors import InputError, LoweringError
 from edgefl.replay import relative_error
 from edgefl.tensors import Array
-from edgefl_device.runtime import Runtime
+from edgefl_device.engines.runtime import Runtime
 from edgefl_exporter import export
 from edgefl_exporter.programs.equilibrium import Anderson, Damped, Equilibrium, Solver, equilibrium
 from edgefl_exporter.zoo.equilibrium import CONTRACTION, ConvInhibition, Inhibition, spectral_bound

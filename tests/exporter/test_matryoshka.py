@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from edgefl.bundle import Bundle
 from edgefl.errors import LoweringError
 from edgefl.methods.fedmrl import FedMRL
-from edgefl_device.dataset import Dataset
-from edgefl_device.runtime import Runtime
+from edgefl_device.data.dataset import Dataset
+from edgefl_device.engines.runtime import Runtime
 from edgefl_exporter import export_matryoshka
 from edgefl_exporter.optimizers import SGD
 from edgefl_exporter.zoo.classifiers import cnn5

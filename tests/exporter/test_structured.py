@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgefl.errors import BundleError, InputError, LoweringError
-from edgefl_device.runtime import Runtime
+from edgefl_device.engines.runtime import Runtime
 from edgefl_exporter import export
 from edgefl_exporter.losses import Labels, Loss
 from edgefl_exporter.model import declare_setting, settings_of

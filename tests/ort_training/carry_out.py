@@ -11,8 +11,8 @@ from edgefl import bundle as bundles
 from edgefl.method import Task
 from edgefl.tensors import save_tensors
 from edgefl_device.data import fit_to_contract, read
-from edgefl_device.engine import start
-from edgefl_device.interpreter import perform
+from edgefl_device.engines.engine import start
+from edgefl_device.work.interpreter import perform
 
 RATE = {"learning_rate": 0.02}
 engine, path, data, out = sys.argv[1:]

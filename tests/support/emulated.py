@@ -10,10 +10,10 @@ from edgefl.aggregator.fusion import fusing
 from edgefl.bundle import Bundle
 from edgefl.method import Ask, Fused, Method, Reply, State
 from edgefl.tensors import Tensors
-from edgefl_device.contract import fit_to_contract
-from edgefl_device.dataset import Dataset
-from edgefl_device.interpreter import answer
-from edgefl_device.runtime import Runtime
+from edgefl_device.data.contract import fit_to_contract
+from edgefl_device.data.dataset import Dataset
+from edgefl_device.engines.runtime import Runtime
+from edgefl_device.work.interpreter import answer
 
 
 class Devices:

@@ -21,12 +21,23 @@ from edgefl.bundle import PORTABLE, Bundle
 from edgefl.errors import BundleError
 from edgefl.method import Fused, Method
 from edgefl.protocol import Message, Outgoing
-from edgefl_device.contract import fit_to_contract
-from edgefl_device.dataset import Dataset
-from edgefl_device.interpreter import Outcome, answer
-from edgefl_device.kept import Buffers
-from edgefl_device.runtime import Runtime
-from edgefl_device.session import Cancel, Conflict, Done, Job, Perform, Prepare, Session, Subscribe, Unfit, Unsubscribe
+from edgefl_device.data.contract import fit_to_contract
+from edgefl_device.data.dataset import Dataset
+from edgefl_device.engines.runtime import Runtime
+from edgefl_device.wire.session import (
+    Cancel,
+    Conflict,
+    Done,
+    Job,
+    Perform,
+    Prepare,
+    Session,
+    Subscribe,
+    Unfit,
+    Unsubscribe,
+)
+from edgefl_device.work.interpreter import Outcome, answer
+from edgefl_device.work.kept import Buffers
 
 RUN = "toy"
 AGGREGATOR = "the aggregator"

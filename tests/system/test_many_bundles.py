@@ -20,7 +20,7 @@ from edgefl.mqtt import Address, Connection, Received
 from edgefl.tensors import load_tensors
 from edgefl_broker import RunningBroker
 from edgefl_device.data import read_splits
-from edgefl_device.journal import Journal
+from edgefl_device.work.journal import Journal
 from edgefl_exporter import export_matryoshka
 
 Start = Callable[..., Process]

@@ -13,10 +13,10 @@ from torch import nn
 from edgefl.bundle import Bundle
 from edgefl.errors import InputError, LoweringError
 from edgefl.method import Task
-from edgefl_device.contract import fit_to_contract
-from edgefl_device.dataset import Dataset
-from edgefl_device.interpreter import Outcome, perform
-from edgefl_device.runtime import Runtime
+from edgefl_device.data.contract import fit_to_contract
+from edgefl_device.data.dataset import Dataset
+from edgefl_device.engines.runtime import Runtime
+from edgefl_device.work.interpreter import Outcome, perform
 from edgefl_exporter import SGD, Adam, Group, export
 
 LR = {"learning_rate": 0.5}

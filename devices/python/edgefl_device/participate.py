@@ -20,13 +20,10 @@ from edgefl.memory import keep_freed
 from edgefl.mqtt import Address, Broken, Connected, Connection, Disconnected, Received, Tls
 from edgefl.protocol import AggregatorStatus, Outgoing
 from edgefl.tensors import Tensors, save_tensors
-from edgefl_device.contract import fit_to_contract
-from edgefl_device.dataset import Splits
-from edgefl_device.engine import Engine, name_of, start
-from edgefl_device.interpreter import Outcome, answer
-from edgefl_device.kept import Buffers
-from edgefl_device.plan import check_own_settings
-from edgefl_device.session import (
+from edgefl_device.data.contract import fit_to_contract
+from edgefl_device.data.dataset import Splits
+from edgefl_device.engines.engine import Engine, name_of, start
+from edgefl_device.wire.session import (
     Action,
     Cancel,
     Conflict,
@@ -39,8 +36,11 @@ from edgefl_device.session import (
     Unfit,
     Unsubscribe,
 )
-from edgefl_device.state_folder import sweep_state
-from edgefl_device.stopping import Stop, Stopped
+from edgefl_device.work.interpreter import Outcome, answer
+from edgefl_device.work.kept import Buffers
+from edgefl_device.work.plan import check_own_settings
+from edgefl_device.work.state_folder import sweep_state
+from edgefl_device.work.stopping import Stop, Stopped
 
 LAST_STEP_S = 30.0  # wait so long for the step under way when the run ends
 LEAVING_S = 3.0  # an emulated device whose run was killed notices within a second; the next may start meanwhile

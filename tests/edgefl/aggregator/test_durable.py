@@ -18,8 +18,8 @@ from edgefl.aggregator.store import Store
 from edgefl.bundle import Bundle
 from edgefl.errors import ConfigError
 from edgefl.method import Ask, Reply, State, Task
-from edgefl_device.dataset import Dataset
-from edgefl_device.journal import Journal
+from edgefl_device.data.dataset import Dataset
+from edgefl_device.work.journal import Journal
 
 ROUNDS = 12  # two epochs of one round that is durable and five that are not
 

@@ -39,10 +39,10 @@ from edgefl.protocol import (
     TaskFailed,
     UploadChunk,
 )
-from edgefl_device.dataset import Dataset
-from edgefl_device.interpreter import Outcome
-from edgefl_device.journal import Journal
-from edgefl_device.order import order_of
+from edgefl.random_numbers import order_of
+from edgefl_device.data.dataset import Dataset
+from edgefl_device.work.interpreter import Outcome
+from edgefl_device.work.journal import Journal
 
 ROUNDS = 3
 RATE = 0.25

@@ -27,8 +27,8 @@ from edgefl.methods.codream_fast import CoDreamFast
 from edgefl.random_numbers import normals
 from edgefl.results.album import Album
 from edgefl_device.data import read_splits
-from edgefl_device.kept import Buffers
-from edgefl_device.student import Student
+from edgefl_device.work.kept import Buffers
+from edgefl_device.work.student import Student
 
 Make = Callable[..., CoDream]
 DREAMS = 6

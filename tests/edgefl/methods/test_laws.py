@@ -27,7 +27,7 @@ from edgefl.errors import ConfigError
 from edgefl.method import Ask, Fused, Keep, Method, Reply, State, Task
 from edgefl.methods import METHODS
 from edgefl.methods.fedavg import FedAvg
-from edgefl_device.dataset import Dataset
+from edgefl_device.data.dataset import Dataset
 
 ROUNDS = 3
 

@@ -15,7 +15,7 @@ from edgefl.bundle import Bundle
 from edgefl.errors import BundleError, ConfigError
 from edgefl.method import Fused, State
 from edgefl.methods import METHODS
-from edgefl_device.dataset import Dataset
+from edgefl_device.data.dataset import Dataset
 
 ROUNDS = 3
 BODY, HEAD = ("body.bias", "body.weight"), ("head.bias", "head.weight")

@@ -16,7 +16,7 @@ from edgefl.bundle import Bundle, Program, StateTensor, check_tensors
 from edgefl.errors import BundleError, EdgeflError, InputError
 from edgefl.onnx_session import make_session
 from edgefl.tensors import Array
-from edgefl_device.stopping import Stop, Stopped
+from edgefl_device.work.stopping import Stop, Stopped
 
 
 class _Buffers:

@@ -7,7 +7,7 @@ import random
 from edgefl import protocol
 from edgefl.files import sha256_hex
 from edgefl.protocol import Offer, Permit, Receipt, UploadChunk
-from edgefl_device.journal import Kept
+from edgefl_device.work.journal import Kept
 
 AGAIN_S = 3.0  # first repetition of an offer without an answer; doubles up to a minute
 AGAIN_MOST_S = 60.0

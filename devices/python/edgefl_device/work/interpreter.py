@@ -15,14 +15,14 @@ from edgefl.bundle import Output
 from edgefl.errors import EdgeflError, InputError, NotFinite
 from edgefl.feeds import fault
 from edgefl.method import Task
+from edgefl.random_numbers import order_of, seed_of
 from edgefl.tensors import Array, Tensors
-from edgefl_device.contract import batches
-from edgefl_device.dataset import AnyArray, Dataset
-from edgefl_device.engine import Engine
-from edgefl_device.kept import Buffers
-from edgefl_device.order import order_of, seed_of
-from edgefl_device.plan import Plan, changes_nothing, own_state, plan
-from edgefl_device.stopping import Stop, Stopped
+from edgefl_device.data.contract import batches
+from edgefl_device.data.dataset import AnyArray, Dataset
+from edgefl_device.engines.engine import Engine
+from edgefl_device.work.kept import Buffers
+from edgefl_device.work.plan import Plan, changes_nothing, own_state, plan
+from edgefl_device.work.stopping import Stop, Stopped
 
 Progress = Callable[[str, int, int], None]  # program, batches done, batches of this task
 

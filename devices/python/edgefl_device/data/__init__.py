@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgefl_device.contract import batches, fit_to_contract
-from edgefl_device.dataset import Dataset, Splits
-from edgefl_device.sources import read_splits
+from edgefl_device.data.contract import batches, fit_to_contract
+from edgefl_device.data.dataset import Dataset, Splits
+from edgefl_device.data.sources import read_splits
 
 __all__ = ["Dataset", "Splits", "batches", "fit_to_contract", "read", "read_splits"]
 

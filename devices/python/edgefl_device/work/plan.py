@@ -15,9 +15,9 @@ from edgefl.feeds import buffer_of
 from edgefl.method import Task
 from edgefl.random_numbers import normals
 from edgefl.tensors import Array, Tensors
-from edgefl_device.contract import fit_to_contract
-from edgefl_device.dataset import Dataset
-from edgefl_device.kept import FEATURES, LABELS, Buffers
+from edgefl_device.data.contract import fit_to_contract
+from edgefl_device.data.dataset import Dataset
+from edgefl_device.work.kept import FEATURES, LABELS, Buffers
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from edgefl.errors import DataError
-from edgefl_device.dataset import AnyArray, Dataset, Splits, check_size
-from edgefl_device.idx import read_idx
-from edgefl_device.npz import Npz, open_npz
+from edgefl_device.data.dataset import AnyArray, Dataset, Splits, check_size
+from edgefl_device.data.idx import read_idx
+from edgefl_device.data.npz import Npz, open_npz
 
 FEATURE_KEYS = ("x", "features", "images", "data")
 LABEL_KEYS = ("y", "labels", "label", "targets", "target")

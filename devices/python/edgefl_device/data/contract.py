@@ -11,7 +11,7 @@ import numpy as np
 from edgefl.bundle import DataContract
 from edgefl.errors import DataError
 from edgefl.tensors import Array
-from edgefl_device.dataset import AnyArray, Dataset
+from edgefl_device.data.dataset import AnyArray, Dataset
 
 CHUNK = 4096  # examples; checks look at this many at once, to need little memory beside the data
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from edgefl.errors import DataError
-from edgefl_device.dataset import AnyArray, check_size
+from edgefl_device.data.dataset import AnyArray, check_size
 
 DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 CHUNK_BYTES = 2**20

@@ -9,7 +9,7 @@ from edgefl.bundle import PORTABLE, Bundle, Manifest
 from edgefl.errors import InputError
 from edgefl.tensors import Array
 from edgefl.training_artifacts import INSTALL, training_api
-from edgefl_device.stopping import Stop
+from edgefl_device.work.stopping import Stop
 
 
 class Engine(Protocol):
@@ -33,10 +33,10 @@ class Engine(Protocol):
 def start(engine: str, bundle: Bundle, *, threads: int = 1) -> Engine:
     """The named engine with a bundle; see `name_of` for what it needs."""
     if engine == PORTABLE:
-        from edgefl_device.runtime import Runtime
+        from edgefl_device.engines.runtime import Runtime
 
         return Runtime(bundle, threads=threads)
-    from edgefl_device.training_runtime import TrainingRuntime
+    from edgefl_device.engines.training_runtime import TrainingRuntime
 
     return TrainingRuntime(bundle, threads=threads)
 

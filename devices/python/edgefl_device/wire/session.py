@@ -32,14 +32,14 @@ from edgefl.protocol import (
     TaskFailed,
 )
 from edgefl.tensors import Tensors
-from edgefl_device import life
-from edgefl_device.download import Download
-from edgefl_device.epochs import Epochs
-from edgefl_device.failures import Failures
-from edgefl_device.fetch import Fetches
-from edgefl_device.interpreter import Outcome
-from edgefl_device.journal import Journal, Kept
-from edgefl_device.offering import AGAIN_MOST_S, Offering
+from edgefl_device.wire import life
+from edgefl_device.wire.download import Download
+from edgefl_device.wire.epochs import Epochs
+from edgefl_device.wire.failures import Failures
+from edgefl_device.wire.fetch import Fetches
+from edgefl_device.wire.offering import AGAIN_MOST_S, Offering
+from edgefl_device.work.interpreter import Outcome
+from edgefl_device.work.journal import Journal, Kept
 
 NOTHING: Tensors = {}  # one object, so that whoever has worked with it sees that it is the same
 ASSIGNMENT_AGAIN_S = 3.0  # without an assignment for so long, say again that we are up; doubles up to a minute

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from edgefl.bundle import Bundle, DataContract
 from edgefl.method import Task
 from edgefl.tensors import Tensors
-from edgefl_device.interpreter import answer
-from edgefl_device.runtime import Runtime
+from edgefl_device.engines.runtime import Runtime
+from edgefl_device.work.interpreter import answer
 
 
 class Student:

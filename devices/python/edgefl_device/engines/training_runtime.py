@@ -14,8 +14,8 @@ from edgefl.bundle import Bundle, StateTensor, check_tensors
 from edgefl.errors import BundleError, EdgeflError, InputError
 from edgefl.tensors import Array
 from edgefl.training_artifacts import ENGINE, FILES, Artifacts, with_blanks
-from edgefl_device.runtime import Runtime
-from edgefl_device.stopping import Stop
+from edgefl_device.engines.runtime import Runtime
+from edgefl_device.work.stopping import Stop
 
 
 class TrainingRuntime:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from edgefl.errors import DataError
-from edgefl_device.dataset import AnyArray, check_size
+from edgefl_device.data.dataset import AnyArray, check_size
 
 MAX_HEADER_BYTES = 10_000  # as NumPy: a longer one might take Python's parser down
 MAX_DIMENSIONS = 32  # NumPy 1 has no more
