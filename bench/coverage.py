@@ -33,7 +33,7 @@ from edgefl.errors import EdgeflError
 from edgefl.files import write_atomic
 from edgefl.training_artifacts import ENGINE
 from edgefl_exporter import SGD, Adam, Group, export
-from edgefl_exporter.losses import LOSSES
+from edgefl_exporter.programs.losses import LOSSES
 from edgefl_exporter.zoo import ZOO
 
 ROOT = Path(__file__).parents[1]

@@ -33,7 +33,11 @@ def test_the_contracts_hold() -> None:
     [
         ("edgefl/aggregator/fusion.py", "import edgefl_device", "only edgefl.cli wires"),
         ("devices/python/edgefl_device/engines/runtime.py", "import edgefl_exporter", "know nothing of each other"),
-        ("exporter/edgefl_exporter/losses.py", "import edgefl.aggregator.coordinator", "take only what all share"),
+        (
+            "exporter/edgefl_exporter/programs/losses.py",
+            "import edgefl.aggregator.coordinator",
+            "take only what all share",
+        ),
         (
             "devices/python/edgefl_device/engines/runtime.py",
             "def f(): import edgefl.aggregator.fusion",

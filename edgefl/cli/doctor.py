@@ -165,7 +165,7 @@ def _bundle(
     if ":" not in model:
         raise InputError(f"{model!r} is no bundle, FILE:OBJECT or zoo:NAME", hint="for example zoo:digits")
     from edgefl_exporter import export
-    from edgefl_exporter.load_model import load_loss, load_model
+    from edgefl_exporter.models.load_model import load_loss, load_model
 
     loaded = load_model(model, parse_shape(shape) if shape else None)
     chosen = load_loss(loss or loaded.loss, loaded.labels)

@@ -21,7 +21,7 @@ from edgefl.training_artifacts import ENGINE
 
 if TYPE_CHECKING:  # torch takes seconds to import; --help need not wait
     from edgefl_exporter import SGD
-    from edgefl_exporter.optimizers import Optimizer
+    from edgefl_exporter.programs.optimizers import Optimizer
 
 METHOD = "fedmrl"
 METHODS = ("fedavg", "fedprox", "scaffold", METHOD, "fedproto", "codream")
@@ -193,9 +193,9 @@ def _model(model: str | None, options: Mapping[str, Any]) -> str:
 def _export(model: str, options: Mapping[str, Any], out: Path, name: str, tell: Callable[[str], None]) -> Bundle:
     """`options`: the command's parameters by name, each with its value or default."""
     from edgefl_exporter import SGD, export_matryoshka, load_model
-    from edgefl_exporter.load_model import load_loss
-    from edgefl_exporter.losses import CrossEntropy
     from edgefl_exporter.methods import EXPORTERS
+    from edgefl_exporter.models.load_model import load_loss
+    from edgefl_exporter.programs.losses import CrossEntropy
     from edgefl_exporter.programs.matryoshka import CLIP_NORM, OPTIMIZER
 
     shape = parse_shape(options["shape"]) if options["shape"] else None
@@ -266,7 +266,7 @@ def parse_shape(text: str) -> tuple[int, ...]:
 
 def _optimizer(options: Mapping[str, Any], default: SGD) -> Optimizer:
     """The optimizer that the options name; `default` is sgd with what they do not say."""
-    from edgefl_exporter.optimizers import SGD, Adam
+    from edgefl_exporter.programs.optimizers import SGD, Adam
 
     kind = options["optimizer"]
     given = {key: options[key] for key in ("learning_rate", "momentum", "weight_decay") if options[key] is not None}
@@ -281,7 +281,7 @@ def _optimizer(options: Mapping[str, Any], default: SGD) -> Optimizer:
 
 def _group(text: str) -> Any:
     """ "head.*:learning_rate=0.1,clip_norm=1" as a Group. Raises InputError."""
-    from edgefl_exporter.update import Group
+    from edgefl_exporter.programs.update import Group
 
     patterns, _, rest = text.partition(":")
     numbers: dict[str, float] = {}

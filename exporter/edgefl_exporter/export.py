@@ -34,19 +34,19 @@ from edgefl.errors import InputError, LoweringError
 from edgefl.replay import Runner, Runs
 from edgefl.tensors import Tensors
 from edgefl.training_artifacts import ENGINE
-from edgefl_exporter.losses import LOSSES, Labels, Loss, Structured
 from edgefl_exporter.lowering import lower
-from edgefl_exporter.model import DTYPES, Parts, take_apart
-from edgefl_exporter.optimizers import SGD, Optimizer
-from edgefl_exporter.parity import prove
+from edgefl_exporter.models.parts import DTYPES, Parts, take_apart
+from edgefl_exporter.models.randomness import with_randomness
+from edgefl_exporter.programs.losses import LOSSES, Labels, Loss, Structured
+from edgefl_exporter.programs.optimizers import SGD, Optimizer
 from edgefl_exporter.programs.program import Definition
+from edgefl_exporter.programs.samples import samples_of
 from edgefl_exporter.programs.scaffold import control
 from edgefl_exporter.programs.supervised import Supervised
-from edgefl_exporter.randomness import with_randomness
-from edgefl_exporter.samples import samples_of
+from edgefl_exporter.programs.update import Group, Update
+from edgefl_exporter.proof.parity import prove
 from edgefl_exporter.targets import onnxruntime_training
 from edgefl_exporter.targets.onnxruntime_training import Made
-from edgefl_exporter.update import Group, Update
 
 PROGRAMS = ("train", "evaluate", "predict")
 _NO_FILE = File("", "", 0)
@@ -86,9 +86,9 @@ def export(
     `example_input` is a batch [batch, ...]; its shape and dtype become the data contract. The model is left as it
     was. Equal models, options, seeds and versions give equal bytes.
 
-    loss             a name of `edgefl_exporter.losses.LOSSES`, or a Loss
-    optimizer, groups, clip_norm, proximal, micro_batches, controls   see `edgefl_exporter.update.Update`
-    train, lora      what trains, see `edgefl_exporter.model.take_apart`; what does not never leaves a device
+    loss             a name of `edgefl_exporter.programs.losses.LOSSES`, or a Loss
+    optimizer, groups, clip_norm, proximal, micro_batches, controls   see `edgefl_exporter.programs.update.Update`
+    train, lora      what trains, see `edgefl_exporter.models.parts.take_apart`; what does not never leaves a device
     private          patterns of state that never leaves a device although it trains
     announced        patterns of state that the aggregator sets although no training changes it
     share_as         name -> fusion group of a shared tensor, its own name by default; one * on both sides stands for

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from edgefl.errors import InputError, LoweringError
 from edgefl_exporter import export
-from edgefl_exporter.losses import LOSSES, CrossEntropy, Loss, OwnLoss, Regression
+from edgefl_exporter.programs.losses import LOSSES, CrossEntropy, Loss, OwnLoss, Regression
 
 
 def quantile(output: Tensor, labels: Tensor) -> Tensor:

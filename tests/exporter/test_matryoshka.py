@@ -19,7 +19,7 @@ from edgefl.methods.fedmrl import FedMRL
 from edgefl_device.data.dataset import Dataset
 from edgefl_device.engines.runtime import Runtime
 from edgefl_exporter import export_matryoshka
-from edgefl_exporter.optimizers import SGD
+from edgefl_exporter.programs.optimizers import SGD
 from edgefl_exporter.zoo.classifiers import cnn5
 
 D1, D2, CLASSES = 3, 5, 4

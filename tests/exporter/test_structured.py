@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from edgefl.errors import BundleError, InputError, LoweringError
 from edgefl_device.engines.runtime import Runtime
 from edgefl_exporter import export
-from edgefl_exporter.losses import Labels, Loss
-from edgefl_exporter.model import declare_setting, settings_of
+from edgefl_exporter.models.parts import declare_setting, settings_of
+from edgefl_exporter.programs.losses import Labels, Loss
 
 
 class TwoHeads(nn.Module):

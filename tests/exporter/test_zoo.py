@@ -12,7 +12,7 @@ from torch import nn
 from edgefl.doctor.costs import multiply_adds
 from edgefl.doctor.shapes import read_graph
 from edgefl_exporter import export
-from edgefl_exporter.losses import LOSSES, Structured
+from edgefl_exporter.programs.losses import LOSSES, Structured
 from edgefl_exporter.zoo import (
     ZOO,
     attention,

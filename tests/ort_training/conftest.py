@@ -68,8 +68,8 @@ def hard_bundle(training_python: Path, tmp_path_factory: pytest.TempPathFactory)
 def adam_bundle(training_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Dropout and AdamW, which count their steps in integers, and all that changes gradients on their way to it."""
     from edgefl_exporter import export
-    from edgefl_exporter.optimizers import Adam
-    from edgefl_exporter.update import Group
+    from edgefl_exporter.programs.optimizers import Adam
+    from edgefl_exporter.programs.update import Group
 
     torch.manual_seed(1)
     return export(

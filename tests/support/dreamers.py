@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from edgefl.bundle import Bundle, Normalisation
-from edgefl_exporter.optimizers import Adam
 from edgefl_exporter.programs.dreams import export_dreams
+from edgefl_exporter.programs.optimizers import Adam
 
 NORMALISATION = Normalisation((0.5,), (0.25,))
 

@@ -17,7 +17,7 @@ from edgefl_broker import RunningBroker
 def digits_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle exported by the real exporter, once per test process."""
     from edgefl_exporter import export
-    from edgefl_exporter.load_model import load_model
+    from edgefl_exporter.models.load_model import load_model
 
     out = tmp_path_factory.mktemp("exported") / "digits.bundle"
     module, example, _, _ = load_model("zoo:digits", seed=0)

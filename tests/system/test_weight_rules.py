@@ -11,7 +11,7 @@ import pytest
 from processes import Process, json_of
 
 from edgefl_exporter.export import export
-from edgefl_exporter.load_model import load_model
+from edgefl_exporter.models.load_model import load_model
 
 Start = Callable[..., Process]
 MINE = """

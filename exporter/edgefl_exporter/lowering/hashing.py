@@ -1,4 +1,4 @@
-"""The hash of `edgefl_exporter.randomness` in standard ONNX, bit for bit.
+"""The hash of `edgefl_exporter.models.randomness` in standard ONNX, bit for bit.
 
 32-bit words are uint32, for which ONNX has shifts and exclusive or. A product is taken in int64 with a factor between
 -2^31 and 2^31, so it cannot overflow, and the cast back keeps the low 32 bits.
@@ -14,7 +14,7 @@ import onnx_ir
 from onnx import TensorProto, numpy_helper
 from onnxscript import opset18
 
-from edgefl_exporter.randomness import FACTORS, SHIFTS, STREAMS, Words, site_words
+from edgefl_exporter.models.randomness import FACTORS, SHIFTS, STREAMS, Words, site_words
 
 op: Any = opset18
 Value = Any

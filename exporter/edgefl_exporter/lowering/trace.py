@@ -27,11 +27,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from edgefl.errors import LoweringError
-from edgefl_exporter.checkpoints import without_recomputation
 from edgefl_exporter.lowering.decompose import backward_table
 from edgefl_exporter.lowering.loop import traced_loops
 from edgefl_exporter.lowering.portable import Portable
 from edgefl_exporter.lowering.refusal import Place, calling_line, failing_line, refusal
+from edgefl_exporter.models.checkpoints import without_recomputation
 
 Step = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edgefl.bundle import Input
-from edgefl_exporter.losses import NEAR_TIE, Labels, Loss
+from edgefl_exporter.programs.losses import NEAR_TIE, Labels, Loss
 from edgefl_exporter.programs.program import Definition
 from edgefl_exporter.programs.supervised import Supervised
 

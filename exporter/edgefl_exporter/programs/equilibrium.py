@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from edgefl.errors import InputError, LoweringError
-from edgefl_exporter.losses import Labels, Loss
 from edgefl_exporter.lowering.loop import repeat
-from edgefl_exporter.model import declare_setting
+from edgefl_exporter.models.parts import declare_setting
+from edgefl_exporter.programs.losses import Labels, Loss
 
 MAX_STEPS, TOLERANCE = "max_steps", "tolerance"
 SOLVER_STEPS, RESIDUAL = "solver_steps", "residual"
@@ -219,8 +219,8 @@ def equilibrium(
 
     Whether an example is solved is a yes or no that rounding may turn: two runtimes may then differ by one step of one
     example. An export's proof takes half and one and a half of each default, and holds a difference against none
-    where a rounding-sized change turns PyTorch's own answer too (`edgefl_exporter.parity`); with tolerance 0 nothing is
-    decided and every example takes max_steps.
+    where a rounding-sized change turns PyTorch's own answer too (`edgefl_exporter.proof.parity`); with tolerance 0
+    nothing is decided and every example takes max_steps.
     """
     return Equilibrium(
         inject, block, head, max_steps=max_steps, tolerance=tolerance, phantom_steps=phantom_steps, solver=solver

@@ -16,8 +16,8 @@ from edgefl.bundle import Input, Normalisation, Output
 from edgefl.errors import LoweringError
 from edgefl_exporter.programs.objective import SCALE, SCALING, Objective, factors_of
 from edgefl_exporter.programs.program import GRADIENT, Definition, Values
+from edgefl_exporter.programs.samples import Samples
 from edgefl_exporter.programs.supervised import Supervised
-from edgefl_exporter.samples import Samples
 
 PREFIX = "generator."
 LATENT = "z"

@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from edgefl.bundle import Bundle
 from edgefl.errors import LoweringError
 from edgefl_exporter.export import export
-from edgefl_exporter.losses import Labels, Loss
-from edgefl_exporter.model import declare_setting
-from edgefl_exporter.optimizers import SGD, Optimizer
+from edgefl_exporter.models.parts import declare_setting
+from edgefl_exporter.programs.losses import Labels, Loss
+from edgefl_exporter.programs.optimizers import SGD, Optimizer
 from edgefl_exporter.programs.split import Split
-from edgefl_exporter.update import Group
+from edgefl_exporter.programs.update import Group
 
 METHOD = "fedmrl"
 MODULES = ("small", "local", "projector")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from edgefl.bundle import Output
 from edgefl.errors import LoweringError
-from edgefl_exporter.model import Parts
+from edgefl_exporter.models.parts import Parts
 from edgefl_exporter.programs.program import FEATURES, Definition, Values, following
 from edgefl_exporter.programs.supervised import Supervised, count_of
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from edgefl.bundle import Input, Output
-from edgefl_exporter.samples import Samples
+from edgefl_exporter.programs.samples import Samples
 
 Values = Mapping[str, Tensor]
 FEATURES, LABELS, PRESENT = "x", "y", "present"

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from edgefl.bundle import Bundle, Output
 from edgefl.errors import LoweringError
 from edgefl_exporter.export import PROGRAMS, export
-from edgefl_exporter.losses import NEAR_TIE, Labels, Loss
-from edgefl_exporter.model import declare_setting
+from edgefl_exporter.models.parts import declare_setting
+from edgefl_exporter.programs.losses import NEAR_TIE, Labels, Loss
 from edgefl_exporter.programs.program import FEATURES, LABELS, Definition, Values
 from edgefl_exporter.programs.split import Split
 from edgefl_exporter.programs.supervised import Supervised

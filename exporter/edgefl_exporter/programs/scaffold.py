@@ -13,7 +13,7 @@ from torch import Tensor
 from edgefl.bundle import Output
 from edgefl_exporter.programs.program import Definition, Values, following
 from edgefl_exporter.programs.supervised import Supervised
-from edgefl_exporter.update import CONTROL_STEPS, control_sum, own_control
+from edgefl_exporter.programs.update import CONTROL_STEPS, control_sum, own_control
 
 
 def control(task: Supervised) -> Definition:

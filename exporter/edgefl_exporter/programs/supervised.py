@@ -12,11 +12,11 @@ from torch import Tensor
 
 from edgefl.bundle import Input, Output
 from edgefl.errors import LoweringError
-from edgefl_exporter.losses import Adjustable, Loss
-from edgefl_exporter.model import DTYPES, Parts
+from edgefl_exporter.models.parts import DTYPES, Parts
+from edgefl_exporter.programs.losses import Adjustable, Loss
 from edgefl_exporter.programs.program import FEATURES, GRADIENT, LABELS, PRESENT, Definition, Values, following
-from edgefl_exporter.samples import Samples
-from edgefl_exporter.update import Update, anchor
+from edgefl_exporter.programs.samples import Samples
+from edgefl_exporter.programs.update import Update, anchor
 
 LOSS = Output("loss", "float32", (), "mean")
 

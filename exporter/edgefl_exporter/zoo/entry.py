@@ -23,7 +23,7 @@ class Entry:
     make       () -> the module and an example input [batch, ...]; its docstring says what the model is. Some take
                `features`, the width before the last layer
     reference  where the architecture was published
-    loss       what it is trained with: a name in edgefl_exporter.losses
+    loss       what it is trained with: a name in edgefl_exporter.programs.losses
     """
 
     make: Callable[..., Made]

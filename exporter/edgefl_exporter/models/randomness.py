@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from edgefl.bundle import Input
 from edgefl.errors import LoweringError
-from edgefl_exporter.checkpoints import without_recomputation
+from edgefl_exporter.models.checkpoints import without_recomputation
 
 aten = torch.ops.aten
 

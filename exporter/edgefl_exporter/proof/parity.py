@@ -16,11 +16,11 @@ from edgefl.bundle import Parity, Program
 from edgefl.errors import LoweringError, ParityError
 from edgefl.replay import Runs, compare, golden_values, relative_error, require
 from edgefl.tensors import Array
-from edgefl_exporter.optimizers import STATE
+from edgefl_exporter.models.randomness import SEED
+from edgefl_exporter.programs.optimizers import STATE
 from edgefl_exporter.programs.program import DREAM, FEATURES, GRADIENT, PRESENT, Definition
-from edgefl_exporter.randomness import SEED
-from edgefl_exporter.samples import Samples
-from edgefl_exporter.update import CLIP_NORM, COUNT, LEARNING_RATE, MICRO_BATCHES, PROXIMAL
+from edgefl_exporter.programs.samples import Samples
+from edgefl_exporter.programs.update import CLIP_NORM, COUNT, LEARNING_RATE, MICRO_BATCHES, PROXIMAL
 
 TOLERANCE = 1e-4
 # Twenty steps without being put back on PyTorch's path: rounding is fed back through the net each step and grows.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from edgefl_exporter.losses import Labels, Loss
+from edgefl_exporter.programs.losses import Labels, Loss
 
 
 @dataclass(frozen=True)

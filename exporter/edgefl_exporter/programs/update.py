@@ -13,7 +13,7 @@ from torch import Tensor
 
 from edgefl.bundle import Input, select
 from edgefl.errors import InputError
-from edgefl_exporter.optimizers import STATE, Optimizer
+from edgefl_exporter.programs.optimizers import STATE, Optimizer
 
 Tensors = Mapping[str, Tensor]
 

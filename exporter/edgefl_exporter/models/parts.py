@@ -13,8 +13,8 @@ from torch.func import functional_call
 
 from edgefl.bundle import Dtype, Input, select
 from edgefl.errors import InputError, LoweringError
-from edgefl_exporter.adapters import PARAMETERS, add_adapters
-from edgefl_exporter.randomness import SEED, SEED_BUFFER, draws
+from edgefl_exporter.models.adapters import PARAMETERS, add_adapters
+from edgefl_exporter.models.randomness import SEED, SEED_BUFFER, draws
 
 DTYPES: dict[torch.dtype, Dtype] = {
     torch.float32: "float32",
@@ -111,7 +111,7 @@ def take_apart(model: object, *, train: Sequence[str] = (), lora: int = 0) -> Pa
     """The parts of a model, which itself is left as it was found.
 
     Every parameter with requires_grad trains, or with `train` those that any of its patterns matches. `lora`: the rank
-    of adapters (edgefl_exporter.adapters); they alone train, and what `train` names. A module that was put in
+    of adapters (edgefl_exporter.models.adapters); they alone train, and what `train` names. A module that was put in
     evaluation mode by itself stays so; with `train` or `lora` so does a BatchNorm none of whose parameters train.
     Raises LoweringError for what is not a model, InputError for a pattern that matches nothing.
     """

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from edgefl.errors import InputError
-from edgefl_exporter.losses import LOSSES, Loss, OwnLoss
+from edgefl_exporter.programs.losses import LOSSES, Loss, OwnLoss
 from edgefl_exporter.zoo import ZOO
 
 

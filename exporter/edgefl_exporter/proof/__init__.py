@@ -1,0 +1,1 @@
+"""The proof that a finished file computes what PyTorch computes."""
