@@ -41,7 +41,7 @@ def test_the_contracts_hold() -> None:
         (
             "devices/python/edgefl_device/engines/runtime.py",
             "def f(): import edgefl.aggregator.fusion",
-            "a device takes only nouns",
+            "take only what all share",
         ),
         ("broker/edgefl_broker/engines.py", "import edgefl.protocol", "the broker takes only errors"),
         ("edgefl/aggregator/coordinator.py", "import paho.mqtt.client", "only edgefl.mqtt imports an MQTT client"),
