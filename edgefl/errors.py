@@ -18,7 +18,9 @@ An interrupted command (Ctrl-C) exits 130; wrong usage exits 2 (click's own).
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable
 
 MOST_CHARACTERS = 2000  # of a message, and of a hint
 # What moves the cursor, ends a line or turns the direction of the text: C0, DEL, C1, the Arabic letter mark, zero-width
@@ -34,6 +36,26 @@ def one_line(text: str, limit: int = MOST_CHARACTERS) -> str:
     line = " ".join(part for piece in re.split("[\r\n]", text) if (part := piece.strip(" \t")))
     line = _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), line[: limit + 1])
     return line if len(line) <= limit else line[: limit - 1] + "\u2026"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what somebody else's error says; its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def said(error: BaseException) -> str:
+    """What somebody else's error says, as one clause: "ValueError: its first line"."""
+    kind, line = type(error).__name__, first_line(error)
+    return kind if line == kind else f"{kind}: {line}"
+
+
+def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.5, most: int = 20) -> str | None:
+    """The hint for a name that is not known: "did you mean ...?", or, where none is near, which there are."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=cutoff)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    return f"known: {', '.join(names[:most])}" if names else None
 
 
 class EdgeflError(Exception):

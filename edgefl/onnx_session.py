@@ -6,13 +6,25 @@ import os
 from typing import Any
 
 
-def make_session(data: bytes, options: Any) -> Any:
+def make_session(data: bytes, *, threads: int = 1, optimized: bool = True) -> Any:
     """An InferenceSession on the CPU of a program's bytes, which `onnx_walk.check_graph` has let pass.
 
-    Raises what onnxruntime raises where it cannot load them.
+    `optimized` False: the graph as it is written, each of its values made. Raises ImportError without onnxruntime, and
+    what onnxruntime raises where it cannot load them.
     """
     import onnxruntime
 
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # A waiting thread that spins takes its core from the other devices of an emulator and drains a battery: with two
+    # processes of two threads on two cores, spinning doubled both the time and the work of a step.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Batches differ in size (the last is short, evaluation is larger): a pattern per shape only holds memory.
+    options.enable_mem_pattern = False
+    options.log_severity_level = 3  # errors; warnings about graph optimisation tell a device's user nothing
+    if not optimized:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     # What was walked as ONNX is read as ONNX: by itself onnxruntime looks at the bytes and may choose its own format.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     # With this variable onnxruntime takes session options from a model's metadata. The walk refuses those; this shuts

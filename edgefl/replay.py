@@ -87,11 +87,8 @@ class Runner:
     def __init__(self, data: bytes, threads: int = 1) -> None:
         import onnxruntime
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
         try:
-            self._session: Any = make_session(data, options)
+            self._session: Any = make_session(data, threads=threads)
         except Exception as error:  # onnxruntime's errors share no base class
             raise BundleError(f"onnxruntime {onnxruntime.__version__} cannot load the program: {error}") from error
         self.runtime = f"onnxruntime {onnxruntime.__version__}"

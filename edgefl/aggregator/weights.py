@@ -6,15 +6,14 @@ is named by its file: `weight = "weights.py:mine"`, where `mine` takes a `Reply`
 
 from __future__ import annotations
 
-import difflib
-import importlib.util
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgefl import own_code
 from edgefl.aggregator.norms import lower_median
-from edgefl.errors import ConfigError, RemoteProtocolError
+from edgefl.errors import ConfigError, InputError, RemoteProtocolError, said
 from edgefl.method import Reply
 
 LEARNED = "learned"
@@ -42,7 +41,7 @@ class Rule:
         try:
             weight = float(self.function(reply))
         except Exception as error:  # a function of somebody's own raises what it likes
-            raise RemoteProtocolError(f"weight rule {self.name!r} failed: {_line(error)}") from error
+            raise RemoteProtocolError(f"weight rule {self.name!r} failed: {said(error)}") from error
         if not math.isfinite(weight) or weight <= 0:
             raise RemoteProtocolError(f"weight rule {self.name!r} gives {weight}; expected above 0")
         return weight
@@ -98,32 +97,13 @@ def rule_named(name: str) -> Rule:
     return RULES[name]
 
 
-def own_rule(name: str) -> tuple[str, str] | None:
-    """File and function of a rule of one's own, "weights.py:mine"; None for any other name."""
-    file, _, function = name.rpartition(":")
-    return (file, function) if file.endswith(".py") and function.isidentifier() else None
-
-
 def load_rule(path: Path, function: str, name: str) -> Rule:
     """The rule that is `function` in the Python file `path`, called `name`. Raises ConfigError in one clear line."""
-    where = f"weight rule {name!r}"
-    spec = importlib.util.spec_from_file_location("edgefl_own_weights", path)
-    assert spec is not None and spec.loader is not None, path  # it ends with .py
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise ConfigError(f"{where}: {path.name} cannot be imported: {_line(error)}") from error
-    found = getattr(module, function, None)
+        found = own_code.load(path, function, called=path.name)
+    except InputError as error:
+        hint = error.hint or f"def {function}(reply): return reply.examples"
+        raise ConfigError(f"weight rule {name!r}: {error.message}", hint=hint) from error
     if not callable(found):
-        names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        near = difflib.get_close_matches(function, names, n=1, cutoff=0.5)
-        raise ConfigError(
-            f"{where}: {path.name} has no function {function!r}",
-            hint=f"did you mean {near[0]!r}?" if near else f"def {function}(reply): return reply.examples",
-        )
+        raise ConfigError(f"weight rule {name!r}: {function!r} in {path.name} is no function")
     return Rule(name, found)
-
-
-def _line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +12,7 @@ import click
 from edgefl.bundle import PORTABLE, Bundle, Normalisation
 from edgefl.cli.bundle import summary, total_bytes
 from edgefl.cli.output import format_option, print_json, working
-from edgefl.errors import ConfigError, InputError
+from edgefl.errors import ConfigError, InputError, nearest
 from edgefl.files import read_bytes
 from edgefl.results.report import size
 from edgefl.runs.run_file import bundle_name, from_toml
@@ -357,8 +356,7 @@ def _parameters(options: Mapping[str, Any], command: click.Command, where: str) 
     for key, value in options.items():
         name = known.get(key.replace("_", "-"))
         if name is None:
-            near = difflib.get_close_matches(key.replace("_", "-"), known, n=1, cutoff=0.5)
-            raise ConfigError(f"{where}: unknown key {key!r}", hint=f"did you mean {near[0]!r}?" if near else None)
+            raise ConfigError(f"{where}: unknown key {key!r}", hint=nearest(key.replace("_", "-"), known))
         if name == "groups":
             found[name] = [value] if isinstance(value, str) else value
         else:

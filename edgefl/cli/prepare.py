@@ -17,7 +17,7 @@ from edgefl.aggregator.coordinator import RoundSettings
 from edgefl.aggregator.fusion import Fusing, fusing, fusion_named
 from edgefl.aggregator.learned import learning
 from edgefl.aggregator.serve import Evaluate
-from edgefl.aggregator.weights import LEARNED, load_rule, own_rule
+from edgefl.aggregator.weights import LEARNED, load_rule
 from edgefl.bundle import Bundle, Manifest, read
 from edgefl.cli.export import export_from
 from edgefl.cli.output import tell
@@ -25,6 +25,7 @@ from edgefl.errors import ConfigError
 from edgefl.files import write_atomic
 from edgefl.method import Ask, Method
 from edgefl.methods.codream import CoDream
+from edgefl.own_code import own
 from edgefl.protocol import MAX_HEADER_BYTES, Announcement, BlobRef, devices_that_fit
 from edgefl.results.inference import write_model
 from edgefl.runs.run_file import BundleSection, EvaluateSection, ModelSection, RunFile, make_method
@@ -198,8 +199,8 @@ def _changed_only(
 def fusing_of(config: RunFile, classes: Sequence[DeviceClass], place: Path) -> Fusing:
     """How replies are weighted and fused; a rule of somebody's own is kept in the run directory for a resume."""
     weight = str(config.method.get("weight", ""))
-    if (own := own_rule(weight)) is not None:
-        file, function = Path(own[0]), own[1]
+    if (found := own(weight)) is not None:
+        file, function = found
         inside = place / "weights.py"
         if not inside.exists():
             if not file.is_file():

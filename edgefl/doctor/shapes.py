@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from edgefl.bundle import Program
-from edgefl.errors import BundleError
+from edgefl.errors import BundleError, first_line
 from edgefl.onnx_session import make_session
 from edgefl.tensors import Array
 
@@ -157,16 +157,13 @@ def _run(model: Any, graph: Any, values: Mapping[str, Array]) -> dict[str, Array
     made = [name for node in graph.node for name in node.output if name]
     own.output.extend(onnx.ValueInfoProto(name=name) for name in made)
     whole = onnx.helper.make_model(own, opset_imports=model.opset_import, ir_version=model.ir_version)
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
     try:
-        session = make_session(whole.SerializeToString(), options)
+        session = make_session(whole.SerializeToString(), optimized=False)
         found = session.run(made, dict(values))
     except Exception as error:  # onnxruntime's errors share no base class
-        line = str(error).strip().partition("\n")[0]
-        raise BundleError(f"onnxruntime {onnxruntime.__version__} cannot run the program: {line}") from error
+        raise BundleError(
+            f"onnxruntime {onnxruntime.__version__} cannot run the program: {first_line(error)}"
+        ) from error
     return dict(zip(made, found, strict=True))
 
 

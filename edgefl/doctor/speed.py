@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgefl.onnx_session import make_session
+
 SIZE = 512  # of the square matrices: 1 MB each, so that they stay in cache as the tiles of a larger product would
 COPIED_BYTES = 64 * 2**20  # more than any cache
 
@@ -44,15 +46,12 @@ def best_seconds(run: Callable[[], object], *, tries: int) -> float:
 
 def _matrix_product() -> Callable[[], object]:
     """One product in onnxruntime with one thread: the routine that programs spend their time in."""
-    import onnxruntime
     from onnx import TensorProto, helper
 
     square = [SIZE, SIZE]
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, square) for name in "abc"]
     graph = helper.make_graph([helper.make_node("MatMul", ["a", "b"], ["c"])], "product", values[:2], values[2:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = make_session(model.SerializeToString())
     array = np.ones((SIZE, SIZE), np.float32)
     return lambda: session.run(None, {"a": array, "b": array})

@@ -10,7 +10,6 @@ Other methods of this folder are FedAvg with one of its parts in another form: `
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -19,7 +18,7 @@ import numpy as np
 from msgspec import Meta
 
 from edgefl.bundle import select
-from edgefl.errors import ConfigError
+from edgefl.errors import ConfigError, nearest
 from edgefl.method import Ask, Fused, State, Task
 from edgefl.tensors import Array
 
@@ -70,11 +69,9 @@ class FedAvg(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Raises ConfigError for a `share` that matches nothing."""
         for pattern in self.share:
             if not select(self.initial, [pattern]):
-                near = difflib.get_close_matches(pattern, list(self.initial), n=1, cutoff=0.3)
-                known = ", ".join(list(self.initial)[:8]) or "nothing"
                 raise ConfigError(
                     f"[method] share: {pattern!r} matches no shared tensor of the bundle",
-                    hint=f"did you mean {near[0]!r}?" if near else f"it shares {known}",
+                    hint=nearest(pattern, self.initial, cutoff=0.3, most=8),
                 )
         return State(round=0, tensors={name: self.initial[name] for name in self.shared})
 

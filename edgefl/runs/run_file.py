@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,11 +14,12 @@ from msgspec import Meta
 from edgefl.aggregator.classes import parse_condition
 from edgefl.aggregator.coordinator import RoundSettings
 from edgefl.aggregator.fusion import fusion_named
-from edgefl.aggregator.weights import LEARNED, own_rule, rule_named
-from edgefl.errors import ConfigError
+from edgefl.aggregator.weights import LEARNED, rule_named
+from edgefl.errors import ConfigError, nearest
 from edgefl.files import read_bytes
 from edgefl.method import Method
 from edgefl.methods import METHODS
+from edgefl.own_code import own
 from edgefl.protocol import NAME
 
 Share = Annotated[float, Meta(gt=0, le=1)]
@@ -169,7 +169,7 @@ def read_run_file(path: Path) -> RunFile:
         run.broker, **{k: _beside(base, v) for k in ("ca", "cert", "key") if (v := getattr(run.broker, k)) is not None}
     )
     method = dict(run.method)
-    if own_rule(str(method.get("weight"))):
+    if own(str(method.get("weight"))):
         method["weight"] = _beside(base, method["weight"])
     return msgspec.structs.replace(
         run,
@@ -222,12 +222,18 @@ def make_method(run: RunFile, initial: Mapping[str, Any], *, where: str, student
     settings = dict(run.method)
     name = settings.pop("name", "fedavg")
     if not isinstance(name, str) or name not in METHODS:
-        raise ConfigError(f"{where}: [method] name is {name!r}", hint=_nearest(str(name), METHODS))
+        raise ConfigError(
+            f"{where}: [method] name is {name!r}",
+            hint=nearest(str(name), sorted(METHODS)),
+        )
     kind = METHODS[name]
     allowed = {f for f in kind.__struct_fields__ if f not in ("initial", STUDENT)}
     for key in settings:
         if key not in allowed:
-            raise ConfigError(f"{where}: unknown key {key!r} in [method]", hint=_nearest(key, allowed))
+            raise ConfigError(
+                f"{where}: unknown key {key!r} in [method]",
+                hint=nearest(key, sorted(allowed)),
+            )
     given = {"initial": dict(initial)} | ({STUDENT: student} if STUDENT in kind.__struct_fields__ else {})
     try:
         method = msgspec.convert({"seed": run.seed, **settings, **given}, kind)
@@ -235,7 +241,7 @@ def make_method(run: RunFile, initial: Mapping[str, Any], *, where: str, student
         raise ConfigError(f"{where}: [method]: {_readable(error)}") from error
     fusion, weight = getattr(method, "fusion", "mean"), getattr(method, "weight", "examples")
     fusion_named(fusion)
-    if own_rule(weight) is None:
+    if own(weight) is None:
         rule_named(weight)
     if weight == LEARNED and fusion != "mean":
         raise ConfigError(f"{where}: weight {LEARNED!r} is of a mean, not of fusion {fusion!r}")
@@ -320,7 +326,10 @@ def _check_keys(raw: Mapping[str, Any], kind: type[Any], where: str, section: st
     for key, value in raw.items():
         if key not in known:
             place = f" in [{section}]" if section else ""
-            raise ConfigError(f"{where}: unknown key {key!r}{place}", hint=_nearest(key, known))
+            raise ConfigError(
+                f"{where}: unknown key {key!r}{place}",
+                hint=nearest(key, sorted(known)),
+            )
         inside = f"{section}.{key}" if section else key
         if inside in _SECTIONS:
             for part in value if isinstance(value, list) else [value]:
@@ -353,11 +362,6 @@ _SECTIONS: dict[str, type[Any]] = {
     "student": ModelSection,
     "fleet.profile": ProfileSection,
 }
-
-
-def _nearest(key: str, known: Any) -> str:
-    near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
 
 
 def _readable(error: Exception) -> str:

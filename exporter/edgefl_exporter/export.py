@@ -30,7 +30,7 @@ from edgefl.bundle import (
     Target,
     select,
 )
-from edgefl.errors import InputError, LoweringError
+from edgefl.errors import InputError, LoweringError, said
 from edgefl.replay import Runner, Runs
 from edgefl.tensors import Tensors
 from edgefl.training_artifacts import ENGINE
@@ -208,9 +208,8 @@ def _check_model(parts: Parts, x: Tensor, loss: Loss) -> Labels:
         with torch.no_grad():
             output = module(rows)
     except Exception as error:
-        line = (str(error).strip().splitlines() or [""])[0]
         raise LoweringError(
-            f"the model fails on an input of shape {list(rows.shape)}: {type(error).__name__}: {line}",
+            f"the model fails on an input of shape {list(rows.shape)}: {said(error)}",
             hint="is the example input's shape [batch, ...] right?",
         ) from error
     kind = loss.labels(output)

@@ -338,8 +338,8 @@ def test_a_session_takes_no_other_format_and_no_settings_of_a_model(monkeypatch:
         MADE["REFUSED"]["a program that says ORTM where that format does"][0],
     )
     config = MADE["entry"](14, "ort_config", "{ nothing that can be read")
-    make_session(sound + config, onnxruntime.SessionOptions())  # not looked at
-    make_session(other, onnxruntime.SessionOptions())  # read as what it is, else "ORT model verification failed"
+    make_session(sound + config)  # not looked at
+    make_session(other)  # read as what it is, else "ORT model verification failed"
 
 
 def test_nothing_is_computed_while_a_session_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,7 +357,7 @@ def test_nothing_is_computed_while_a_session_is_made(monkeypatch: pytest.MonkeyP
     )
     check_graph(data)
     begin = time.process_time()
-    make_session(data, onnxruntime.SessionOptions())
+    make_session(data)
     assert time.process_time() - begin < 5
 
 

@@ -136,7 +136,7 @@ def test_two_tensors_in_one_output_are_refused(regression: Bundle) -> None:
         step(runtime)
 
 
-@pytest.mark.parametrize("module", ["runtime", "interpreter", "data"])
+@pytest.mark.parametrize("module", ["engines.runtime", "work.interpreter", "data"])
 def test_a_device_imports_little(module: str) -> None:
     heavy = ["torch", "rich", "click", "sklearn", "PIL", "paho", "onnx", "edgefl_exporter"]
     code = f"import sys, edgefl_device.{module}; print([m for m in {heavy} if m in sys.modules])"

@@ -26,7 +26,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from edgefl.errors import LoweringError
+from edgefl.errors import LoweringError, said
 from edgefl_exporter.lowering.decompose import backward_table
 from edgefl_exporter.lowering.loop import traced_loops
 from edgefl_exporter.lowering.portable import Portable
@@ -84,7 +84,7 @@ def trace(step: Step, example: Mapping[str, Tensor], *, batched: Collection[str]
         if isinstance(error, UnsupportedOperatorException):
             raise refusal(str(error.func), Place(line=line)) from error
         raise LoweringError(
-            f"the model cannot be traced{line and f' beyond {line}'}: {_first_line(error)}",
+            f"the model cannot be traced{line and f' beyond {line}'}: {said(error)}",
             hint="its path may not depend on the values of tensors (if x.sum() > 0, .item(), .tolist(), boolean masks)",
         ) from error
     _check_batch(shapes)
@@ -212,8 +212,3 @@ def _check_batch(shapes: ShapeEnv) -> None:
                     f"which a batch of {size} is not",
                     hint="remove the condition on x.shape[0]; a last batch may be short",
                 )
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else ''}"

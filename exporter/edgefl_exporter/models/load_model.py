@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib.util
 import inspect
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
-from edgefl.errors import InputError
+from edgefl import own_code
+from edgefl.errors import InputError, nearest, said
 from edgefl_exporter.programs.losses import LOSSES, Loss, OwnLoss
 from edgefl_exporter.zoo import ZOO
 
@@ -70,8 +68,11 @@ def load_loss(source: str, labels: Tensor | None) -> Loss:
         return LOSSES[source]
     file, _, name = source.rpartition(":")
     if not file or not name:
-        raise InputError(f"unknown loss {source!r}", hint=_nearest(source, LOSSES) or "or give FILE:FUNCTION")
-    function = _named(file, name)
+        raise InputError(
+            f"unknown loss {source!r}",
+            hint=nearest(source, LOSSES),
+        )
+    function = own_code.load(Path(file), name)
     if not callable(function):
         raise InputError(
             f"{source} is {_describe(function)}; expected a function", hint="def loss(output, labels): ..."
@@ -100,11 +101,11 @@ def _make(source: str, arguments: dict[str, Any]) -> object:
         raise InputError(f"{source!r} is not FILE:OBJECT or zoo:NAME", hint="for example examples/digits.py:model")
     if file == "zoo":
         if name not in ZOO:
-            raise InputError(f"no model {name!r} in the zoo", hint=_nearest(name, ZOO))
+            raise InputError(f"no model {name!r} in the zoo", hint=nearest(name, ZOO))
         _check_arguments(source, ZOO[name].make, arguments)
         module, example = ZOO[name].make(**arguments)
         return Loaded(module, example, loss=ZOO[name].loss)
-    found = _named(file, name)
+    found = own_code.load(Path(file), name)
     _check_arguments(source, found, arguments)
     if isinstance(found, nn.Module) or not callable(found):
         return found
@@ -112,7 +113,7 @@ def _make(source: str, arguments: dict[str, Any]) -> object:
         return found(**arguments)
     except Exception as error:
         raise InputError(
-            f"{source}() failed: {_line(error)}", hint="the function or class is called without arguments"
+            f"{source}() failed: {said(error)}", hint="the function or class is called without arguments"
         ) from error
 
 
@@ -127,41 +128,6 @@ def _check_arguments(source: str, make: object, arguments: dict[str, Any]) -> No
             )
 
 
-def _named(file: str, name: str) -> object:
-    """The object called `name` in a Python file."""
-    module = _import(Path(file))
-    found = getattr(module, name, None)
-    if found is None:
-        raise InputError(
-            f"no {name!r} in {file}", hint=_nearest(name, [key for key in vars(module) if not key.startswith("_")])
-        )
-    return found
-
-
-def _import(path: Path) -> object:
-    """The Python file as a module; its folder is importable while and after it runs, as with `python FILE`."""
-    if not path.is_file():
-        near = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
-        raise InputError(f"no file {path}", hint=_nearest(path.name, near))
-    key = f"_edgefl_model_{path.resolve()}"
-    if key in sys.modules:
-        return sys.modules[key]
-    spec = importlib.util.spec_from_file_location(key, path)
-    if spec is None or spec.loader is None:
-        raise InputError(f"{path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    folder = str(path.resolve().parent)
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    sys.modules[key] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[key]
-        raise InputError(f"{path} cannot be imported: {_line(error)}") from error
-    return module
-
-
 def _try(source: str, module: nn.Module, example: Tensor) -> None:
     """One forward pass of two examples, in evaluation mode; the module's training flags are put back."""
     flags = {child: child.training for child in module.modules()}
@@ -170,7 +136,7 @@ def _try(source: str, module: nn.Module, example: Tensor) -> None:
             module.eval()(torch.cat([example] * 2))
     except Exception as error:
         raise InputError(
-            f"{source} fails on an input of shape [batch, {', '.join(map(str, example.shape[1:]))}]: {_line(error)}",
+            f"{source} fails on an input of shape [batch, {', '.join(map(str, example.shape[1:]))}]: {said(error)}",
             hint="give the shape of one example with --input, without the batch dimension",
         ) from error
     finally:
@@ -178,17 +144,5 @@ def _try(source: str, module: nn.Module, example: Tensor) -> None:
             child.training = training
 
 
-def _nearest(name: str, names: Iterable[str]) -> str | None:
-    known = list(names)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if close:
-        return f"did you mean {close[0]!r}?"
-    return f"there is: {', '.join(known[:12])}" if known else None
-
-
 def _describe(value: object) -> str:
     return f"a class {value.__name__}" if isinstance(value, type) else f"{type(value).__name__}"
-
-
-def _line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from edgefl.bundle import Dtype, Input, select
-from edgefl.errors import InputError, LoweringError
+from edgefl.errors import InputError, LoweringError, nearest
 from edgefl_exporter.models.adapters import PARAMETERS, add_adapters
 from edgefl_exporter.models.randomness import SEED, SEED_BUFFER, draws
 
@@ -151,10 +150,9 @@ def take_apart(model: object, *, train: Sequence[str] = (), lora: int = 0) -> Pa
 def _chosen(parameters: Mapping[str, Tensor], patterns: Sequence[str]) -> tuple[str, ...]:
     for pattern in patterns:
         if pattern not in PARAMETERS and not select(parameters, [pattern]):
-            near = difflib.get_close_matches(pattern, list(parameters), n=1, cutoff=0.3)
             raise InputError(
                 f"--train {pattern!r} matches no parameter",
-                hint=f"did you mean {near[0]!r}?" if near else f"there is: {', '.join(list(parameters)[:8])}",
+                hint=nearest(pattern, parameters, cutoff=0.3, most=8),
             )
     return tuple(select(parameters, patterns))
 

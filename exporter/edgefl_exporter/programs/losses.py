@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edgefl.bundle import Dtype, Input
-from edgefl.errors import InputError, LoweringError
+from edgefl.errors import InputError, LoweringError, said
 
 NEAR_TIE = 1e-3  # of the largest logit: closer than this, rounding may decide which class wins
 
@@ -305,10 +305,8 @@ class OwnLoss(_OneTensor):
         try:
             value = self.function(output, rows)
         except Exception as error:
-            line = (str(error).strip().splitlines() or [""])[0]
             raise LoweringError(
-                f"the loss fails on an output {list(output.shape)} and labels {list(rows.shape)}: "
-                f"{type(error).__name__}: {line}"
+                f"the loss fails on an output {list(output.shape)} and labels {list(rows.shape)}: {said(error)}"
             ) from error
         if not isinstance(value, Tensor) or tuple(value.shape) not in ((), (len(output),)):
             got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__

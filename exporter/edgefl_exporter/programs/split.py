@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from edgefl.errors import LoweringError
+from edgefl.errors import LoweringError, said
 
 
 class Split(nn.Module):
@@ -47,9 +47,8 @@ def _ends_with(model: nn.Module, extractor: nn.Module, head: nn.Linear, example_
         with torch.no_grad():
             wanted, features = model.eval()(x), extractor.eval()(x)
     except Exception as error:
-        line = (str(error).strip().splitlines() or [""])[0]
         raise LoweringError(
-            f"{what} fails on an input of shape {list(x.shape)}: {type(error).__name__}: {line}",
+            f"{what} fails on an input of shape {list(x.shape)}: {said(error)}",
             hint="is the example input's shape [batch, ...] right?",
         ) from error
     finally:

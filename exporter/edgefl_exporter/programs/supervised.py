@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from edgefl.bundle import Input, Output
-from edgefl.errors import LoweringError
+from edgefl.errors import LoweringError, first_line
 from edgefl_exporter.models.parts import DTYPES, Parts
 from edgefl_exporter.programs.losses import Adjustable, Loss
 from edgefl_exporter.programs.program import FEATURES, GRADIENT, LABELS, PRESENT, Definition, Values, following
@@ -206,9 +206,9 @@ class Supervised:
             try:
                 grads = torch.autograd.grad(cost, weights, allow_unused=True) if weights else ()
             except (RuntimeError, NotImplementedError) as error:
-                line = str(error).strip().splitlines()[0]
                 raise LoweringError(
-                    f"PyTorch cannot differentiate the model: {line}", hint="detach() what needs no gradient"
+                    f"PyTorch cannot differentiate the model: {first_line(error)}",
+                    hint="detach() what needs no gradient",
                 ) from error
         after = dict(module.named_buffers())
         for name, (buffer, _) in before.items():

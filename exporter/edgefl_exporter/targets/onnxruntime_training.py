@@ -56,8 +56,7 @@ def check(python: Path | None, programs: Sequence[str]) -> Path:
     except OSError as error:
         raise InputError(f"{python} cannot be used: {error.strerror}", hint=HINT) from error
     if done.returncode:
-        said = done.stderr.strip().splitlines() or ["it ended"]
-        raise InputError(f"{python} cannot be used: {said[-1]}", hint=HINT)
+        raise InputError(f"{python} cannot be used: {_last_line(done.stderr)}", hint=HINT)
     return python
 
 
@@ -139,7 +138,12 @@ class _Worker:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            said = self._log.read_text(errors="replace").strip().splitlines() or ["it ended"]
-            raise EdgeflError(f"the process that proves files for {ENGINE} has ended: {said[-1]}")
+            last = _last_line(self._log.read_text(errors="replace"))
+            raise EdgeflError(f"the process that proves files for {ENGINE} has ended: {last}")
         about = json.loads(line)
         return about, load_tensors(self._process.stdout.read(about["size"]), "an answer of the other process")
+
+
+def _last_line(log: str) -> str:
+    """What a process said last."""
+    return (log.strip().splitlines() or ["it ended"])[-1]

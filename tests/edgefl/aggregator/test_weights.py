@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from edgefl.aggregator.checks import check_ask
 from edgefl.aggregator.fusion import shares
-from edgefl.aggregator.weights import RULES, load_rule, own_rule, rule_named
+from edgefl.aggregator.weights import RULES, load_rule, rule_named
 from edgefl.bundle import Bundle, Manifest, Output
 from edgefl.errors import ConfigError, EdgeflError, RemoteProtocolError
 from edgefl.method import Ask, Reply, Task
+from edgefl.own_code import own
 
 
 def reply(examples: int = 10, **metrics: float) -> Reply:
@@ -113,11 +114,9 @@ def write(folder: Path, text: str) -> Path:
 
 
 def test_own_rules_are_told_by_their_file() -> None:
-    assert own_rule("weights.py:mine") == ("weights.py", "mine")
-    assert own_rule("/a/b:c/my weights.py:mine") == ("/a/b:c/my weights.py", "mine")
-    assert [own_rule(name) for name in ("examples", "examples/residual", "weights.py", "w.py:", "w.txt:f")] == [
-        None
-    ] * 5
+    assert own("weights.py:mine") == (Path("weights.py"), "mine")
+    assert own("/a/b:c/my weights.py:mine") == (Path("/a/b:c/my weights.py"), "mine")
+    assert [own(name) for name in ("examples", "examples/residual", "weights.py", "w.py:", "w.txt:f")] == [None] * 5
 
 
 def test_a_function_of_a_reply(tmp_path: Path) -> None:
@@ -149,8 +148,8 @@ def test_what_it_gives_wrong_refuses_the_reply(tmp_path: Path, body: str, said: 
     [
         ("import no_such_module\n", "weights.py cannot be imported: ModuleNotFoundError: No module named"),
         ("def mine(reply\n", "weights.py cannot be imported: SyntaxError"),
-        ("def miner(reply): return 1\n", "weights.py has no function 'mine'"),
-        ("mine = 3\n", "weights.py has no function 'mine'"),
+        ("def miner(reply): return 1\n", "no 'mine' in weights.py"),
+        ("mine = 3\n", "'mine' in weights.py is no function"),
     ],
 )
 def test_a_file_that_does_not_give_the_function(tmp_path: Path, text: str, said: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from edgefl.bundle import Bundle, Program, StateTensor, check_tensors
-from edgefl.errors import BundleError, EdgeflError, InputError
+from edgefl.errors import BundleError, EdgeflError, InputError, first_line
 from edgefl.onnx_session import make_session
 from edgefl.tensors import Array
 from edgefl_device.work.stopping import Stop, Stopped
@@ -120,7 +120,7 @@ class Runtime:
         except Exception as error:  # onnxruntime's exceptions share no base class
             if stop is not None and stop.requested:
                 raise Stopped("stopped on request") from error
-            raise EdgeflError(f"program {program!r} failed: {_first_line(error)}") from error
+            raise EdgeflError(f"program {program!r} failed: {first_line(error)}") from error
         values = binding.get_outputs()[len(described.writes) :]  # in the order of binding
         outputs = {wanted.name: value.numpy() for wanted, value in zip(described.outputs, values, strict=True)}
         if described.writes:
@@ -140,22 +140,13 @@ class Runtime:
                 raise BundleError(
                     f"program {name!r} writes one output to two state tensors", hint="re-export the bundle"
                 )
-            options = self._engine.SessionOptions()
-            options.intra_op_num_threads = self._threads
-            options.inter_op_num_threads = 1
-            # A waiting thread that spins takes its core from the other devices of an emulator and drains a battery:
-            # with two processes of two threads on two cores, spinning doubled both the time and the work of a step.
-            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-            # Batches differ in size (the last is short, evaluation is larger): a pattern per shape only holds memory.
-            options.enable_mem_pattern = False
-            options.log_severity_level = 3  # errors; warnings about graph optimisation tell a device's user nothing
             try:
-                self._sessions[name] = make_session(self.bundle.program_bytes(name), options)
+                self._sessions[name] = make_session(self.bundle.program_bytes(name), threads=self._threads)
             except EdgeflError:
                 raise
             except Exception as error:
                 raise BundleError(
-                    f"onnxruntime {self._engine.__version__} cannot load program {name!r}: {_first_line(error)}",
+                    f"onnxruntime {self._engine.__version__} cannot load program {name!r}: {first_line(error)}",
                     hint="upgrade onnxruntime, or export for an older one",
                 ) from error
         return self._sessions[name]
@@ -167,7 +158,3 @@ def _engine() -> Any:
     except ImportError as error:
         raise InputError("a device needs onnxruntime", hint="pip install 'edgefl[device]'") from error
     return onnxruntime
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

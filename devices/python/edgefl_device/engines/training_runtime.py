@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from edgefl.bundle import Bundle, StateTensor, check_tensors
-from edgefl.errors import BundleError, EdgeflError, InputError
+from edgefl.errors import BundleError, EdgeflError, InputError, first_line
 from edgefl.tensors import Array
 from edgefl.training_artifacts import ENGINE, FILES, Artifacts, with_blanks
 from edgefl_device.engines.runtime import Runtime
@@ -37,7 +37,7 @@ class TrainingRuntime:
         try:
             self._artifacts = Artifacts(folder, threads)
         except Exception as error:  # onnxruntime's exceptions share no base class
-            raise BundleError(f"the bundle's files for {ENGINE} cannot be loaded: {_first_line(error)}") from error
+            raise BundleError(f"the bundle's files for {ENGINE} cannot be loaded: {first_line(error)}") from error
         if missing := self._described.keys() - self._artifacts.state.keys():
             raise BundleError(f"the bundle's checkpoint lacks {min(missing)!r}", hint="re-export the bundle")
 
@@ -84,7 +84,7 @@ class TrainingRuntime:
             else:
                 got = self._artifacts.evaluate(with_blanks(inputs, self.manifest.program("evaluate")))
         except Exception as error:
-            raise EdgeflError(f"program {program!r} failed: {_first_line(error)}") from error
+            raise EdgeflError(f"program {program!r} failed: {first_line(error)}") from error
         return {output.name: got[output.name] for output in described.outputs}
 
     def _step_portable(self, program: str, inputs: Mapping[str, Array], stop: Stop | None) -> dict[str, Array]:
@@ -100,7 +100,3 @@ class TrainingRuntime:
         if name not in self._described:
             raise InputError(f"bundle {self.manifest.name!r} has no state tensor {name!r}")
         return self._artifacts.state[name]
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
