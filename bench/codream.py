@@ -31,7 +31,6 @@ from typing import Any
 import click
 import msgspec
 import numpy as np
-from fleet import Device, Fleet
 from harness import Row, Target, data_option, finish, options
 
 from edgefl import bundle as bundles
@@ -41,6 +40,7 @@ from edgefl.method import State, Task
 from edgefl.methods.codream import CoDream
 from edgefl.methods.fedavg import FedAvg
 from edgefl.runs.partition import dirichlet, iid
+from edgefl.runs.simulation import Device, Simulation
 from edgefl.tensors import Array, Tensors
 from edgefl_device.data import Dataset, Splits, read_splits
 from edgefl_device.work.student import Student
@@ -224,7 +224,7 @@ class Bench:
             for i, (model, own) in enumerate(zip(models, _deal(splits.train, setting.examples, cell), strict=True))
         ]
         with tempfile.TemporaryDirectory() as kept:
-            fleet = Fleet(made, devices, kept=Path(kept))
+            fleet = Simulation(made, devices, kept=Path(kept))
             method = self.method(cell, setting, made)
             down, up, state = _carry_out(fleet, method, cell)
         student = None
@@ -267,7 +267,7 @@ class Bench:
         )
 
 
-def _carry_out(fleet: Fleet, method: CoDream | FedAvg, cell: Cell) -> tuple[float, float, State]:
+def _carry_out(fleet: Simulation, method: CoDream | FedAvg, cell: Cell) -> tuple[float, float, State]:
     """All rounds; bytes to and from a device in the last epoch, or FedAvg's last round, and the state after it."""
     started, before, down, up, state = time.monotonic(), (0, 0), 0.0, 0.0, method.start()
     for done in fleet.rounds(method, RoundSettings(), seed=cell.seed):
@@ -298,7 +298,7 @@ def _test(splits: Splits, count: int) -> Dataset:
     return splits.test.take(np.random.default_rng(0).permutation(len(splits.test))[:count])
 
 
-def _predict(fleet: Fleet, device: Device, loaded: Tensors = MappingProxyType({})) -> Array:
+def _predict(fleet: Simulation, device: Device, loaded: Tensors = MappingProxyType({})) -> Array:
     """Probabilities [tests, classes] of the device's model, with `loaded` in place of its own tensors."""
     task = Task(program="predict", feed="test", load=("*",) if loaded else (), batch_size=250, send=("logits",))
     logits = fleet.perform(device, [task], loaded).tensors["logits"].astype(np.float64)

@@ -21,7 +21,6 @@ from pathlib import Path
 
 import click
 import numpy as np
-from fleet import Device, Fleet
 from harness import Row, Target, data_option, finish, options
 
 from edgefl.aggregator.coordinator import RoundSettings
@@ -32,6 +31,7 @@ from edgefl.methods.deq_fl import DeqFl
 from edgefl.methods.fedavg import FedAvg
 from edgefl.protocol import tensors_to_bytes
 from edgefl.runs.partition import dirichlet
+from edgefl.runs.simulation import Device, Simulation
 from edgefl_device.data import Splits, read_splits
 from edgefl_device.work.evaluate import HeldOut
 
@@ -105,7 +105,7 @@ class Bench:
             Device(f"device-{i}", "net", {"train": train.take(part)}, self.budget(BUDGETS[i % len(BUDGETS)]))
             for i, part in enumerate(dirichlet(train.labels, DEVICES, alpha, rng))
         ]
-        self.fleet = Fleet({"net": bundle}, devices)
+        self.fleet = Simulation({"net": bundle}, devices)
 
     def budget(self, steps: int) -> dict[str, float]:
         """A device's own settings."""

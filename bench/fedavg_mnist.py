@@ -18,7 +18,6 @@ from pathlib import Path
 
 import click
 import numpy as np
-from fleet import Device, Fleet
 from harness import Row, Target, data_option, finish, options
 
 from edgefl import bundle as bundles
@@ -26,6 +25,7 @@ from edgefl.aggregator.coordinator import RoundSettings
 from edgefl.bundle import Bundle
 from edgefl.methods.fedavg import FedAvg
 from edgefl.runs.partition import PARTITIONS
+from edgefl.runs.simulation import Device, Simulation
 from edgefl_device.data import Dataset, Splits, read_splits
 
 
@@ -51,11 +51,11 @@ BATCH_SIZE, FRACTION = 10, 0.1
 BUNDLE = "mnist"
 
 
-def fleet_of(bundle: Bundle, splits: Splits, devices: int, split: str, *, seed: int, threads: int) -> Fleet:
+def fleet_of(bundle: Bundle, splits: Splits, devices: int, split: str, *, seed: int, threads: int) -> Simulation:
     """The training data dealt out to devices that all have one bundle."""
     parts = PARTITIONS[split](splits.train.labels, devices, rng=np.random.default_rng(seed), **SPLITS[split])
     fleet = [Device(f"device-{i:03}", BUNDLE, {"train": splits.train.take(part)}) for i, part in enumerate(parts)]
-    return Fleet({BUNDLE: bundle}, fleet, threads=threads)
+    return Simulation({BUNDLE: bundle}, fleet, threads=threads)
 
 
 def rounds_to(target: float, accuracies: Sequence[float]) -> float | None:
@@ -73,7 +73,7 @@ def rounds_to(target: float, accuracies: Sequence[float]) -> float | None:
     return i + float((target - best[i - 1]) / (best[i] - best[i - 1]))
 
 
-def run(fleet: Fleet, test: Dataset, method: FedAvg, fraction: float, target: float, seed: int) -> list[Row]:
+def run(fleet: Simulation, test: Dataset, method: FedAvg, fraction: float, target: float, seed: int) -> list[Row]:
     """Rounds until the target or the method's end: one row each, with seconds since the start."""
     rows: list[Row] = []
     started = time.monotonic()

@@ -24,7 +24,6 @@ from typing import Any
 import click
 import msgspec
 import numpy as np
-from fleet import Device, Fleet
 from harness import Row, Target, data_option, finish, options
 
 from edgefl import bundle as bundles
@@ -34,6 +33,7 @@ from edgefl.method import Ask, Fused, Method, State, Task
 from edgefl.methods.fedavg import FedAvg
 from edgefl.methods.fedmrl import FedMRL
 from edgefl.runs.partition import alike, classes
+from edgefl.runs.simulation import Device, Simulation
 from edgefl.tensors import Tensors
 from edgefl_device.data import Dataset, Splits, read_splits
 
@@ -131,7 +131,7 @@ def run(cell: Cell, made: Mapping[str, Bundle], splits: Splits) -> Row:
     """Train to the end of the budget, then evaluate on every device."""
     started = time.process_time()
     feeds, kinds = deal(splits, cell), list(made)
-    fleet = Fleet(made, [Device(f"device-{i:03}", kinds[i % len(kinds)], feed) for i, feed in enumerate(feeds)])
+    fleet = Simulation(made, [Device(f"device-{i:03}", kinds[i % len(kinds)], feed) for i, feed in enumerate(feeds)])
     method = method_of(cell, made[kinds[0]])
     tensors: Tensors = {}
     trained: dict[str, float | None] = {}  # device -> its accuracy right after it trained, the last time

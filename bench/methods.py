@@ -25,7 +25,6 @@ from typing import Any
 import click
 import numpy as np
 from fedavg_mnist import rounds_to
-from fleet import Device, Fleet
 from harness import Row, Target, data_option, finish, options
 
 from edgefl.aggregator.checks import reply_names
@@ -34,6 +33,7 @@ from edgefl.bundle import Bundle
 from edgefl.method import Task
 from edgefl.methods import METHODS
 from edgefl.runs.partition import classes
+from edgefl.runs.simulation import Device, Simulation
 from edgefl_device.data import Dataset, Splits, read_splits
 
 DEVICES, ASKED, CLASSES, ROUNDS = 50, 10, 2, 100
@@ -91,7 +91,7 @@ def run(
 ) -> Row:
     """One row of the table. `budget`: the settings that all methods have."""
     started = time.process_time()
-    fleet = Fleet({name: bundle}, [Device(f"device-{i:02}", name, feeds) for i, feeds in enumerate(dealt)])
+    fleet = Simulation({name: bundle}, [Device(f"device-{i:02}", name, feeds) for i, feeds in enumerate(dealt)])
     settings = {key: _value(value) for key, value in (budget | entry.settings).items()}
     method = METHODS[entry.method](initial=bundle.shared_weights(), **settings)
     ask = method.ask(method.start())

@@ -266,6 +266,11 @@ class Bundle:
         self.sha256 = sha256_hex(manifest_bytes)
         self._walked: set[tuple[str, str]] = set()  # SHA-256 and engine of the graphs that may be given to a runtime
 
+    @property
+    def size_bytes(self) -> int:
+        """The size of its files together."""
+        return len(self.manifest_bytes) + sum(f.size_bytes for f in self.manifest.files())
+
     def weights(self) -> dict[str, Array]:
         """The initial state: name -> array."""
         return load_tensors(self.bytes_of(self.manifest.weights), self.path / WEIGHTS)

@@ -15,11 +15,12 @@ A method sees no clock, no sampling of devices, no bytes, no MQTT. The coordinat
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import msgspec
 
-from edgefl.tensors import Array
+from edgefl.bundle import Bundle
+from edgefl.tensors import Array, Tensors
 
 
 class Keep(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -141,8 +142,29 @@ class State(msgspec.Struct, frozen=True):
     numbers: Mapping[str, float] = {}
 
 
+class Model(NamedTuple):
+    """A model that a method's state holds whole: `state` is what it has in place of the bundle's initial values."""
+
+    name: str
+    bundle: Bundle
+    state: Tensors
+
+
+class Sheet(NamedTuple):
+    """Pictures for a person: uint8 images [n, C, H, W] or [n, H, W], a caption for each or none, how many in a row (0:
+    about a square)."""
+
+    images: Array
+    captions: tuple[str, ...] = ()
+    columns: int = 0
+
+
 class Method(Protocol):
-    """The aggregator's half of a published algorithm: three pure functions on `State`."""
+    """The aggregator's half of a published algorithm: three pure functions on `State`.
+
+    A method may answer more questions; edgefl/runs/questions.py asks them, and says what is taken for an answer where
+    a method has none.
+    """
 
     def start(self) -> State:
         """The state before the first round."""

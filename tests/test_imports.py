@@ -31,7 +31,7 @@ def test_the_contracts_hold() -> None:
 @pytest.mark.parametrize(
     ("file", "line", "contract"),
     [
-        ("edgefl/aggregator/fusion.py", "import edgefl_device", "only edgefl.cli wires"),
+        ("edgefl/aggregator/fusion.py", "import edgefl_device", "only edgefl.runs and edgefl.cli wire"),
         ("devices/python/edgefl_device/engines/runtime.py", "import edgefl_exporter", "know nothing of each other"),
         (
             "exporter/edgefl_exporter/programs/losses.py",

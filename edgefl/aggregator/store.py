@@ -46,7 +46,7 @@ Record = dict[str, Any]
 # What is written here, for `sweep`. Not below devices/: an emulated device sweeps its own folder, and may still end.
 WRITTEN = (
     *("run.toml", "*.json", "*.jsonl", "weights.py", "*.safetensors", "*.onnx", "report.html"),
-    *("models/*.onnx", "dreams/*.png", "data/*.npz", "bundles/*/", "student/"),
+    *("models/*.onnx", "pictures/*.png", "data/*.npz", "bundles/*/", "student/"),
 )
 MAX_JSON_BYTES = 2**20  # of run.json and open.json: 10,000 devices have 400 KB of names
 

@@ -184,7 +184,7 @@ def summary(bundle: Bundle) -> dict[str, Any]:
         "method": manifest.method,
         "made_by": manifest.made_by,
         "sha256": bundle.sha256,
-        "size_bytes": total_bytes(bundle),
+        "size_bytes": bundle.size_bytes,
         "parameters": sum(t.size_bytes // 4 for t in manifest.state if t.role == "parameter"),
         "bytes_per_round": sum(t.size_bytes for t in manifest.shared()),
         "data": {"features": list(manifest.data.features), "classes": manifest.data.classes},
@@ -205,11 +205,6 @@ def summary(bundle: Bundle) -> dict[str, Any]:
             for t in manifest.state
         ],
     }
-
-
-def total_bytes(bundle: Bundle) -> int:
-    """The size of a bundle's files together."""
-    return len(bundle.manifest_bytes) + sum(f.size_bytes for f in bundle.manifest.files())
 
 
 def _fusion(tensor: StateTensor) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgefl.bundle import PORTABLE, Bundle, Normalisation
-from edgefl.cli.bundle import summary, total_bytes
+from edgefl.cli.bundle import summary
 from edgefl.cli.output import format_option, print_json, working
 from edgefl.errors import ConfigError, InputError, nearest
 from edgefl.files import read_bytes
@@ -141,7 +141,7 @@ def export(model: str | None, out: Path | None, form: str, **options: Any) -> No
     if form == "json":
         print_json(summary(bundle))
     else:
-        click.echo(f"wrote {bundle.path} ({size(total_bytes(bundle))}), proven against PyTorch")
+        click.echo(f"wrote {bundle.path} ({size(bundle.size_bytes)}), proven against PyTorch")
 
 
 def export_from(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from types import TracebackType
 
 from rich.console import Console, Group
@@ -11,41 +10,32 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from edgefl.aggregator.serve import Watcher
 from edgefl.aggregator.store import Record
-from edgefl.method import State
-from edgefl.results.report import COLUMNS, OWN, Rows
+from edgefl.cli.output import tell
+from edgefl.results.report import COLUMNS, OWN, Column, Rows
+from edgefl.runs.run import Begun, Watch
 
 SHOWN_ROUNDS = 25
 
 
 class LiveTable:
-    """The rounds so far and one line of progress, on stderr: stdout is for the result."""
+    """The rounds so far and one line of progress, on stderr: stdout is for the result.
 
-    def __init__(self, title: str, before: Sequence[Record] = (), *, own: bool = False) -> None:
-        """`before`: the rounds of earlier starts of this run. `own`: whether devices evaluate beside the aggregator."""
-        self._title = title
-        self._columns = [column for column in COLUMNS if own or column.key != OWN]
-        self._rows = Rows(before)
+    Until the run begins there is no table, and what is said is printed.
+    """
+
+    def __init__(self) -> None:
+        self._title = ""
+        self._columns: list[Column] = []
+        self._rows = Rows()
         self._line = ""
-        self._console = Console(stderr=True)
-        self._live = Live(self._table(), console=self._console, auto_refresh=False) if self._terminal else None
+        self._live: Live | None = None
 
-    @property
-    def _terminal(self) -> bool:
-        return sys.stderr.isatty()
-
-    def watcher(self) -> Watcher:
-        return Watcher(round_done=self._round_done, progress=self._progress)
+    def watch(self) -> Watch:
+        """What the run is to tell."""
+        return Watch(self._begun, self._round_done, self._progress)
 
     def __enter__(self) -> LiveTable:
-        if self._live:
-            self._live.start()
-        else:
-            self._print(self._title)
-            self._print(self._line_of([column.title for column in self._columns]))
-            for record in self._rows.rows:
-                self._print_row(record)
         return self
 
     def __exit__(
@@ -56,7 +46,20 @@ class LiveTable:
             self._live.update(self._table(), refresh=True)
             self._live.stop()
 
-    def _round_done(self, record: Record, state: State) -> None:
+    def _begun(self, begun: Begun) -> None:
+        self._title = f"run {begun.name}: {', '.join(one.name for one in begun.classes)}, {begun.method}"
+        self._columns = [column for column in COLUMNS if begun.own_accuracy or column.key != OWN]
+        self._rows = Rows(begun.records)
+        if sys.stderr.isatty():
+            self._live = Live(self._table(), console=Console(stderr=True), auto_refresh=False)
+            self._live.start()
+            return
+        tell(self._title)
+        tell(self._line_of([column.title for column in self._columns]))
+        for record in self._rows.rows:
+            self._print_row(record)
+
+    def _round_done(self, record: Record) -> None:
         new = self._rows.add(record)
         if self._live and new:
             self._live.update(self._table(), refresh=True)
@@ -64,7 +67,7 @@ class LiveTable:
             self._print_row(self._rows.rows[-1])
 
     def _print_row(self, record: Record) -> None:
-        self._print(self._line_of([column.cell(record) for column in self._columns]))
+        tell(self._line_of([column.cell(record) for column in self._columns]))
 
     def _line_of(self, cells: list[str]) -> str:
         widths = (max(len(column.title), 9) for column in self._columns)
@@ -77,7 +80,7 @@ class LiveTable:
         if self._live:
             self._live.update(self._table(), refresh=True)
         elif "replies" not in line and "waiting" not in line:
-            self._print(line)
+            tell(line)
 
     def _table(self) -> Group:
         table = Table(title=self._title, title_justify="left", box=None, pad_edge=False)
@@ -86,6 +89,3 @@ class LiveTable:
         for record in self._rows.rows[-SHOWN_ROUNDS:]:
             table.add_row(*(column.cell(record) for column in self._columns))
         return Group(table, Text(self._line, style="dim"))
-
-    def _print(self, line: str) -> None:
-        print(line, file=sys.stderr, flush=True)

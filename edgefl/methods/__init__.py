@@ -15,6 +15,7 @@ from edgefl.methods.fedprox import FedProx
 from edgefl.methods.lg_fedavg import LgFedAvg
 from edgefl.methods.scaffold import Scaffold
 
+DEFAULT = "fedavg"
 METHODS: dict[str, type[Any]] = {
     "fedavg": FedAvg,
     "fedprox": FedProx,

@@ -18,22 +18,24 @@ X - X_k, whose mean is subtracted from X: federated averaging in the space of th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal, NamedTuple, Protocol
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
 from msgspec import Meta
 
-from edgefl.bundle import DataContract
+from edgefl.bundle import Bundle, DataContract, Manifest
 from edgefl.errors import ConfigError
-from edgefl.method import Ask, Fused, Keep, State, Task
+from edgefl.method import Ask, Fused, Keep, Model, Sheet, State, Task
 from edgefl.random_numbers import normals
 from edgefl.tensors import Array, Tensors
 
+METHOD = "codream"  # of bundles that can dream
 X, Y = "x", "y"  # what devices call the dreams and their labels
 COMPARED = "dreams"  # state of a device: dreams that `likeness` compares with its own images
 BUFFER, CURRENT = "dreams", "current"  # buffers of a device
 GRADIENT, CHANGE, PROBABILITIES = "dream_gradient", "dream_change", "probabilities"
+LIKENESS = "likeness.likeness_most"  # metric: the greatest cosine of a dream to an own image
 STUDENT = "student."  # what its tensors in the state begin with
 UNSURE = {"entropy": 1.0, "statistics": 0.0, "total_variation": 0.0, "l2": 0.0}  # settings: entropy alone
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8  # Adam's
@@ -43,6 +45,9 @@ PATH = 12  # pictures of one dream that are kept of an epoch, at most
 
 class Student(Protocol):
     """The model that learns on the aggregator: a device that never leaves."""
+
+    @property
+    def bundle(self) -> Bundle: ...
 
     @property
     def data(self) -> DataContract: ...
@@ -191,6 +196,35 @@ class CoDream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         after = State(state.round + 1, tensors, state.numbers)
         return self._fall_asleep(after)
 
+    # --- what a run asks (edgefl/runs/questions.py) -----------------------------------------------------------
+
+    length: ClassVar[str] = "epochs"
+
+    def check(self, manifests: Sequence[Manifest], fraction: float) -> None:
+        """Raises ConfigError unless student and devices look at the same kind of examples, the student can do what
+        devices do, and all devices are asked."""
+        student = self.student.bundle.manifest
+        if student.method != METHOD:
+            raise ConfigError("the student cannot dream", hint=f'add options = {{ method = "{METHOD}" }} to [student]')
+        if missing := sorted(self.initial.keys() - student.fusion_map().keys()):
+            raise ConfigError(
+                f"the student has no tensor {missing[0]!r}, which the bundles share",
+                hint="export it with the options of [[bundle]]",
+            )
+        for manifest in manifests:
+            for what in ("features", "dtype", "normalisation", "classes"):
+                got, want = getattr(manifest.data, what), getattr(student.data, what)
+                if got != want:
+                    raise ConfigError(
+                        f"bundle {manifest.name!r} has {what} {got}; the student has {want}",
+                        hint="devices and student dream together: export all for the same examples",
+                    )
+        if fraction < 1:
+            raise ConfigError(
+                f"[round] fraction is {fraction:g}: a device that was not asked to warm up would dream untrained",
+                hint=f"{METHOD} asks all devices: fraction = 1",
+            )
+
     def rehearse(self) -> tuple[Ask, ...]:
         """One ask of each kind that a run will make, with tensors of the right shapes, to check before it begins."""
         state = self.start()
@@ -203,6 +237,36 @@ class CoDream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         rounds = {0, 1} if self.alone else {0, 1, last, last + 1, last + 2}
         asks = [self.ask(State(round, tensors)) for round in sorted(rounds)]
         return tuple(ask for ask in asks if ask is not None)
+
+    def models(self, tensors: Tensors) -> list[Model]:
+        """The student; none where it learns nothing."""
+        return [] if self.alone else [Model("student", self.student.bundle, self.student_in(tensors))]
+
+    def pictures(self, state: State) -> dict[str, Sheet]:
+        """What an epoch dreamed, when it is labelled: each with the class that its label gives most; and the first of
+        them, from noise to the end."""
+        if state.round == 0 or self.alone or (place := self.place(state.round - 1)).phase != "label":
+            return {}
+        labels, path = state.tensors["labels"], state.tensors["path"]
+        captions = tuple(f"{c}: {p:.0%}" for c, p in zip(labels.argmax(1), labels.max(1), strict=True))
+        name = f"epoch-{place.epoch:03}"
+        return {
+            name: Sheet(self.pixels(state.tensors["dreams"]), captions),
+            f"{name}-path": Sheet(path, columns=len(path)),
+        }
+
+    def warning(self, measured: Mapping[str, Mapping[str, float]]) -> str | None:
+        """A dream that is too much like an image of a device."""
+        found = {device: metrics[LIKENESS] for device, metrics in measured.items() if LIKENESS in metrics}
+        if not found or max(found.values()) <= self.likeness_limit:
+            return None
+        device = max(found, key=lambda name: found[name])
+        return (
+            f"a dream is like an image of {device}: cosine {found[device]:.3f}, over {self.likeness_limit:g} "
+            "(likeness_limit); more total_variation, less statistics or fewer dream_steps make dreams vaguer"
+        )
+
+    # --- where a run is ---------------------------------------------------------------------------------------
 
     @property
     def rounds(self) -> int:

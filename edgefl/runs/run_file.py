@@ -18,9 +18,10 @@ from edgefl.aggregator.weights import LEARNED, rule_named
 from edgefl.errors import ConfigError, nearest
 from edgefl.files import read_bytes
 from edgefl.method import Method
-from edgefl.methods import METHODS
+from edgefl.methods import DEFAULT, METHODS
 from edgefl.own_code import own
 from edgefl.protocol import NAME
+from edgefl.runs.questions import length_of
 
 Share = Annotated[float, Meta(gt=0, le=1)]
 STUDENT = "student"  # the field of a method that has one
@@ -220,7 +221,7 @@ def from_toml(text: str, *, where: str) -> dict[str, Any]:
 def make_method(run: RunFile, initial: Mapping[str, Any], *, where: str, student: object = None) -> Method:
     """The run's method with its settings. Raises ConfigError for an unknown method, key, or wrong value."""
     settings = dict(run.method)
-    name = settings.pop("name", "fedavg")
+    name = settings.pop("name", DEFAULT)
     if not isinstance(name, str) or name not in METHODS:
         raise ConfigError(
             f"{where}: [method] name is {name!r}",
@@ -260,7 +261,7 @@ def resumed(saved: RunFile, given: RunFile) -> RunFile:
     """The run file to go on with: seed, method, model and fleet stay the run's own; where the broker is, how rounds
     are closed, how the model is evaluated and how many rounds there are may be given anew."""
     method = dict(saved.method)
-    length = "epochs" if saved.student is not None else "rounds"
+    length = length_of(METHODS.get(str(method.get("name", DEFAULT))))
     if length in given.method:
         method[length] = given.method[length]
     return msgspec.structs.replace(
@@ -307,12 +308,12 @@ def _check_source(section: ModelSection, where: str) -> None:
 
 
 def _check_student(run: RunFile, where: str) -> None:
-    name = str(run.method.get("name", "fedavg"))
+    name = str(run.method.get("name", DEFAULT))
     wanted = STUDENT in METHODS[name].__struct_fields__ if name in METHODS else run.student is not None
     if wanted and run.student is None:
         raise ConfigError(
             f"{where}: {name} has a student, a model that learns on the aggregator",
-            hint='add [student] with model = "zoo:NAME" and options = { method = "codream" }',
+            hint='add [student] with model = "zoo:NAME", and the options of [[bundle]]',
         )
     if not wanted and run.student is not None:
         raise ConfigError(f"{where}: [student]: {name} has none", hint="remove the section")

@@ -17,7 +17,6 @@ from edgefl import protocol
 from edgefl.aggregator.coordinator import RoundSettings
 from edgefl.aggregator.limits import Limits
 from edgefl.bundle import MAX_MANIFEST_BYTES, Bundle
-from edgefl.cli.prepare import check_names, round_of
 from edgefl.errors import ConfigError
 from edgefl.method import Ask, Task
 from edgefl.methods.fedavg import FedAvg
@@ -36,6 +35,7 @@ from edgefl.protocol import (
     Presence,
     UploadChunk,
 )
+from edgefl.runs.prepare import check_names, round_of
 from edgefl.runs.run_file import RunFile
 from edgefl_device.data.dataset import Dataset
 from edgefl_device.wire.session import Session

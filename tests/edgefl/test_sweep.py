@@ -93,7 +93,7 @@ def test_nothing_of_a_persons_goes(tmp_path: Path) -> None:
     (folder / ".cache.abcd1234").mkdir(parents=True)  # no file's name, and no pattern of a directory
     (folder / ".run.json.abcdefgh").mkdir()  # no file
     (folder / "models").symlink_to(elsewhere)
-    (folder / "dreams").mkdir()
+    (folder / "pictures").mkdir()
     (folder / ".open.json.abcd1234").symlink_to(elsewhere / ".run.json.abcd1234")
     for name in (
         *(
@@ -104,7 +104,7 @@ def test_nothing_of_a_persons_goes(tmp_path: Path) -> None:
             ".run.json.abcd12345",
             ".run.json.ABCD1234",
         ),
-        *(".notes.markdown", ".run.json.old.abcd1234", ".run.json.abcd1234.swp", "dreams/.mine.json.abcd1234"),
+        *(".notes.markdown", ".run.json.old.abcd1234", ".run.json.abcd1234.swp", "pictures/.mine.json.abcd1234"),
     ):
         (folder / name).write_text("mine")
     before = left(tmp_path)
@@ -121,11 +121,11 @@ def test_a_run_directory_is_swept_when_it_is_opened(tmp_path: Path) -> None:
     killed(mine.with_name("run.journal"), "file", "fsync")
     shutil.copy(next(mine.parent.iterdir()), mine)
     before = left(place)
-    for path in ("state.safetensors", "metrics.jsonl", "models/a.onnx", "dreams/epoch-001.png", "data/device-1.npz"):
+    for path in ("state.safetensors", "metrics.jsonl", "models/a.onnx", "pictures/epoch-001.png", "data/device-1.npz"):
         killed(place / path, "file", "fsync")
     killed(place / "bundles" / "digits", "directory", "fsync")
     Store.open(place).close()
-    assert left(place) == sorted([*before, "bundles", "data", "dreams", "models"])
+    assert left(place) == sorted([*before, "bundles", "data", "models", "pictures"])
 
 
 def test_a_state_folder_is_swept(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from processes import DEVICES, Process, json_of
 
 import edgefl_broker
 from edgefl.bundle import Bundle
-from edgefl.cli.data import write_parts
+from edgefl.runs.parts import write_parts
 from edgefl.tensors import load_tensors
 from edgefl.training_artifacts import ENGINE
 

@@ -9,7 +9,7 @@ import pytest
 from processes import DEVICES, Process
 
 import edgefl_broker
-from edgefl.cli.data import write_parts
+from edgefl.runs.parts import write_parts
 from edgefl_broker import RunningBroker
 
 

@@ -93,7 +93,7 @@ def test_devices_dream_and_one_that_cannot_is_refused_by_name(start: Start, bund
     assert "a dream is like an image of" in said and "likeness_limit" in said
     assert records[0]["accuracy"] != learned[-1]["accuracy"]  # the student's
 
-    names = sorted(p.name for p in (place / "dreams").iterdir())
+    names = sorted(p.name for p in (place / "pictures").iterdir())
     assert names == [f"epoch-00{epoch}{kind}.png" for epoch in (1, 2) for kind in ("-path", "")]
     report = (place / "report.html").read_text()
     assert report.count("data:image/png;base64,") == 4 and "accuracy of each device" in report
@@ -163,5 +163,5 @@ def test_stopped_among_the_dreams_a_run_dreams_the_same(
     assert resumed != unbroken
     assert [record["round"] for record in records] == list(range(1, 1 + 1 + 2 * 62))
     for name in ("epoch-001.png", "epoch-001-path.png", "epoch-002.png"):
-        assert (resumed / "dreams" / name).read_bytes() == (unbroken / "dreams" / name).read_bytes(), name
+        assert (resumed / "pictures" / name).read_bytes() == (unbroken / "pictures" / name).read_bytes(), name
     assert (resumed / "weights.safetensors").read_bytes() == (unbroken / "weights.safetensors").read_bytes()

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from dreamers import dense, export_dreamers
-from fleet import Device, Fleet
 from msgspec.structs import replace
 from PIL import Image
 
@@ -25,7 +24,8 @@ from edgefl.method import Ask, Fused, State
 from edgefl.methods.codream import CoDream
 from edgefl.methods.codream_fast import CoDreamFast
 from edgefl.random_numbers import normals
-from edgefl.results.album import Album
+from edgefl.results.pictures import write_pictures
+from edgefl.runs.simulation import Device, Simulation
 from edgefl_device.data import read_splits
 from edgefl_device.work.kept import Buffers
 from edgefl_device.work.student import Student
@@ -75,7 +75,7 @@ def rounds(made: dict[str, Bundle], tmp_path: Path) -> Callable[[CoDream], Itera
     return rounds
 
 
-def fleet_of(made: dict[str, Bundle], kept: Path) -> Fleet:
+def fleet_of(made: dict[str, Bundle], kept: Path) -> Simulation:
     splits = read_splits("digits")
     assert splits.test is not None
     test = splits.test.take(np.arange(50))
@@ -83,7 +83,7 @@ def fleet_of(made: dict[str, Bundle], kept: Path) -> Fleet:
         Device(name, bundle, {"train": splits.train.take(np.arange(30 * i, 30 * i + 30)), "test": test})
         for i, (name, bundle) in enumerate(zip(DEVICES, made, strict=True))
     ]
-    return Fleet(made, devices, kept=kept)
+    return Simulation(made, devices, kept=kept)
 
 
 def dreaming(method: CoDream, epoch: int = 1) -> State:
@@ -348,24 +348,24 @@ def test_an_epoch_leaves_its_dreams_as_pictures(
     make: Make, rounds: Callable[[CoDream], Iterator[RoundDone]], tmp_path: Path
 ) -> None:
     method = make()
-    album = Album(method, tmp_path / "dreams")
+    folder = tmp_path / "pictures"
     for done in rounds(method):
-        album.add(done.state)
-    names = sorted(path.name for path in album.folder.iterdir())
+        write_pictures(folder, method.pictures(done.state))
+    names = sorted(path.name for path in folder.iterdir())
     assert names == [f"epoch-00{e}{kind}.png" for e in (1, 2) for kind in ("-path", "")]
-    sheet = np.asarray(Image.open(io.BytesIO((album.folder / "epoch-002.png").read_bytes())))
+    sheet = np.asarray(Image.open(io.BytesIO((folder / "epoch-002.png").read_bytes())))
     dreams = method.pixels(done.state.tensors["dreams"])
     np.testing.assert_array_equal(sheet[0:64:8, 0:64:8, 0], dreams[0, 0])  # magnified eight times
-    path = np.asarray(Image.open(album.folder / "epoch-002-path.png"))
+    path = np.asarray(Image.open(folder / "epoch-002-path.png"))
     np.testing.assert_array_equal(path[0:64:8, -66:-2:8, 0], dreams[0, 0])  # its end
 
 
-def test_a_dream_that_is_an_image_of_a_device_is_warned_of(make: Make, tmp_path: Path) -> None:
-    album = Album(make(likeness_limit=0.9), tmp_path)
+def test_a_dream_that_is_an_image_of_a_device_is_warned_of(make: Make) -> None:
+    method = make(likeness_limit=0.9)
     found = {"device-0": {"likeness.likeness_most": 0.5}, "device-1": {"likeness.likeness_most": 0.97}}
-    assert "image of device-1: cosine 0.970, over 0.9" in str(album.warning({"measured": found}))
-    assert album.warning({"measured": {"device-0": found["device-0"]}}) is None
-    assert album.warning({}) is None
+    assert "image of device-1: cosine 0.970, over 0.9" in str(method.warning(found))
+    assert method.warning({"device-0": found["device-0"]}) is None
+    assert method.warning({}) is None
 
 
 @pytest.mark.parametrize(

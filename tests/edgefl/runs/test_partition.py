@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgefl.cli.data import write_parts
 from edgefl.errors import ConfigError
 from edgefl.runs.partition import PARTITIONS, Indices, alike, classes, dirichlet, iid, shards
+from edgefl.runs.parts import write_parts
 
 LABELS = np.repeat(np.arange(10), 60)  # 600 examples, 60 of each class
 

@@ -1,6 +1,6 @@
 """Emulated devices in this process, for benchmarks: everything but the network is the real thing.
 
-fleet = Fleet({"cnn1": bundle}, [Device("device-0", "cnn1", {"train": train, "test": test})])
+fleet = Simulation({"cnn1": bundle}, [Device("device-0", "cnn1", {"train": train, "test": test})])
 for done in fleet.rounds(method, RoundSettings(fraction=0.1), seed=0):
     print(done.round, done.fused.metrics)
 """
@@ -45,7 +45,7 @@ class Device:
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
-class Fleet:
+class Simulation:
     """Devices that share one runtime per bundle, each with its private state. `bundles`: name -> bundle.
 
     `kept`: a folder for the buffers of examples that tasks keep, for methods that have such. `down` and `up` count the

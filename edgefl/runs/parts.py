@@ -1,0 +1,59 @@
+"""A data set dealt out to devices, as files."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+
+from edgefl.files import write_atomic
+from edgefl.runs.partition import PARTITIONS, alike, has_classes
+
+MOST_CLASSES = 10_000  # that are counted: labels may be any numbers
+
+
+def write_parts(
+    data: str,
+    out: Path,
+    names: list[str],
+    partition: str,
+    alpha: float,
+    per_device: int,
+    seed: int,
+    examples: int | None = None,
+) -> dict[str, list[int]]:
+    """Write OUT/NAME.npz for each name, and OUT/test.npz where there is a test part, of which each device also has its
+    share: of the classes that it trains on. `examples`: so many of the training examples; None for all.
+
+    Gives the examples of each class by part, or one number of examples where labels are no class numbers.
+    """
+    from edgefl_device.data import Dataset, Splits, read_splits
+
+    splits = read_splits(data)
+    rng = np.random.default_rng(seed)
+    if examples is not None:
+        splits = Splits(splits.train.take(np.sort(rng.permutation(len(splits.train))[:examples])), splits.test)
+    extra = {"dirichlet": (alpha,), "shards": (per_device,), "classes": (per_device,)}.get(partition, ())
+    parts = PARTITIONS[partition](splits.train.labels, len(names), *extra, rng)
+    written: dict[str, Dataset] = {name: splits.train.take(part) for name, part in zip(names, parts, strict=True)}
+    tests: dict[str, Dataset] = {}
+    if splits.test is not None:
+        written["test"] = splits.test
+        labels = splits.test.labels
+        if has_classes(labels):
+            dealt = alike(splits.train.labels, parts, labels, rng)
+        else:
+            dealt = np.array_split(rng.permutation(len(labels)), len(names))
+        tests = {name: splits.test.take(own) for name, own in zip(names, dealt, strict=True) if len(own)}
+    for name, part in written.items():
+        buffer = io.BytesIO()
+        test = {"x_test": tests[name].features, "y_test": tests[name].labels} if name in tests else {}
+        np.savez(buffer, allow_pickle=False, x=part.features, y=part.labels, **test)
+        write_atomic(out / f"{name}.npz", buffer.getvalue())
+    if not has_classes(splits.train.labels) or (len(splits.train) and splits.train.labels.max() >= MOST_CLASSES):
+        return {name: [len(part)] for name, part in written.items()}
+    classes = int(splits.train.labels.max()) + 1
+    return {
+        name: np.bincount(part.labels.astype(np.int64), minlength=classes).tolist() for name, part in written.items()
+    }

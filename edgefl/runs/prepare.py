@@ -1,0 +1,169 @@
+"""What a run needs before it begins: the bundles of its device classes, its method checked against them, how replies
+become one, and what evaluates its state."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from edgefl.aggregator import classes as device_classes
+from edgefl.aggregator.checks import check_ask, check_sends
+from edgefl.aggregator.classes import DeviceClass, check_classes, initial, parse_condition
+from edgefl.aggregator.coordinator import RoundSettings
+from edgefl.aggregator.fusion import Fusing, fusing, fusion_named
+from edgefl.aggregator.learned import learning
+from edgefl.aggregator.serve import Evaluate
+from edgefl.aggregator.weights import LEARNED, load_rule
+from edgefl.bundle import Bundle, read
+from edgefl.errors import ConfigError
+from edgefl.files import write_atomic
+from edgefl.method import Ask, Method
+from edgefl.own_code import own
+from edgefl.protocol import MAX_HEADER_BYTES, Announcement, BlobRef, devices_that_fit
+from edgefl.runs import questions
+from edgefl.runs.evaluation import evaluation_data, evaluator_of
+from edgefl.runs.run_file import BundleSection, ModelSection, RunFile, make_method
+
+if TYPE_CHECKING:
+    from edgefl_device.work.student import Student
+
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that can begin."""
+
+    classes: list[DeviceClass]
+    method: Method
+    fusing: Fusing
+    settings: RoundSettings
+    evaluate: Evaluate | None
+
+
+def prepare(config: RunFile, place: Path, progress: Progress) -> Prepared:
+    """Everything that a run needs, made or copied into the run directory `place` so that a resume needs nothing else.
+
+    Raises ConfigError and BundleError for what no device of the run could do, and what an export raises.
+    """
+    classes = classes_of(config, place, progress)
+    method = method_of(config, classes, student_of(config, place, progress))
+    return Prepared(
+        classes,
+        method,
+        fusing_of(config, classes, place),
+        round_of(config, method),
+        evaluator_of(config, classes, method),
+    )
+
+
+def classes_of(config: RunFile, place: Path, progress: Progress) -> list[DeviceClass]:
+    """The run's device classes. Raises ConfigError where their bundles disagree about what they share."""
+    classes = [
+        DeviceClass(
+            name=one.class_name,
+            bundle=_bundle_of(one, place / "bundles" / one.class_name, config.seed, one.class_name, progress),
+            condition=parse_condition(one.condition) if one.condition else device_classes.Condition(),
+            devices=one.devices,
+            settings=one.settings,
+        )
+        for one in config.bundles
+    ]
+    check_classes(classes)
+    return classes
+
+
+def _bundle_of(section: ModelSection, inside: Path, seed: int, name: str, progress: Progress) -> Bundle:
+    """The bundle, in the run directory: exported there, or copied, so that a resume needs nothing else."""
+    if inside.exists():
+        return read(inside)
+    if section.path is not None:
+        bundle = read(section.path)
+        shutil.copytree(bundle.path, inside)
+        return read(inside)
+    assert section.model is not None
+    options = {"seed": seed, **section.options}
+    where = f"{'[[bundle]]' if isinstance(section, BundleSection) else '[student]'} {name!r} options"
+    from edgefl.cli.export import export_from
+
+    return export_from(section.model, options, inside, name, lambda line: progress(f"{name}: {line}"), where=where)
+
+
+def student_of(config: RunFile, place: Path, progress: Progress) -> Student | None:
+    """The model that learns on the aggregator, where the run has one."""
+    if config.student is None:
+        return None
+    from edgefl_device.work.student import Student
+
+    return Student(_bundle_of(config.student, place / "student", config.seed, "student", progress))
+
+
+def method_of(config: RunFile, classes: Sequence[DeviceClass], student: Student | None = None) -> Method:
+    """The run's method. Raises ConfigError, BundleError for one whose first ask a class of devices cannot do."""
+    method = make_method(config, initial(classes), where="run file", student=student)
+    manifests = [one.bundle.manifest for one in classes]
+    questions.check(method, manifests, config.round.fraction)
+    asks = questions.rehearsal(method)
+    kept = {task.keep.buffer for ask in asks for task in ask.tasks if task.keep is not None}
+    for ask in asks:
+        for manifest in manifests:
+            check_ask(ask, manifest, kept=kept)
+        check_sends(ask, manifests)
+        check_names(ask, config.round)
+    return method
+
+
+def round_of(config: RunFile, method: Method) -> RoundSettings:
+    """How the run's rounds are filled: with no more devices than its method was told that there are (SCAFFOLD's N)."""
+    most = questions.most_devices(method)
+    if most is None or most >= config.round.max_devices:
+        return config.round
+    if most < config.round.min_devices:
+        raise ConfigError(
+            f"[round] min_devices is {config.round.min_devices}, but the method is for {most} devices",
+            hint="set devices in [method] to all that may ever be asked",
+        )
+    return msgspec.structs.replace(config.round, max_devices=most)
+
+
+def check_names(ask: Ask, settings: RoundSettings) -> None:
+    """Raise ConfigError where an announcement of this ask cannot name as many devices as the run takes."""
+    header = Announcement(1, 0, 0, "0" * 16, settings.deadline_s, [], list(ask.tasks), BlobRef("0" * 64, 0))
+    most = devices_that_fit(header, MAX_HEADER_BYTES)
+    if most < settings.max_devices:
+        raise ConfigError(
+            f"[round] max_devices is {settings.max_devices}; an announcement of this method can name {most} devices",
+            hint=f"set max_devices = {most} in [round]",
+        )
+
+
+def fusing_of(config: RunFile, classes: Sequence[DeviceClass], place: Path) -> Fusing:
+    """How replies are weighted and fused; a rule of somebody's own is kept in the run directory for a resume."""
+    weight = str(config.method.get("weight", ""))
+    if (found := own(weight)) is not None:
+        file, function = found
+        inside = place / "weights.py"
+        if not inside.exists():
+            if not file.is_file():
+                raise ConfigError(f"weight rule {weight!r}: no file {file}", hint="its path is seen from the run file")
+            write_atomic(inside, file.read_bytes())
+        rule = load_rule(inside, function, f"{file.name}:{function}")
+        return lambda ask: (fusion_named(ask.fusion), rule) if ask.weight == weight else fusing(ask)
+    if weight == LEARNED and config.evaluate is not None:
+        from edgefl_device.work.evaluate import HeldOut
+
+        if len(classes) > 1:
+            raise ConfigError(
+                f"weight = {LEARNED!r} needs one bundle for all devices; this run has {len(classes)}",
+                hint='set weight = "examples" in [method]',
+            )
+        _, held_out = evaluation_data(config.evaluate, config.seed)
+        examples = HeldOut(classes[0].bundle, held_out, batch_size=config.evaluate.batch_size)
+        return learning(examples, steps=config.evaluate.held_out_steps)
+    return fusing

@@ -1,0 +1,226 @@
+"""The two verbs that carry a run: `aggregate` with whoever comes, `run` with a broker and a fleet of its own.
+
+    result = run("digits.toml", on_round=lambda record: print(record))
+
+Nothing is printed: a caller sees progress through the callbacks of a `Watch`, the end as a `Result`, Ctrl-C as
+`Interrupted` when everything is saved.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgefl.aggregator.classes import DeviceClass
+from edgefl.aggregator.serve import Server, Watcher
+from edgefl.aggregator.store import Record, Store
+from edgefl.errors import ConfigError
+from edgefl.method import State
+from edgefl.methods import DEFAULT
+from edgefl.mqtt import Address, Tls
+from edgefl.results.pictures import write_pictures
+from edgefl.runs import questions
+from edgefl.runs.directory import run_directory
+from edgefl.runs.fleet import Fleet
+from edgefl.runs.outcome import PICTURES, write_models, write_run_report
+from edgefl.runs.parts import write_parts
+from edgefl.runs.prepare import Prepared, prepare
+from edgefl.runs.result import Interrupted, Result
+from edgefl.runs.run_file import (
+    BrokerEngine,
+    BrokerSection,
+    FleetSection,
+    ProfileSection,
+    RunFile,
+    read_run_file,
+    to_toml,
+)
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A run that is about to open its first round, or the one in which it was stopped.
+
+    own_accuracy    whether devices measure their own models beside the aggregator
+    """
+
+    name: str
+    method: str
+    classes: Sequence[DeviceClass]
+    records: Sequence[Record]
+    own_accuracy: bool
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who wants to see a run while it goes on. `progress` is told one line at a time."""
+
+    begun: Callable[[Begun], None] = lambda begun: None
+    round_done: Callable[[Record], None] = lambda record: None
+    progress: Callable[[str], None] = lambda line: None
+
+
+def aggregate(given: RunFile | str | Path, *, broker: str | None = None, resume: bool = False, watch: Watch) -> Result:
+    """Run the aggregator against an MQTT broker; devices join by themselves.
+
+    `broker`: instead of the run file's. Raises ConfigError, BundleError, BrokerError; Interrupted on Ctrl-C, when
+    everything is saved.
+    """
+    config = _run_file(given)
+    url = broker or config.broker.url
+    if url is None:
+        raise ConfigError("the run has no broker", hint='add [broker] url = "mqtt://127.0.0.1:1883", or give --broker')
+    with run_directory(config, resume=resume) as (config, place):
+        result = _carry(config, place, url, watch, parts={})
+    return _ended(result)
+
+
+def run(given: RunFile | str | Path, *, resume: bool = False, watch: Watch) -> Result:
+    """Run broker, aggregator and an emulated fleet on this machine, all from one run file.
+
+    Raises as `aggregate`, and ConfigError for a run file without a fleet.
+    """
+    config = _run_file(given)
+    if config.fleet is None:
+        raise ConfigError(
+            "the run file has no [fleet]", hint="add [fleet] devices = 8 and data = ..., or use `edgefl aggregate`"
+        )
+    asked = config.fleet
+    with run_directory(config, resume=resume) as (config, place), contextlib.ExitStack() as stack:
+        parts = _parts(config.fleet or asked, place / "data", config.seed)
+        url, check = config.broker.url, _nothing
+        if url is None:
+            url, check = _start_broker(config.broker.engine, stack, watch)
+        result = _carry(config, place, url, watch, parts=parts, check=check)
+    return _ended(result)
+
+
+def _ended(result: Result) -> Result:
+    """What a caller gets, when nobody uses the run's directory any more. Raises Interrupted for a run that stopped."""
+    if not result.finished:
+        raise Interrupted(result)
+    return result
+
+
+def _start_broker(engine: BrokerEngine, stack: contextlib.ExitStack, watch: Watch) -> tuple[str, Callable[[], None]]:
+    """A broker of this run, stopped with `stack`: its address, and what starts it again should it have ended."""
+    import edgefl_broker
+
+    broker = edgefl_broker.start(engine)
+    stack.callback(lambda: broker.stop())
+    watch.progress(f"broker: {broker.engine} {broker.version} at {broker.url}")
+
+    def keep() -> None:
+        nonlocal broker
+        if not broker.alive():
+            watch.progress(f"the broker ended by itself; starting it again at {broker.url}")
+            broker.stop()
+            broker = edgefl_broker.start(broker.engine, port=broker.port)
+
+    return broker.url, keep
+
+
+def _nothing() -> None:
+    pass
+
+
+def _run_file(given: RunFile | str | Path) -> RunFile:
+    return given if isinstance(given, RunFile) else read_run_file(Path(given))
+
+
+def _parts(fleet: FleetSection, folder: Path, seed: int) -> dict[str, Path]:
+    """Each device's data, dealt out once."""
+    names = [f"device-{i + 1}" for i in range(fleet.devices)]
+    if not (folder / f"{names[-1]}.npz").exists():
+        write_parts(fleet.data, folder, names, fleet.partition, fleet.alpha, fleet.per_device, seed, fleet.examples)
+    return {name: folder / f"{name}.npz" for name in names}
+
+
+def _carry(
+    config: RunFile,
+    place: Path,
+    url: str,
+    watch: Watch,
+    *,
+    parts: dict[str, Path],
+    check: Callable[[], None] = _nothing,
+) -> Result:
+    """Carry a run to its end, with a fleet of our own where there are `parts` of data, or whoever comes."""
+    address = Address.parse(url)
+    ready = prepare(config, place, watch.progress)
+    begun = (place / "run.json").exists()
+    store = Store.open(place) if begun else Store.create(place, to_toml(config))
+    with contextlib.ExitStack() as stack:
+        stack.callback(store.close)
+        own = ready.evaluate is not None and getattr(ready.method, "evaluate", False)
+        watch.begun(Begun(place.name, str(config.method.get("name", DEFAULT)), ready.classes, store.records(), own))
+        server = Server(
+            place.name,
+            ready.classes,
+            ready.method,
+            store,
+            address,
+            settings=ready.settings,
+            seed=config.seed,
+            evaluate=ready.evaluate,
+            fusing=ready.fusing,
+            target_accuracy=config.evaluate.target_accuracy if config.evaluate else None,
+            tls=_tls(config.broker),
+            requests=(config.broker.requests_per_s, config.broker.requests_burst),
+            watcher=_watcher(ready, store, watch),
+        )
+        devices = None
+        if parts and config.fleet is not None:
+            devices = stack.enter_context(_fleet(config, config.fleet, url, place, parts))
+
+        def check_all() -> None:
+            check()
+            if devices is not None:
+                devices.check()
+
+        if not server.serve(check_all):
+            return Result(place, finished=False)
+        write_models(ready.method, ready.classes, server.coordinator.state.tensors, place)
+        write_run_report(place, config, ready.classes)
+        if devices is not None:
+            devices.wait(10.0)
+    return Result(place, finished=True)
+
+
+def _watcher(ready: Prepared, store: Store, watch: Watch) -> Watcher:
+    """What a round leaves for a person, before the caller hears of it."""
+    folder = store.path / PICTURES
+    if (state := store.load_state()) is not None:
+        write_pictures(folder, questions.pictures_of(ready.method, state))  # a kill may have come before them
+
+    def round_done(record: Record, state: State) -> None:
+        write_pictures(folder, questions.pictures_of(ready.method, state))
+        if warning := questions.warning_of(ready.method, record.get("measured", {})):
+            store.event("warning", round=record["round"], text=warning)
+            watch.progress(f"warning: {warning}")
+        watch.round_done(record)
+
+    return Watcher(round_done, watch.progress)
+
+
+def _fleet(config: RunFile, fleet: FleetSection, url: str, place: Path, parts: dict[str, Path]) -> Fleet:
+    files = {k: v for k in ("ca", "cert", "key") if (v := getattr(config.broker, k)) is not None}
+    options = _profile_options(list(parts), fleet.profile)
+    return Fleet(url, place.name, parts, place / "devices", options=options, threads=fleet.threads, tls=files)
+
+
+def _profile_options(names: list[str], profiles: Sequence[ProfileSection]) -> dict[str, list[str]]:
+    """The words by which each emulated device states and sets what its profile says; devices take profiles by turns."""
+    found: dict[str, list[str]] = {}
+    for name, profile in zip(names, itertools.cycle(profiles), strict=False):
+        stated = (("--memory-mb", profile.memory_mb), ("--cores", profile.cores))
+        found[name] = [word for option, value in stated if value is not None for word in (option, str(value))]
+        found[name] += [word for key, value in profile.settings.items() for word in ("--set", f"{key}={value!r}")]
+    return found
+
+
+def _tls(broker: BrokerSection) -> Tls:
+    return Tls(*(Path(p) if p else None for p in (broker.ca, broker.cert, broker.key)))
