@@ -13,7 +13,7 @@ from rich.text import Text
 from edgefl.aggregator.store import Record
 from edgefl.cli.output import tell
 from edgefl.results.report import COLUMNS, OWN, Column, Rows
-from edgefl.runs.run import Begun, Watch
+from edgefl.runs.run import Begun
 
 SHOWN_ROUNDS = 25
 
@@ -31,10 +31,6 @@ class LiveTable:
         self._line = ""
         self._live: Live | None = None
 
-    def watch(self) -> Watch:
-        """What the run is to tell."""
-        return Watch(self._begun, self._round_done, self._progress)
-
     def __enter__(self) -> LiveTable:
         return self
 
@@ -46,7 +42,8 @@ class LiveTable:
             self._live.update(self._table(), refresh=True)
             self._live.stop()
 
-    def _begun(self, begun: Begun) -> None:
+    def begun(self, begun: Begun) -> None:
+        """Show the table, with the rounds of earlier starts."""
         self._title = f"run {begun.name}: {', '.join(one.name for one in begun.classes)}, {begun.method}"
         self._columns = [column for column in COLUMNS if begun.own_accuracy or column.key != OWN]
         self._rows = Rows(begun.records)
@@ -59,7 +56,8 @@ class LiveTable:
         for record in self._rows.rows:
             self._print_row(record)
 
-    def _round_done(self, record: Record) -> None:
+    def round_done(self, record: Record) -> None:
+        """Show one more round."""
         new = self._rows.add(record)
         if self._live and new:
             self._live.update(self._table(), refresh=True)
@@ -73,7 +71,8 @@ class LiveTable:
         widths = (max(len(column.title), 9) for column in self._columns)
         return "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
 
-    def _progress(self, line: str) -> None:
+    def progress(self, line: str) -> None:
+        """Show what is going on, in one line."""
         if line == self._line:
             return
         self._line = line

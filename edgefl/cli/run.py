@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -14,7 +15,6 @@ from edgefl.cli.output import format_option, print_json, tell
 
 if TYPE_CHECKING:
     from edgefl.runs.result import Result
-    from edgefl.runs.run import Watch
 
 resume_option = click.option("--resume", is_flag=True, help="Go on with the last run of this file.")
 
@@ -34,7 +34,7 @@ def aggregate(run_file: Path, url: str | None, resume: bool, form: str) -> None:
     from edgefl.runs import run as verbs
 
     again = shlex.join(["edgefl", "aggregate", str(run_file), *(["--broker", url] if url else [])])
-    _carry(lambda watch: verbs.aggregate(run_file, broker=url, resume=resume, watch=watch), again, form)
+    _carry(partial(verbs.aggregate, run_file, broker=url, resume=resume), again, form)
 
 
 @click.command(short_help="Run broker, aggregator and emulated fleet here.")
@@ -51,7 +51,7 @@ def run(run_file: Path, resume: bool, form: str) -> None:
     from edgefl.runs import run as verbs
 
     again = shlex.join(["edgefl", "run", str(run_file)])
-    _carry(lambda watch: verbs.run(run_file, resume=resume, watch=watch), again, form)
+    _carry(partial(verbs.run, run_file, resume=resume), again, form)
 
 
 @click.command(short_help="See it all: 8 devices learn digits.")
@@ -81,13 +81,13 @@ def demo(
     options = (("devices", devices, 8), ("runs", runs, Path("runs")), ("engine", engine, "auto"), ("seed", seed, 0))
     changed = [word for name, value, default in options if value != default for word in (f"--{name}", str(value))]
     again = shlex.join(["edgefl", "demo", *changed])
-    _carry(lambda watch: verbs.run(config, resume=resume, watch=watch), again, form)
+    _carry(partial(verbs.run, config, resume=resume), again, form)
 
 
 # --- parts --------------------------------------------------------------------------------------------------------
 
 
-def _carry(carry: Callable[[Watch], Result], again: str, form: str) -> None:
+def _carry(carry: Callable[..., Result], again: str, form: str) -> None:
     """Carry a run in front of a person: a table while it goes on, then how good, where it is. `again`: the command that
     goes on after Ctrl-C."""
     from edgefl.cli.live import LiveTable
@@ -95,7 +95,7 @@ def _carry(carry: Callable[[Watch], Result], again: str, form: str) -> None:
 
     try:
         with LiveTable() as table:
-            result = carry(table.watch())
+            result = carry(on_begin=table.begun, on_round=table.round_done, progress=table.progress)
     except Interrupted as interrupted:
         result = interrupted.result
     if form == "json":

@@ -2,8 +2,8 @@
 
     result = run("digits.toml", on_round=lambda record: print(record))
 
-Nothing is printed: a caller sees progress through the callbacks of a `Watch`, the end as a `Result`, Ctrl-C as
-`Interrupted` when everything is saved.
+Nothing is printed: a caller sees progress through callbacks, the end as a `Result`, Ctrl-C as `Interrupted` when
+everything is saved.
 """
 
 from __future__ import annotations
@@ -55,35 +55,62 @@ class Begun:
 
 
 @dataclass(frozen=True)
-class Watch:
-    """Who wants to see a run while it goes on. `progress` is told one line at a time."""
+class _Watch:
+    """Who is told what happens."""
 
-    begun: Callable[[Begun], None] = lambda begun: None
-    round_done: Callable[[Record], None] = lambda record: None
-    progress: Callable[[str], None] = lambda line: None
+    begun: Callable[[Begun], None]
+    round_done: Callable[[Record], None]
+    progress: Callable[[str], None]
 
 
-def aggregate(given: RunFile | str | Path, *, broker: str | None = None, resume: bool = False, watch: Watch) -> Result:
+def _ignore(what: object) -> None:
+    pass
+
+
+def aggregate(
+    run_file: RunFile | str | Path,
+    *,
+    broker: str | None = None,
+    resume: bool = False,
+    on_begin: Callable[[Begun], None] = _ignore,
+    on_round: Callable[[Record], None] = _ignore,
+    progress: Callable[[str], None] = _ignore,
+) -> Result:
     """Run the aggregator against an MQTT broker; devices join by themselves.
 
-    `broker`: instead of the run file's. Raises ConfigError, BundleError, BrokerError; Interrupted on Ctrl-C, when
-    everything is saved.
+    run_file    a file (TOML), or the same as a value
+    broker      mqtt://HOST:PORT, instead of the run file's
+    resume      go on with the last run of that name
+    on_begin    told before the first round; `on_round` after each, when it is durable; `progress` one line at a time
+
+    Raises ConfigError, BundleError, BrokerError; Interrupted on Ctrl-C, when everything is saved.
     """
-    config = _run_file(given)
+    config = _run_file(run_file)
     url = broker or config.broker.url
     if url is None:
-        raise ConfigError("the run has no broker", hint='add [broker] url = "mqtt://127.0.0.1:1883", or give --broker')
+        raise ConfigError(
+            f"run {config.name!r} has no broker",
+            hint='add [broker] url = "mqtt://127.0.0.1:1883", or give --broker',
+        )
     with run_directory(config, resume=resume) as (config, place):
-        result = _carry(config, place, url, watch, parts={})
+        result = _carry(config, place, url, _Watch(on_begin, on_round, progress), parts={})
     return _ended(result)
 
 
-def run(given: RunFile | str | Path, *, resume: bool = False, watch: Watch) -> Result:
+def run(
+    run_file: RunFile | str | Path,
+    *,
+    resume: bool = False,
+    on_begin: Callable[[Begun], None] = _ignore,
+    on_round: Callable[[Record], None] = _ignore,
+    progress: Callable[[str], None] = _ignore,
+) -> Result:
     """Run broker, aggregator and an emulated fleet on this machine, all from one run file.
 
-    Raises as `aggregate`, and ConfigError for a run file without a fleet.
+    Options, and what is raised, as of `aggregate`; ConfigError also for a run file without a fleet.
     """
-    config = _run_file(given)
+    watch = _Watch(on_begin, on_round, progress)
+    config = _run_file(run_file)
     if config.fleet is None:
         raise ConfigError(
             "the run file has no [fleet]", hint="add [fleet] devices = 8 and data = ..., or use `edgefl aggregate`"
@@ -105,7 +132,7 @@ def _ended(result: Result) -> Result:
     return result
 
 
-def _start_broker(engine: BrokerEngine, stack: contextlib.ExitStack, watch: Watch) -> tuple[str, Callable[[], None]]:
+def _start_broker(engine: BrokerEngine, stack: contextlib.ExitStack, watch: _Watch) -> tuple[str, Callable[[], None]]:
     """A broker of this run, stopped with `stack`: its address, and what starts it again should it have ended."""
     import edgefl_broker
 
@@ -143,7 +170,7 @@ def _carry(
     config: RunFile,
     place: Path,
     url: str,
-    watch: Watch,
+    watch: _Watch,
     *,
     parts: dict[str, Path],
     check: Callable[[], None] = _nothing,
@@ -190,7 +217,7 @@ def _carry(
     return Result(place, finished=True)
 
 
-def _watcher(ready: Prepared, store: Store, watch: Watch) -> Watcher:
+def _watcher(ready: Prepared, store: Store, watch: _Watch) -> Watcher:
     """What a round leaves for a person, before the caller hears of it."""
     folder = store.path / PICTURES
     if (state := store.load_state()) is not None:
