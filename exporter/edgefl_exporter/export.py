@@ -44,7 +44,7 @@ from edgefl_exporter.programs.samples import samples_of
 from edgefl_exporter.programs.scaffold import control
 from edgefl_exporter.programs.supervised import Supervised
 from edgefl_exporter.programs.update import Group, Update
-from edgefl_exporter.proof.parity import prove
+from edgefl_exporter.proof.prove import prove
 from edgefl_exporter.targets import onnxruntime_training
 from edgefl_exporter.targets.onnxruntime_training import Made
 

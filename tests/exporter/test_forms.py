@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from edgefl_exporter import export
 from edgefl_exporter.lowering import lower
 from edgefl_exporter.programs.optimizers import SGD
-from edgefl_exporter.proof.parity import TOLERANCE
+from edgefl_exporter.proof.cases import TOLERANCE
 
 
 def output_and_gradients(module: nn.Module, x: Tensor) -> tuple[dict[str, Tensor], bytes, dict[str, Tensor]]:

@@ -19,7 +19,7 @@ from edgefl.replay import Runner, relative_error
 from edgefl.tensors import Array
 from edgefl_exporter import Adam, export
 from edgefl_exporter.programs import optimizers, update
-from edgefl_exporter.proof.parity import BATCHES, FREE
+from edgefl_exporter.proof.cases import BATCHES, FREE
 
 INF, NAN = float("inf"), float("nan")
 

@@ -219,7 +219,7 @@ def equilibrium(
 
     Whether an example is solved is a yes or no that rounding may turn: two runtimes may then differ by one step of one
     example. An export's proof takes half and one and a half of each default, and holds a difference against none
-    where a rounding-sized change turns PyTorch's own answer too (`edgefl_exporter.proof.parity`); with tolerance 0
+    where a rounding-sized change turns PyTorch's own answer too (`edgefl_exporter.proof.judge`); with tolerance 0
     nothing is decided and every example takes max_steps.
     """
     return Equilibrium(
