@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
@@ -13,7 +12,7 @@ import msgspec
 import onnx
 import onnxruntime
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import edgefl
 from edgefl import bundle
@@ -47,6 +46,7 @@ from edgefl_exporter.programs.update import Group, Update
 from edgefl_exporter.proof.prove import prove
 from edgefl_exporter.targets import onnxruntime_training
 from edgefl_exporter.targets.onnxruntime_training import Made
+from edgefl_exporter.torch_internals import AnyBatchNorm, layers_as_written
 
 PROGRAMS = ("train", "evaluate", "predict")
 _NO_FILE = File("", "", 0)
@@ -106,7 +106,7 @@ def export(
     python = onnxruntime_training.check(training_python, programs) if target == ENGINE else None
     _check_normalisation(normalisation, example_input)
     update = Update(optimizer, tuple(groups), clip_norm, proximal, micro_batches, controls)
-    with torch.random.fork_rng(devices=[]), _layers_as_written():
+    with torch.random.fork_rng(devices=[]), layers_as_written():
         torch.manual_seed(seed)
         parts = take_apart(with_randomness(model, example_input), train=train, lora=lora)
         chosen = _loss_named(loss)
@@ -168,18 +168,6 @@ def export(
     return bundle.write(out, manifest, weights=weights, programs=files, golden=golden, targets=more)
 
 
-@contextlib.contextmanager
-def _layers_as_written() -> Iterator[None]:
-    """Without PyTorch's fused transformer layer, which in evaluation mode reads weights past the modules that hold
-    them, adapters left out."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
-
-
 def _loss_named(loss: str | Loss) -> Loss:
     if not isinstance(loss, str):
         return loss
@@ -234,7 +222,7 @@ def _check_batch(task: Supervised) -> None:
     if task.batch < 1:
         raise InputError(f"the batch size is {task.batch}; expected at least 1, or dynamic")
     for path, child in task.parts.module.named_modules():
-        if isinstance(child, nn.modules.batchnorm._BatchNorm) and path not in task.parts.frozen:
+        if isinstance(child, AnyBatchNorm) and path not in task.parts.frozen:
             raise LoweringError(
                 f"module {path!r} is {type(child).__name__}: its statistics would count the padding of a short batch",
                 hint="export with a dynamic batch, or use GroupNorm",

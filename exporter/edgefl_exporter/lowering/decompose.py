@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._decomp import decomposition_table
 from torch.export import default_decompositions
+
+from edgefl_exporter.torch_internals import decomposition_table
 
 aten = torch.ops.aten
 ours = torch.ops.edgefl

@@ -8,15 +8,13 @@ import operator
 import onnx_ir
 import torch
 from torch.fx import Node
-from torch.onnx._internal.exporter._core import _translate_fx_graph
-from torch.onnx._internal.exporter._dispatching import dispatch
-from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from edgefl.errors import LoweringError
 from edgefl_exporter.lowering import translate
 from edgefl_exporter.lowering.functional import functional
 from edgefl_exporter.lowering.refusal import refusal
 from edgefl_exporter.lowering.trace import Traced, place_of, quiet
+from edgefl_exporter.torch_internals import ONNXRegistry, dispatch, translate_fx_graph
 
 OPSET = 18  # of the default domain; onnxruntime reads it since 1.14
 
@@ -37,7 +35,7 @@ def emit(traced: Traced) -> onnx_ir.Model:
             raise _untranslated(node)
     model = onnx_ir.Model(onnx_ir.Graph([], [], nodes=[], name="program"), ir_version=IR_VERSION)
     with quiet():
-        _translate_fx_graph(
+        translate_fx_graph(
             graph.graph, model, graph_like=model.graph, owned_graphs={}, lower="at_conversion", registry=registry
         )
     _name_batch(model.graph)

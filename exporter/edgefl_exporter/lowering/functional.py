@@ -6,24 +6,22 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch._dispatch.python import enable_python_dispatcher
 from torch.func import functionalize
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx import traceback as fx_traceback
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.onnx._internal.exporter._decomp import (
-    create_onnx_friendly_decomposition_table,
-    get_onnx_implemented_overloads,
-)
-from torch.onnx._internal.exporter._registration import ONNXRegistry
-from torch.onnx._internal.fx.passes.type_promotion import (
-    TypePromotionTable,
-    _TypePromotionInterpreter,
-    get_type_promotion_rule,
-)
 
 from edgefl_exporter.lowering import decompose
 from edgefl_exporter.lowering.trace import Traced, quiet
+from edgefl_exporter.torch_internals import (
+    ONNXRegistry,
+    TypePromotionInterpreter,
+    TypePromotionTable,
+    create_onnx_friendly_decomposition_table,
+    enable_python_dispatcher,
+    get_onnx_implemented_overloads,
+    get_type_promotion_rule,
+    make_fx,
+)
 
 aten = torch.ops.aten
 
@@ -69,7 +67,7 @@ def _decompositions(registry: ONNXRegistry) -> dict[Any, Callable[..., Any]]:
     return create_onnx_friendly_decomposition_table(translated) | decompose.table()
 
 
-class _Promotion(_TypePromotionInterpreter):
+class _Promotion(TypePromotionInterpreter):
     """Casts where PyTorch promotes types. Only what changes is run again; the rest is known from the trace."""
 
     def run_node(self, n: Node) -> Any:
@@ -78,6 +76,4 @@ class _Promotion(_TypePromotionInterpreter):
             with self._set_current_node(n):
                 self._maybe_promote_node(n, rule)
         # Placeholders and the output are the interpreter's own business.
-        return (
-            super(_TypePromotionInterpreter, self).run_node(n) if n.op in ("placeholder", "output") else n.meta["val"]
-        )
+        return super(TypePromotionInterpreter, self).run_node(n) if n.op in ("placeholder", "output") else n.meta["val"]

@@ -16,10 +16,9 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes import common
 from torch import Tensor
-from torch.onnx._internal.exporter import _core
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from edgefl.errors import LoweringError
+from edgefl_exporter.torch_internals import TorchDispatchMode, add_node
 
 States = tuple[Tensor, ...]
 # The next states, of equal shapes and dtypes, and whether to go on: a bool [].
@@ -106,10 +105,8 @@ def onnx_end(inside: Sequence[Any], after: Sequence[Any], again: Any) -> Sequenc
 
 
 def _mark(kind: str, inputs: Sequence[Any], count: int) -> Sequence[Any]:
-    outer = _core.current_tracer
-    assert outer is not None
     node = ir.node(kind, list(inputs), domain=DOMAIN, num_outputs=count)
-    outer.nodes.append(node)
+    add_node(node)
     return node.outputs
 
 

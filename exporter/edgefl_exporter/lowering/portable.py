@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from edgefl.errors import LoweringError
 from edgefl_exporter.lowering.recurrent import recurrent
 from edgefl_exporter.lowering.refusal import calling_line
+from edgefl_exporter.torch_internals import AnyNorm, pack_padded_sequence
 
 
 class Portable(TorchFunctionMode):
@@ -26,7 +27,7 @@ class Portable(TorchFunctionMode):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        norms = [child for child in module.modules() if isinstance(child, nn.modules.batchnorm._NormBase)]
+        norms = [child for child in module.modules() if isinstance(child, AnyNorm)]
         self._cumulative = [norm for norm in norms if norm.track_running_stats and norm.momentum is None]
 
     def __enter__(self) -> Portable:
@@ -179,7 +180,7 @@ REPLACED: dict[Any, Callable[..., Any]] = {
     torch.cummin: _cumulative_extreme(False),
     Tensor.cummax: _cumulative_extreme(True),
     Tensor.cummin: _cumulative_extreme(False),
-    torch._C._VariableFunctions._pack_padded_sequence: _packed,
+    pack_padded_sequence: _packed,
     torch.bilinear: _bilinear,
     torch.max_pool3d: _max_pool3d,
     F.max_pool3d: _max_pool3d,

@@ -17,9 +17,8 @@ import onnx_ir
 import torch
 from onnxscript import evaluator, opset18
 from torch import Tensor
-from torch.onnx._internal.exporter import _core
-from torch.onnx._internal.exporter._building import OpRecorder
-from torch.onnx._internal.exporter._tensors import SymbolicTensor
+
+from edgefl_exporter.torch_internals import OpRecorder, SymbolicTensor, add_node
 
 op: Any = opset18
 Value = Any
@@ -154,8 +153,6 @@ def onnx_scan(
 
     before = [inside(value, 0) for value in states]
     step = [inside(value, 1) for value in sequences]
-    outer = _core.current_tracer
-    assert outer is not None
     with evaluator.default_as(recorder := OpRecorder(opset18, {})):  # type: ignore[abstract]
         after, results = BODIES[body](_Onnx, before, step, fixed)
         # A result that is also a state: the body's outputs must differ.
@@ -174,7 +171,7 @@ def onnx_scan(
         },
         num_outputs=len(outputs),
     )
-    outer.nodes.append(node)
+    add_node(node)
     return node.outputs
 
 

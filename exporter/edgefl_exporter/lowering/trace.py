@@ -16,15 +16,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._dispatch.python import enable_python_dispatcher
-from torch._dynamo.source import ConstantSource
-from torch._subclasses.fake_tensor import FakeTensorMode, UnsupportedOperatorException
 from torch.fx import GraphModule, Node
 from torch.fx import traceback as fx_traceback
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from edgefl.errors import LoweringError, said
 from edgefl_exporter.lowering.decompose import backward_table
@@ -32,6 +26,20 @@ from edgefl_exporter.lowering.loop import traced_loops
 from edgefl_exporter.lowering.portable import Portable
 from edgefl_exporter.lowering.refusal import Place, calling_line, failing_line, refusal
 from edgefl_exporter.models.checkpoints import without_recomputation
+from edgefl_exporter.torch_internals import (
+    LOGGERS,
+    ConstantSource,
+    DimDynamic,
+    FakeTensorMode,
+    ShapeEnv,
+    StatelessSymbolicContext,
+    TorchDispatchMode,
+    UnsupportedOperatorException,
+    backward_number,
+    enable_python_dispatcher,
+    forward_number,
+    make_fx,
+)
 
 Step = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 
@@ -121,7 +129,7 @@ def _fake_inputs(mode: FakeTensorMode, example: Mapping[str, Tensor], batched: C
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keep PyTorch's chatter about its own internals from the person who exports."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch._subclasses.fake_tensor", "torch.export")]
+    loggers = [logging.getLogger(name) for name in LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
@@ -173,15 +181,15 @@ class _Places(TorchDispatchMode):
             handle.remove()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        backward = torch._C._current_autograd_node()
+        backward = backward_number()
         if backward is not None:
-            note = self._noted.get(backward._sequence_nr(), {})
+            note = self._noted.get(backward, {})
         else:
             note = {
                 "module": self._open[-1] if self._open else "",
                 "line": calling_line(sys._getframe(1), self._outermost),
             }
-            self._noted.setdefault(torch.autograd._get_sequence_nr() - 1, note)
+            self._noted.setdefault(forward_number(), note)
         with fx_traceback.annotate(note):
             return func(*args, **(kwargs or {}))
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
-from unittest import mock
 
-from torch.utils import checkpoint
+from edgefl_exporter.torch_internals import replaced_checkpoints
 
 
 class _Direct:
@@ -25,8 +24,5 @@ def _nothing(*_args: Any, **_kwargs: Any) -> Iterator[None]:
 @contextlib.contextmanager
 def without_recomputation() -> Iterator[None]:
     """While the block runs, a checkpointed function is simply called: the same numbers, nothing saved in memory."""
-    with (
-        mock.patch.object(checkpoint, "CheckpointFunction", _Direct),
-        mock.patch.object(checkpoint, "_checkpoint_without_reentrant_generator", _nothing),
-    ):
+    with replaced_checkpoints(_Direct, _nothing):
         yield

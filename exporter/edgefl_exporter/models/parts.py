@@ -14,6 +14,7 @@ from edgefl.bundle import Dtype, Input, select
 from edgefl.errors import InputError, LoweringError, nearest
 from edgefl_exporter.models.adapters import PARAMETERS, add_adapters
 from edgefl_exporter.models.randomness import SEED, SEED_BUFFER, draws
+from edgefl_exporter.torch_internals import AnyNorm
 
 DTYPES: dict[torch.dtype, Dtype] = {
     torch.float32: "float32",
@@ -162,7 +163,7 @@ def _frozen(module: nn.Module, trained: Sequence[str], *, chosen: bool) -> tuple
     that has running statistics and trains nothing of its own."""
     found = [path for path, child in module.named_modules() if module.training and not child.training]
     for path, child in module.named_modules():
-        if chosen and isinstance(child, nn.modules.batchnorm._NormBase) and child.track_running_stats:
+        if chosen and isinstance(child, AnyNorm) and child.track_running_stats:
             own = {f"{path}.{name}" if path else name for name, _ in child.named_parameters()}
             if not own & set(trained) and path not in found:
                 found.append(path)

@@ -19,11 +19,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from edgefl.bundle import Input
 from edgefl.errors import LoweringError
 from edgefl_exporter.models.checkpoints import without_recomputation
+from edgefl_exporter.torch_internals import TorchDispatchMode
 
 aten = torch.ops.aten
 

@@ -15,6 +15,7 @@ from edgefl.errors import InputError, LoweringError
 from edgefl_exporter.lowering.loop import repeat
 from edgefl_exporter.models.parts import declare_setting
 from edgefl_exporter.programs.losses import Labels, Loss
+from edgefl_exporter.torch_internals import AnyDropout, AnyNorm
 
 MAX_STEPS, TOLERANCE = "max_steps", "tolerance"
 SOLVER_STEPS, RESIDUAL = "solver_steps", "residual"
@@ -272,12 +273,12 @@ def _relative_residual(z: Tensor, fz: Tensor) -> Tensor:
 def _check_part(path: str, module: nn.Module) -> None:
     """Raises InputError for a layer that is not one function during a solve."""
     kind = type(module).__name__
-    if isinstance(module, nn.modules.batchnorm._NormBase):
+    if isinstance(module, AnyNorm):
         raise InputError(
             f"module {path!r} of an equilibrium is {kind}: its statistics would change with each step of the solve",
             hint="use GroupNorm or LayerNorm; BatchNorm may be in inject and head",
         )
-    if isinstance(module, nn.modules.dropout._DropoutNd | nn.RReLU):
+    if isinstance(module, AnyDropout | nn.RReLU):
         raise InputError(
             f"module {path!r} of an equilibrium is {kind}: each step of the solve would be another function",
             hint="put dropout into inject or head",

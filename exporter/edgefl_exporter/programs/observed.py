@@ -19,6 +19,7 @@ from edgefl.errors import LoweringError
 from edgefl_exporter.models.parts import Parts
 from edgefl_exporter.programs.program import FEATURES, Definition, Values, following
 from edgefl_exporter.programs.supervised import Supervised, count_of
+from edgefl_exporter.torch_internals import AnyBatchNorm, AnyConvolution
 
 EXAMPLES, MEAN, VARIANCE = "observed.examples", "observed.mean", "observed.variance"
 MEAN_BEFORE, VARIANCE_BEFORE = "observed.mean_before", "observed.variance_before"
@@ -248,8 +249,8 @@ def _watch(
     The model goes on with a copy of an observed output, which an activation may change in place. What runs without a
     gradient, the solve of an equilibrium, is not observed.
     """
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    layers = [m for m in module.modules() if isinstance(m, nn.modules.conv._ConvNd | nn.Linear)]
+    norms = [m for m in module.modules() if isinstance(m, AnyBatchNorm) and m.track_running_stats]
+    layers = [m for m in module.modules() if isinstance(m, AnyConvolution | nn.Linear)]
     seen: list[_Seen] = []
 
     def hook(layer: Any, args: Any, kwargs: Any, output: Tensor) -> Tensor | None:
