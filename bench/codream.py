@@ -43,6 +43,7 @@ from edgefl.runs.partition import dirichlet, iid
 from edgefl.runs.simulation import Device, Simulation
 from edgefl.tensors import Array, Tensors
 from edgefl_device.data import Dataset, Splits, read_splits
+from edgefl_device.work.private import Private
 from edgefl_device.work.student import Student
 
 DEVICES, ALPHA = 4, 0.1
@@ -231,7 +232,7 @@ class Bench:
         if isinstance(method, CoDream):
             predicted = [_predict(fleet, device) for device in devices]
             if cell.method == CODREAM:
-                private = method.student_in(state.tensors)
+                private = Private(method.student_in(state.tensors))
                 student = _predict(fleet, Device("student", setting.student, devices[0].feeds, private=private))
         else:
             predicted = [_predict(fleet, devices[0], state.tensors)]

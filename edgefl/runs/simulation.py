@@ -24,6 +24,7 @@ from edgefl_device.data import Dataset, fit_to_contract
 from edgefl_device.engines.runtime import Runtime
 from edgefl_device.work.interpreter import Outcome, answer, perform
 from edgefl_device.work.kept import Buffers
+from edgefl_device.work.private import Private
 
 
 @dataclass
@@ -33,7 +34,7 @@ class Device:
     bundle      which of the fleet's bundles it has
     feeds       its own data: "train", and "test" where it has that
     settings    its own settings, in place of a task's where the program has them: max_steps = 4
-    private     its own state after the last ask; {} before the first, when it is the bundle's
+    private     its own state after the last ask; empty before the first, when it is the bundle's
     metrics     what it measured in the last ask
     """
 
@@ -41,7 +42,7 @@ class Device:
     bundle: str
     feeds: Mapping[str, Dataset]
     settings: Mapping[str, float] = field(default_factory=dict)
-    private: Tensors = field(default_factory=dict)
+    private: Private = field(default_factory=Private)
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -69,7 +70,7 @@ class Simulation:
 
     def perform(self, device: Device, tasks: Sequence[Task], tensors: Tensors, round: int = 0) -> Outcome:
         """One device carries out tasks, from its private state to its private state."""
-        outcome, private = answer(
+        done = answer(
             self.runtimes[device.bundle],
             tasks,
             tensors,
@@ -79,10 +80,9 @@ class Simulation:
             own=device.settings,
             buffers=None if self._kept is None else Buffers(self._kept / device.name, round=round),
         )
-        if private is not None:
-            device.private = private
-        device.metrics = outcome.metrics
-        return outcome
+        device.private = done.private
+        device.metrics = done.outcome.metrics
+        return done.outcome
 
     def carry_out(self, announce: Announce, coordinator: Coordinator) -> list[Action]:
         """Every asked device does its tasks and replies; what the coordinator wants next."""

@@ -20,7 +20,7 @@ from edgefl.method import Keep, Task
 from edgefl.random_numbers import normals
 from edgefl_device.data.dataset import Dataset
 from edgefl_device.engines.runtime import Runtime
-from edgefl_device.work.interpreter import Outcome, answer, perform
+from edgefl_device.work.interpreter import Outcome, perform
 from edgefl_device.work.kept import Buffers
 
 OWN = Dataset(np.eye(2, dtype=np.float32), np.array([1, 2], np.float32))
@@ -331,47 +331,3 @@ def test_every_device_is_fed_the_same_noise(unlabelled: Bundle, tmp_path: Path) 
 def test_noise_has_no_labels(device: Device) -> None:
     with pytest.raises(InputError, match="feed 'noise' needs the tensor 'y'"):
         device.do(0, Task("evaluate", feed="noise", seed=5))
-
-
-# What to keep of the state
-
-
-def test_an_ask_that_changes_nothing_has_nothing_to_keep(regression: Bundle) -> None:
-    runtime = Runtime(regression)
-    look = Task("evaluate", send=("predicted",))
-    train = Task("train", settings={"learning_rate": 0.5})
-
-    def ask(task: Task, private: Any, announced: Any = None) -> Any:
-        return answer(runtime, [task], announced or {}, {"train": OWN}, private, device="pi-1")
-
-    private: dict[str, np.ndarray] = {}
-    assert ask(look, private)[1] is None
-    _, kept = ask(train, private)
-    assert kept["w"].tolist() == [0.5, 1]
-    first, nothing = ask(look, kept)
-    assert nothing is None
-    assert first.tensors["predicted"].tolist() == [0.5, 1]
-    # What is announced takes the place of what the device had: that is a change.
-    shared = {"w": np.array([7, 7], np.float32)}
-    loaded = Task("evaluate", load=("w",), send=("predicted",))
-    assert sorted(ask(loaded, kept, shared)[1]) == ["count", "moment"]
-    # An earlier state counts, whatever the runtime holds: its last ask is done again.
-    assert ask(look, kept)[0].tensors["predicted"].tolist() == [0.5, 1]
-    assert ask(look, private)[0].tensors["predicted"].tolist() == [0, 0]
-
-
-def test_state_that_the_runtime_still_holds_is_not_loaded_again(regression: Bundle) -> None:
-    runtime = Runtime(regression)
-    loads: list[list[str]] = []
-    load = runtime.load
-    runtime.load = lambda tensors: (loads.append(sorted(tensors)), load(tensors))[1]  # type: ignore[method-assign]
-    look = Task("evaluate", send=("predicted",))
-
-    def ask(private: Any) -> Any:
-        return answer(runtime, [look], {}, {"train": OWN}, private, device="pi-1")[0].tensors["predicted"].tolist()
-
-    mine = {"w": np.array([1, 2], np.float32), "moment": np.zeros(2, np.float32), "count": np.array(3)}
-    assert ask(mine) == ask(mine) == ask(mine) == [1, 2]
-    assert [names for names in loads if names] == [["count", "moment", "w"]]
-    perform(runtime, [Task("evaluate", load=("w",))], {"w": np.array([5, 5], np.float32)}, {"train": OWN}, device="x")
-    assert ask(mine) == [1, 2]  # somebody else has used the runtime meanwhile

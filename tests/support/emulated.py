@@ -14,6 +14,7 @@ from edgefl_device.data.contract import fit_to_contract
 from edgefl_device.data.dataset import Dataset
 from edgefl_device.engines.runtime import Runtime
 from edgefl_device.work.interpreter import answer
+from edgefl_device.work.private import Private
 
 
 class Devices:
@@ -31,8 +32,8 @@ class Devices:
             bundle = self.bundles[name]
             feeds = {"train": self.data[name], "test": self.data[name]}
             announced = protocol.bytes_to_tensors(protocol.tensors_to_bytes(ask.tensors), "it")
-            outcome, kept = answer(Runtime(bundle), ask.tasks, announced, feeds, self.kept[name], device=name)
-            self.kept[name] = self.kept[name] if kept is None else kept
+            done = answer(Runtime(bundle), ask.tasks, announced, feeds, Private(self.kept[name]), device=name)
+            outcome, self.kept[name] = done.outcome, done.private.tensors
             sent = check_reply(outcome.tensors, reply_names(ask, bundle.manifest), name)
             found.append(Reply(name, number, outcome.examples, sent, outcome.metrics))
         return found

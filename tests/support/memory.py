@@ -175,7 +175,7 @@ class Node:
             assert self.runtime is not None
             self.jobs.append(job.key)
             feeds = {"train": self._fitted, "test": self._fitted}
-            outcome, private = answer(
+            done = answer(
                 self.runtime,
                 job.announcement.tasks,
                 job.tensors,
@@ -190,7 +190,9 @@ class Node:
                     before=job.announcement.before,
                 ),
             )
-            self.carry_out(self.session.performed(job, self.tamper(outcome), private, self.world.now_s))
+            self.carry_out(
+                self.session.performed(job, replace(done, outcome=self.tamper(done.outcome)), self.world.now_s)
+            )
         self.carry_out(self.session.tick(self.world.now_s))
 
     @property

@@ -19,7 +19,7 @@ from edgefl.files import locked, write_atomic
 from edgefl.memory import keep_freed
 from edgefl.mqtt import Address, Broken, Connected, Connection, Disconnected, Received, Tls
 from edgefl.protocol import AggregatorStatus, Outgoing
-from edgefl.tensors import Tensors, save_tensors
+from edgefl.tensors import save_tensors
 from edgefl_device.data.contract import fit_to_contract
 from edgefl_device.data.dataset import Splits
 from edgefl_device.engines.engine import Engine, name_of, start
@@ -36,7 +36,7 @@ from edgefl_device.wire.session import (
     Unfit,
     Unsubscribe,
 )
-from edgefl_device.work.interpreter import Outcome, answer
+from edgefl_device.work.interpreter import Answer, Outcome, answer
 from edgefl_device.work.kept import Buffers
 from edgefl_device.work.plan import check_own_settings
 from edgefl_device.work.state_folder import sweep_state
@@ -71,8 +71,7 @@ class Options:
 @dataclass(frozen=True)
 class _Performed:
     job: Job
-    outcome: Outcome
-    private: Tensors | None
+    answered: Answer
 
 
 @dataclass(frozen=True)
@@ -235,10 +234,10 @@ class _Participant:
                 actions = self._session.receive(topic, payload, now_s, retained=retained)
             case Broken(error):
                 raise error
-            case _Performed(job, outcome, private):
+            case _Performed(job, answered):
                 self._trained = True
-                self._log(f"round {job.announcement.round + 1}: {_summary(outcome)}")
-                actions = self._session.performed(job, outcome, private, now_s)
+                self._log(f"round {job.announcement.round + 1}: {_summary(answered.outcome)}")
+                actions = self._session.performed(job, answered, now_s)
             case _Failed(job, reason):
                 self._log(f"round {job.announcement.round + 1}: cannot do it: {reason}")
                 actions = self._session.failed(job, reason, now_s)
@@ -315,7 +314,7 @@ class _Participant:
         assert runtime is not None and data is not None
         feeds = {"train": data.train} | ({"test": data.test} if data.test is not None else {})
         # What an earlier job left in the runtime counts only if its reply did.
-        outcome, private = answer(
+        answered = answer(
             runtime,
             job.announcement.tasks,
             job.tensors,
@@ -331,7 +330,7 @@ class _Participant:
             ),
             stop=stop,
         )
-        return _Performed(job, outcome, private)
+        return _Performed(job, answered)
 
     def _keep_model(self) -> None:
         """Leave the model as this device has it: of a method with private state nobody else does."""

@@ -429,7 +429,7 @@ def test_a_device_killed_before_its_receipt_trains_once_and_is_counted_once(
     assert device.lives == 2
     assert_exact(world)
     assert trained_once_a_round(world)
-    assert device.session.private["count"] == ROUNDS  # private state, one more by each step of training
+    assert device.session.private.tensors["count"] == ROUNDS  # private state, one more by each step of training
 
 
 def run_with_kills(world: World) -> list[dict[str, Any]]:
@@ -438,7 +438,7 @@ def run_with_kills(world: World) -> list[dict[str, Any]]:
     kept: list[dict[str, Any]] = []
     for round in range(1, ROUNDS + 1):
         world.run(lambda: all(len(node.jobs) == round for node in world.nodes.values()))  # noqa: B023
-        kept += [dict(node.session.private) for node in world.nodes.values()]
+        kept += [dict(node.session.private.tensors) for node in world.nodes.values()]
         for node in world.nodes.values():
             node.start()
         if round == 2:
@@ -552,7 +552,7 @@ def test_an_ask_that_changes_nothing_leaves_the_journal_as_it_was(make_world: Ma
     for node in world.nodes.values():
         kept = Journal(node.directory, RUN).read()
         assert kept is not None and kept.round == 2 * ROUNDS - 2  # the last round that trained
-        assert kept.private["count"] == node.session.private["count"] == ROUNDS
+        assert kept.private["count"] == node.session.private.tensors["count"] == ROUNDS
 
 
 @pytest.mark.parametrize("killed", ["a device", "the aggregator"])
@@ -572,7 +572,7 @@ def test_a_reply_that_was_never_on_disk_is_made_again(make_world: MakeWorld, reg
         done = [round for round, _ in node.jobs]
         assert done.count(3) == (2 if killed == "a device" and node in ready else 1)
         assert [r for r in done if r % 2 == 0] == [0, 2, 4]
-        assert node.session.private["count"] == ROUNDS
+        assert node.session.private.tensors["count"] == ROUNDS
 
 
 @pytest.mark.parametrize("order", ["status first", "announcement first"])

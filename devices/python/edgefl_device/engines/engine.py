@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
@@ -11,13 +12,20 @@ from edgefl.tensors import Array
 from edgefl.training_artifacts import INSTALL, training_api
 from edgefl_device.work.stopping import Stop
 
+_versions = itertools.count(1)
+
+
+def next_version() -> int:
+    """A number that is greater than any before it in this process: no two engines ever have a version in common."""
+    return next(_versions)
+
 
 class Engine(Protocol):
     """A bundle's programs and the state they work on; `runtime.Runtime` says what each does."""
 
     bundle: Bundle
     manifest: Manifest
-    note: object  # what its user remembers about the state; None again as soon as the state changes
+    version: int  # of the state: another as soon as that changes, from `next_version`
 
     def state(self, names: Iterable[str] | None = None) -> dict[str, Array]: ...
 

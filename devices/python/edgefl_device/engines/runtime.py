@@ -16,6 +16,7 @@ from edgefl.bundle import Bundle, Program, StateTensor, check_tensors
 from edgefl.errors import BundleError, EdgeflError, InputError, first_line
 from edgefl.onnx_session import make_session
 from edgefl.tensors import Array
+from edgefl_device.engines.engine import next_version
 from edgefl_device.work.stopping import Stop, Stopped
 
 
@@ -54,7 +55,7 @@ class Runtime:
     def __init__(self, bundle: Bundle, *, threads: int = 1) -> None:
         self.bundle = bundle
         self.manifest = bundle.manifest
-        self.note: object = None
+        self.version = next_version()
         self._threads = threads
         self._engine = _engine()
         from_numpy = self._engine.OrtValue.ortvalue_from_numpy
@@ -83,7 +84,7 @@ class Runtime:
         except BundleError as error:
             raise InputError(error.message, hint="does the aggregator use the same bundle?") from error
         if tensors:
-            self.note = None
+            self.version = next_version()
         for name, tensor in tensors.items():
             np.copyto(self._buffers[name].current, tensor)
 
@@ -124,7 +125,7 @@ class Runtime:
         values = binding.get_outputs()[len(described.writes) :]  # in the order of binding
         outputs = {wanted.name: value.numpy() for wanted, value in zip(described.outputs, values, strict=True)}
         if described.writes:
-            self.note = None
+            self.version = next_version()
         for name in described.writes:
             self._buffers[name].swap()
         return outputs

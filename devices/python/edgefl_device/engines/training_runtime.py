@@ -14,6 +14,7 @@ from edgefl.bundle import Bundle, StateTensor, check_tensors
 from edgefl.errors import BundleError, EdgeflError, InputError, first_line
 from edgefl.tensors import Array
 from edgefl.training_artifacts import ENGINE, FILES, Artifacts, with_blanks
+from edgefl_device.engines.engine import next_version
 from edgefl_device.engines.runtime import Runtime
 from edgefl_device.work.stopping import Stop
 
@@ -28,7 +29,7 @@ class TrainingRuntime:
         """Raises BundleError for a bundle without files for this engine, or with some that it cannot load."""
         self.bundle = bundle
         self.manifest = bundle.manifest
-        self.note: object = None
+        self.version = next_version()
         self._threads = threads
         self._programs = self.manifest.target(ENGINE).parity
         self._described: dict[str, StateTensor] = {tensor.name: tensor for tensor in self.manifest.state}
@@ -60,7 +61,7 @@ class TrainingRuntime:
         except BundleError as error:
             raise InputError(error.message, hint="does the aggregator use the same bundle?") from error
         if tensors:
-            self.note = None
+            self.version = next_version()
         for name, tensor in tensors.items():
             np.copyto(self._stored(name), tensor, casting="unsafe")
 
@@ -77,7 +78,7 @@ class TrainingRuntime:
         if program not in self._programs:
             return self._step_portable(program, inputs, stop)
         if described.writes:
-            self.note = None
+            self.version = next_version()
         try:
             if program == "train":
                 got = self._artifacts.train(inputs)

@@ -1,7 +1,7 @@
 """A device's side of the wire, without I/O but for its journal and its bundles: frames in, actions out.
 
     for action in session.receive(topic, payload, now_s): ...   Outgoing | Subscribe | Unsubscribe | Prepare | Perform
-    session.performed(job, outcome, private, now_s)             when the work of a `Perform` is done
+    session.performed(job, answer, now_s)                       when the work of a `Perform` is done
     session.tick(now_s)                                         repeats what was not answered
 
 The driver (`edgefl_device.participate`) owns the connection, the clock and the thread that trains.
@@ -38,10 +38,10 @@ from edgefl_device.wire.epochs import Epochs
 from edgefl_device.wire.failures import Failures
 from edgefl_device.wire.fetch import Fetches
 from edgefl_device.wire.offering import AGAIN_MOST_S, Offering
-from edgefl_device.work.interpreter import Outcome
+from edgefl_device.work.interpreter import Answer
 from edgefl_device.work.journal import Journal, Kept
+from edgefl_device.work.private import Private
 
-NOTHING: Tensors = {}  # one object, so that whoever has worked with it sees that it is the same
 ASSIGNMENT_AGAIN_S = 3.0  # without an assignment for so long, say again that we are up; doubles up to a minute
 FINISHED_S = 30.0  # "the run is finished" counts when the aggregator says so itself, or says nothing else for so long
 LATE_S, LATE = 2.0, 0.1  # after a round's duration so long, and this part of it, its work is given up
@@ -137,6 +137,7 @@ class Session:
         self._log = log
         self._journal = Journal(directory, run)
         self._kept = _without_reply(self._journal.read())
+        self.private = Private()  # after the last reply that counts, of the bundle that is used
         self._epochs = Epochs(directory, run)
         self._failures = Failures(directory, run)
         self._connections = 0
@@ -155,13 +156,6 @@ class Session:
         self._tensors: tuple[str, bytes] | None = None  # SHA-256, safetensors
         self._fetches = Fetches()
         self._offering: Offering | None = None
-
-    @property
-    def private(self) -> Tensors:
-        """The private state after the last reply that counts; empty at the beginning."""
-        if self._kept is None or self._bundle is None or self._kept.bundle != self._bundle.sha256:
-            return NOTHING
-        return self._kept.private
 
     # --- the connection ---------------------------------------------------------------------------------------
 
@@ -224,11 +218,10 @@ class Session:
             self._log(f"dropped a message on {topic}: {error.message}")
             return []
 
-    def performed(self, job: Job, outcome: Outcome, private: Tensors | None, now_s: float) -> list[Action]:
+    def performed(self, job: Job, answer: Answer, now_s: float) -> list[Action]:
         """A job is done. Its reply and the private state after it are on disk before anybody hears of it.
 
-        `private` None: it left that as it was. Then the reply is in memory only, for doing the job again would give the
-        same.
+        Where it left that state as it was the reply is in memory only, for doing the job again would give the same.
         """
         if self.working is None or self.working.key != job.key:
             return []
@@ -238,16 +231,17 @@ class Session:
             bundle=self._bundle.sha256,
             round=job.announcement.round,
             nonce=job.announcement.nonce,
-            examples=outcome.examples,
-            metrics=outcome.metrics,
-            reply=outcome.tensors,
-            private=NOTHING if private is None else private,
+            examples=answer.outcome.examples,
+            metrics=answer.outcome.metrics,
+            reply=answer.outcome.tensors,
+            private=answer.private.tensors,
         )
-        if private is None:
-            self._offering = self._offer_of(kept, now_s)
-        else:
+        if answer.changed:
             self._journal.write(kept)
             self._kept = _without_reply(kept)
+        else:
+            self._offering = self._offer_of(kept, now_s)
+        self.private = answer.private
         return self._go_on(now_s)
 
     def failed(self, job: Job, reason: str, now_s: float) -> list[Action]:
@@ -403,6 +397,8 @@ class Session:
 
     def _use(self, bundle: Bundle) -> list[Action]:
         self._bundle = bundle
+        kept = self._kept
+        self.private = Private(kept.private) if kept is not None and kept.bundle == bundle.sha256 else Private()
         return [Prepare(bundle)]
 
     def _go_on(self, now_s: float) -> list[Action]:

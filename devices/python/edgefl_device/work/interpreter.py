@@ -22,6 +22,7 @@ from edgefl_device.data.dataset import AnyArray, Dataset
 from edgefl_device.engines.engine import Engine
 from edgefl_device.work.kept import Buffers
 from edgefl_device.work.plan import Plan, changes_nothing, own_state, plan
+from edgefl_device.work.private import Private
 from edgefl_device.work.stopping import Stop, Stopped
 
 Progress = Callable[[str, int, int], None]  # program, batches done, batches of this task
@@ -37,11 +38,13 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class _Held:
-    """What a runtime is known to hold: of the tensors called `names`, those in `private`, the others the bundle's."""
+class Answer:
+    """An outcome, and the private state after it. `changed`: whether doing the same tasks again, from there, might give
+    another outcome; where not, the private state's tensors are what they were."""
 
-    private: Tensors
-    names: frozenset[str]
+    outcome: Outcome
+    private: Private
+    changed: bool
 
 
 def answer(
@@ -49,38 +52,33 @@ def answer(
     tasks: Sequence[Task],
     announced: Tensors,
     feeds: Mapping[str, Dataset],
-    private: Tensors,
+    private: Private,
     *,
     device: str,
     own: Mapping[str, float] = MappingProxyType({}),
     buffers: Buffers | None = None,
     stop: Stop | None = None,
     progress: Progress | None = None,
-) -> tuple[Outcome, Tensors | None]:
-    """`perform` on the state that this device has kept: `private` is what the ask before gave, empty at first.
+) -> Answer:
+    """`perform` on the state that this device has kept: `private` is what the answer before gave, empty at first.
 
-    With the outcome comes what to keep now; None where that is `private` still, so that doing these tasks again would
-    give the same. Whatever else the runtime held on entry plays no part.
+    Whatever else the runtime held on entry plays no part; what of `private` it still holds is not loaded again.
     """
     manifest = runtime.manifest
-    held = runtime.note
-    ready = held.names if isinstance(held, _Held) and held.private is private else frozenset()
     # A tensor that only a later task loads is nobody's until then: the bundle's.
-    wanted = {*private, *own_state(manifest, tasks[:1], announced)}
-    if missing := wanted - ready:
-        runtime.reset(sorted(name for name in missing if name not in private))
-        runtime.load({name: private[name] for name in missing if name in private})
-    ready |= wanted
+    wanted = {*private.tensors, *own_state(manifest, tasks[:1], announced)}
+    held = private.held_by(runtime)
+    if missing := wanted - held:
+        runtime.reset(sorted(name for name in missing if name not in private.tensors))
+        runtime.load({name: private.tensors[name] for name in missing if name in private.tensors})
     outcome = perform(
         runtime, tasks, announced, feeds, device=device, own=own, buffers=buffers, stop=stop, progress=progress
     )
     mine = own_state(manifest, tasks, announced)
-    if changes_nothing(manifest, tasks, announced, private):
-        runtime.note = _Held(private, ready.intersection(mine))
-        return outcome, None
-    kept = runtime.state(mine)
-    runtime.note = _Held(kept, frozenset(mine))
-    return outcome, kept
+    if changes_nothing(manifest, tasks, announced, private.tensors):
+        still = (held | wanted).intersection(mine)
+        return Answer(outcome, Private(private.tensors, still, runtime.version), changed=False)
+    return Answer(outcome, Private(runtime.state(mine), frozenset(mine), runtime.version), changed=True)
 
 
 def perform(

@@ -9,6 +9,7 @@ from edgefl.method import Task
 from edgefl.tensors import Tensors
 from edgefl_device.engines.runtime import Runtime
 from edgefl_device.work.interpreter import answer
+from edgefl_device.work.private import Private
 
 
 class Student:
@@ -29,5 +30,5 @@ class Student:
 
     def carry_out(self, tasks: Sequence[Task], announced: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
         """What the tasks send, and the state after them. Raises as `perform` does."""
-        outcome, after = answer(self._runtime, tasks, announced, {}, state, device="student")
-        return outcome.tensors, state if after is None else after
+        done = answer(self._runtime, tasks, announced, {}, Private(state), device="student")
+        return done.outcome.tensors, done.private.tensors
