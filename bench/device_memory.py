@@ -68,8 +68,8 @@ def measure_command(bundle: Path, data: Path, folder: Path) -> Row:
     return row | {
         "peak": seen[-1]["VmHWM"],
         "steady": seen[-1]["VmRSS"],
-        "loss": records[-1]["train.loss"],
-        "seconds": records[-1]["elapsed_s"],
+        "loss": records[-1].metrics["train.loss"],
+        "seconds": records[-1].elapsed_s,
     }
 
 

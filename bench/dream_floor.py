@@ -111,7 +111,7 @@ def measure(engine: str, down: str, up: Encoding, rounds: int) -> Row:
         records = store.records()[FIRST:]
         store.close()
         program_ms = program_time(bundle)
-    ms = [1000 * (b["elapsed_s"] - a["elapsed_s"]) for a, b in itertools.pairwise(records)]
+    ms = [1000 * (b.elapsed_s - a.elapsed_s) for a, b in itertools.pairwise(records)]
     median = statistics.median(ms)
     return {
         "broker": engine,
@@ -122,8 +122,8 @@ def measure(engine: str, down: str, up: Encoding, rounds: int) -> Row:
         "besides ms": round(median - program_ms, 1),
         "p10 ms": round(float(np.percentile(ms, 10)), 1),
         "p90 ms": round(float(np.percentile(ms, 90)), 1),
-        "KiB down": round(statistics.median(r["bytes_down"] for r in records) / DEVICES / 1024),
-        "KiB up": round(statistics.median(r["bytes_up"] for r in records) / DEVICES / 1024),
+        "KiB down": round(statistics.median(r.bytes_down for r in records) / DEVICES / 1024),
+        "KiB up": round(statistics.median(r.bytes_up for r in records) / DEVICES / 1024),
     }
 
 

@@ -82,9 +82,9 @@ def measure(engine: str, name: str, size_bytes: int, rounds: int) -> Row:
             fleet.wait(5.0)
         records = store.records()
         store.close()
-    ends = [r["elapsed_s"] for r in records]
+    ends = [r.elapsed_s for r in records]
     seconds = [b - a for a, b in itertools.pairwise(ends)]
-    up = statistics.median(r["bytes_up"] for r in records[1:])
+    up = statistics.median(r.bytes_up for r in records[1:])
     return {
         "broker": engine,
         "weights": name,

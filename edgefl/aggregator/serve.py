@@ -17,8 +17,9 @@ from edgefl import protocol
 from edgefl.aggregator.classes import DeviceClass
 from edgefl.aggregator.coordinator import Coordinator, Note, RoundDone, RoundSettings
 from edgefl.aggregator.fusion import Fusing, fusing
-from edgefl.aggregator.session import REQUESTS_BURST, REQUESTS_PER_S, Aggregator, Traffic
-from edgefl.aggregator.store import Record, Store
+from edgefl.aggregator.record import Record, Traffic, record_of
+from edgefl.aggregator.session import REQUESTS_BURST, REQUESTS_PER_S, Aggregator
+from edgefl.aggregator.store import Store
 from edgefl.errors import BrokerError, EdgeflError, NotFinite
 from edgefl.memory import keep_freed
 from edgefl.method import Method, State
@@ -83,7 +84,7 @@ class Server:
         self._watcher = watcher
         self._started_s = time.monotonic()
         records = store.records()
-        self._seconds_before = float(records[-1]["elapsed_s"]) if records else 0.0
+        self._seconds_before = records[-1].elapsed_s if records else 0.0
         self.coordinator = Coordinator(
             method,
             store.load_state() or method.start(),
@@ -92,7 +93,7 @@ class Server:
             secret=store.secret,
             epoch=store.epoch,
             resumed=store.open_round(),
-            replied={device for record in records for device in record["devices"]},
+            replied={device for record in records for device in record.devices},
             fusing=fusing,
         )
         if records and self._reached(records[-1]):
@@ -198,45 +199,20 @@ class Server:
     def _round_done(self, done: RoundDone, traffic: Traffic) -> bool:
         """Evaluate, make durable, show. Whether there should be a next round. Raises NotFinite, before anything is
         kept, where the state cannot be evaluated.
-
-        Of a round that need not be durable only a short record is noted: a run may have thousands.
         """
-        record: Record = {
-            **_rates(done.fused.metrics),
-            "round": done.state.round,
-            "replies": len(done.fused.devices),
-            "asked": done.asked,
-            "attempts": done.attempts,
-            "examples": done.fused.examples,
-            "bytes_up": traffic.up_total,
-            "bytes_down": traffic.down,
-            "bytes_up_by_device": traffic.up,
-            "seconds": round(done.seconds, 4),
-            "elapsed_s": round(self._seconds_before + time.monotonic() - self._started_s, 4),
-            "devices": list(done.fused.devices),
-            "weights": {device: round(weight, 6) for device, weight in done.fused.weights.items()},
-        }
-        if not done.durable:
-            self.store.save_round(done.state, record | {"durable": False}, durable=False)
-            self._watcher.round_done(record, done.state)
-            return True
-        record["measured"] = {device: dict(metrics) for device, metrics in done.fused.measured.items()}
-        if self._evaluate is not None:
-            held_out = _rates(self._evaluate(done.state.tensors))
-            record["loss"] = held_out["evaluate.loss"]
-            if not math.isfinite(record["loss"]):
-                raise NotFinite(f"the held-out loss would be {record['loss']}")
-            record["accuracy"] = held_out.get("evaluate.accuracy")
-        elif "evaluate.accuracy" in record:
-            record["loss"], record["accuracy"] = record["evaluate.loss"], record["evaluate.accuracy"]
+        evaluated = self._evaluate(done.state.tensors) if self._evaluate is not None and done.durable else {}
+        elapsed_s = self._seconds_before + time.monotonic() - self._started_s
+        record = record_of(done, traffic, evaluated, elapsed_s)
+        if evaluated and (record.loss is None or not math.isfinite(record.loss)):
+            raise NotFinite(f"the held-out loss would be {record.loss}")
         self.store.save_round(done.state, record)
-        self.store.event("round done", round=done.state.round, replies=record["replies"])
+        if record.durable:
+            self.store.event("round done", round=record.round, replies=record.replies)
         self._watcher.round_done(record, done.state)
         return not self._reached(record)
 
     def _reached(self, record: Record) -> bool:
-        accuracy = record.get("accuracy")
-        return self._target is not None and accuracy is not None and accuracy >= self._target
+        return self._target is not None and record.accuracy is not None and record.accuracy >= self._target
 
     def _note(self, note: Note) -> None:
         self.store.note(note)
@@ -257,17 +233,6 @@ class Server:
     def _will(self) -> tuple[str, bytes]:
         message = self._aggregator.will()
         return message.topic, message.payload
-
-
-def _rates(metrics: Any) -> dict[str, float]:
-    """Sums of correct answers become accuracies: "evaluate.correct" / "evaluate.examples"."""
-    rates = dict(metrics)
-    for name in [n for n in rates if n.endswith(".correct")]:
-        program = name.removesuffix(".correct")
-        examples = rates.get(f"{program}.examples", 0.0)
-        if examples:
-            rates[f"{program}.accuracy"] = rates[name] / examples
-    return rates
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from edgefl.aggregator import checks as asks
 from edgefl.aggregator.classes import DeviceClass, Examples, class_of, stated
 from edgefl.aggregator.coordinator import Action, Announce, Coordinator, Finished, Note, RoundDone
 from edgefl.aggregator.limits import Limits
+from edgefl.aggregator.record import Traffic
 from edgefl.errors import NotFinite, ProtocolError, RemoteProtocolError, one_line
 from edgefl.files import sha256_hex
 from edgefl.method import Ask, Reply
@@ -51,19 +52,6 @@ REQUESTS_BURST = 20.0
 NOTE_LENGTH = 300
 TASKS_BYTES = 1024  # of an announcement, until the first is made
 STRANGERS = ""  # who has no place in the run shares one allowance
-
-
-@dataclass
-class Traffic:
-    """MQTT bytes of one round, payload and packet header. Down counts a broadcast once for each device that
-    needed it."""
-
-    up: dict[str, int] = field(default_factory=dict)
-    down: int = 0
-
-    @property
-    def up_total(self) -> int:
-        return sum(self.up.values())
 
 
 @dataclass

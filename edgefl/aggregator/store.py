@@ -35,13 +35,12 @@ from msgspec import Meta
 
 from edgefl.aggregator.classes import Examples
 from edgefl.aggregator.coordinator import Announce, Note, OpenRound
+from edgefl.aggregator.record import Count, Record
 from edgefl.errors import ConfigError, InputError
-from edgefl.files import Kind, from_builtins, from_json, read_bytes, sweep, write_atomic
+from edgefl.files import Kind, from_json, read_bytes, sweep, write_atomic
 from edgefl.method import State
 from edgefl.protocol import MAX_DEVICES, NAME, Stock
 from edgefl.tensors import load_about, load_tensors, save_tensors
-
-Record = dict[str, Any]
 
 # What is written here, for `sweep`. Not below devices/: an emulated device sweeps its own folder, and may still end.
 WRITTEN = (
@@ -50,7 +49,6 @@ WRITTEN = (
 )
 MAX_JSON_BYTES = 2**20  # of run.json and open.json: 10,000 devices have 400 KB of names
 
-Count = Annotated[int, Meta(ge=0, le=2**53)]
 Number = int | float  # as it was written: a resumed run ends with the files of one that was never stopped
 
 
@@ -77,23 +75,6 @@ class _About(msgspec.Struct, frozen=True):
     round: Count
     numbers: dict[str, Number]
     record: Record
-
-
-class _Round(msgspec.Struct, frozen=True):
-    """A line of metrics.jsonl: what it must have, and the kind of what it may have. It has other numbers as well."""
-
-    round: Count
-    replies: Count = 0
-    asked: Count = 0
-    bytes_up: Number = 0
-    bytes_down: Number = 0
-    seconds: Number = 0
-    elapsed_s: Number = 0
-    devices: list[str] = []
-    weights: dict[str, Number | None] = {}
-    measured: dict[str, dict[str, Number | None]] = {}
-    accuracy: Number | None = None
-    loss: Number | None = None
 
 
 class _Device(msgspec.Struct, frozen=True):
@@ -148,14 +129,12 @@ class Store:
 
     # --- the method's state -----------------------------------------------------------------------------------
 
-    def save_round(self, state: State, record: Record, *, durable: bool = True) -> None:
+    def save_round(self, state: State, record: Record) -> None:
         """Make a round durable: its state first, then its record. Where it need not be, its record is noted only."""
-        if not durable:
-            self._append("metrics.jsonl", record, durable=False)
-            return
-        about = {"round": state.round, "numbers": dict(state.numbers), "record": record}
-        write_atomic(self.path / "state.safetensors", save_tensors(state.tensors, {"about": _line(about)}))
-        self._append("metrics.jsonl", record)
+        if record.durable:
+            about = {"round": state.round, "numbers": dict(state.numbers), "record": record}
+            write_atomic(self.path / "state.safetensors", save_tensors(state.tensors, {"about": _line(about)}))
+        self._append("metrics.jsonl", record, durable=record.durable)
 
     def load_state(self) -> State | None:
         """The state after the last durable round; None before the first."""
@@ -186,8 +165,8 @@ class Store:
         about = self._about()
         records = self.records()
         last = about.round if about is not None else 0
-        kept = [record for record in records if record["round"] <= last]
-        if about is not None and (not kept or kept[-1]["round"] != last):
+        kept = [record for record in records if record.round <= last]
+        if about is not None and (not kept or kept[-1].round != last):
             kept.append(about.record)
         if kept != records:
             write_atomic(self.path / "metrics.jsonl", "".join(map(_line, kept)).encode())
@@ -211,9 +190,9 @@ class Store:
 
     # --- files of lines ---------------------------------------------------------------------------------------
 
-    def _append(self, name: str, record: Record, *, durable: bool = True) -> None:
+    def _append(self, name: str, line: object, *, durable: bool = True) -> None:
         with open(self.path / name, "a", encoding="utf-8") as file:
-            file.write(_line(record))
+            file.write(_line(line))
             file.flush()
             if durable:
                 os.fsync(file.fileno())
@@ -268,19 +247,7 @@ def read_records(path: Path) -> list[Record]:
 
     Raises ConfigError where it is damaged.
     """
-    records = _lines(path, Record)
-    with _damage(path):
-        for record in records:
-            _check_record(record)
-    return records
-
-
-def _check_record(record: Record) -> None:
-    """Raise ValueError unless a record's numbers are numbers; null stands for one that was not finite."""
-    from_builtins(record, _Round)
-    for key, value in record.items():
-        if "." in key and not isinstance(value, (int, float, type(None))):  # a metric, such as train.loss
-            raise ValueError(f"{key} is {value!r}; expected a number")
+    return _lines(path, Record)
 
 
 def read_classes(run_dir: Path) -> dict[str, str]:
@@ -295,9 +262,9 @@ def _lines(path: Path, kind: type[Kind]) -> list[Kind]:
         return [from_json(line, kind) for line in read_bytes(path).splitlines()]
 
 
-def _line(record: Record) -> str:
+def _line(value: object) -> str:
     """One line of JSON, which has no word for what is not finite: null stands there."""
-    return json.dumps(_finite(record), allow_nan=False) + "\n"
+    return json.dumps(_finite(msgspec.to_builtins(value)), allow_nan=False) + "\n"
 
 
 def _finite(value: Any) -> Any:

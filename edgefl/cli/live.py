@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from edgefl.aggregator.store import Record
+from edgefl.aggregator.record import Record
 from edgefl.cli.output import tell
 from edgefl.results.report import COLUMNS, OWN, Column, Rows
 from edgefl.runs.run import Begun
@@ -45,7 +45,7 @@ class LiveTable:
     def begun(self, begun: Begun) -> None:
         """Show the table, with the rounds of earlier starts."""
         self._title = f"run {begun.name}: {', '.join(one.name for one in begun.classes)}, {begun.method}"
-        self._columns = [column for column in COLUMNS if begun.own_accuracy or column.key != OWN]
+        self._columns = [column for column in COLUMNS if begun.own_accuracy or column is not OWN]
         self._rows = Rows(begun.records)
         if sys.stderr.isatty():
             self._live = Live(self._table(), console=Console(stderr=True), auto_refresh=False)

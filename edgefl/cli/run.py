@@ -109,13 +109,13 @@ def _carry(carry: Callable[..., Result], again: str, form: str) -> None:
 
 
 def _summary(result: Result) -> dict[str, object]:
-    records = result.records
+    records = result.history
     return {
         "accuracy": result.accuracy,
         "rounds": result.rounds,
-        "seconds": records[-1]["elapsed_s"] if records else 0.0,
-        "bytes_up": sum(r["bytes_up"] for r in records),
-        "bytes_down": sum(r["bytes_down"] for r in records),
+        "seconds": records[-1].elapsed_s if records else 0.0,
+        "bytes_up": sum(r.bytes_up for r in records),
+        "bytes_down": sum(r.bytes_down for r in records),
         "run_dir": str(result.path),
         "finished": result.finished,
     }
@@ -125,7 +125,7 @@ def _print(result: Result) -> None:
     from edgefl.results.report import facts, size
 
     place = _shown(result.path)
-    click.echo(", ".join(f"{name} {value}" for name, value in facts(result.records)))
+    click.echo(", ".join(f"{name} {value}" for name, value in facts(result.history)))
     click.echo(f"report:    {place / 'report.html'}")
     for path in result.models:
         click.echo(f"model:     {place / path.relative_to(result.path)} ({size(path.stat().st_size)})")

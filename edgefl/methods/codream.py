@@ -255,9 +255,9 @@ class CoDream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             f"{name}-path": Sheet(path, columns=len(path)),
         }
 
-    def warning(self, measured: Mapping[str, Mapping[str, float]]) -> str | None:
+    def warning(self, measured: Mapping[str, Mapping[str, float | None]]) -> str | None:
         """A dream that is too much like an image of a device."""
-        found = {device: metrics[LIKENESS] for device, metrics in measured.items() if LIKENESS in metrics}
+        found = {d: value for d, metrics in measured.items() if (value := metrics.get(LIKENESS)) is not None}
         if not found or max(found.values()) <= self.likeness_limit:
             return None
         device = max(found, key=lambda name: found[name])

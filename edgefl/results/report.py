@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgefl.aggregator.store import Record
+import msgspec
+
+from edgefl.aggregator.record import Record
 from edgefl.files import write_atomic
 from edgefl.results.figures import empty, percent, png, svg
 
@@ -26,7 +29,7 @@ pre {{ background: #f6f8fa; padding: 1rem; overflow: auto; font-size: .85rem }}
 <h1>{title}</h1>
 <div class="facts">{facts}</div>
 <h2>Curves</h2><div class="curves">{curves}</div>
-{album}{classes}<h2>Rounds</h2><table><tr>{head}</tr>{rows}</table>
+{pictures}{classes}<h2>Rounds</h2><table><tr>{head}</tr>{rows}</table>
 {weights}
 <h2>Run file</h2><pre>{config}</pre>
 </body></html>
@@ -51,21 +54,22 @@ def write_report(
     config: str,
     classes: Sequence[ClassRow] = (),
     *,
-    album: Path | None = None,
+    pictures: Path | None = None,
     beside: Sequence[Record] = (),
 ) -> None:
     """Write the report; several classes get a table. Raises InputError without the matplotlib package.
 
-    `album`: a folder of pictures, epoch by epoch. `beside`: the records of another run, whose devices' accuracies are
+    `pictures`: a folder of sheets. `beside`: the records of another run, whose devices' accuracies are
     drawn dashed beside those of this one.
     """
     shown = Rows(records).rows
-    columns = [c for c in COLUMNS if any(c.key in r and r[c.key] is not None for r in shown)]
+    columns = [column for column in COLUMNS if any(column.value(record) is not None for record in shown)]
     page = _PAGE.format(
         title=html.escape(title),
         facts="".join(f"<div>{html.escape(name)}<b>{html.escape(value)}</b></div>" for name, value in facts(records)),
-        curves="".join(_curve(records, key, label) for key, label in _CURVES) + _devices(records, beside),
-        album=_album(album) if album is not None else "",
+        curves="".join(_curve(records, *curve) for curve in (*_CURVES, *_extremes(records)))
+        + _devices(records, beside),
+        pictures=_pictures(pictures) if pictures is not None else "",
         classes=_classes(classes) if len(classes) > 1 else "",
         head="".join(f"<th>{c.title}</th>" for c in columns),
         rows="".join("<tr>" + "".join(f"<td>{c.cell(r)}</td>" for c in columns) + "</tr>" for r in shown),
@@ -75,51 +79,69 @@ def write_report(
     write_atomic(path, page.encode())
 
 
+MOST = "_most"  # how a metric ends of which the greatest over devices says something, and not the mean
+SUMMED = ("bytes_up", "bytes_down", "seconds")
+
+Value = Callable[[Record], float | None]  # what a column or a curve shows of a round
+
+
+def metric(name: str) -> Value:
+    return lambda record: record.metrics.get(name)
+
+
+def _greatest(name: str) -> Value:
+    """The greatest of all devices."""
+    return lambda record: max((m.get(name) or 0.0 for m in record.measured.values()), default=None)
+
+
+@dataclass(frozen=True)
 class Column:
     """One column of the table of rounds, on the terminal and in the report."""
 
-    def __init__(self, title: str, key: str, form: str) -> None:
-        self.title, self.key, self.form = title, key, form
+    title: str
+    value: Value
+    form: str | Callable[[Record], str]  # a format, or what makes the cell of a record
 
     def cell(self, record: Record) -> str:
-        value = record.get(self.key)
+        value = self.value(record)
         if value is None:
             return "-"
-        if self.form == "bytes":
-            return size(value)
-        if self.form == "replies":
-            return f"{value}/{record['asked']}"
-        return format(value, self.form)
+        return format(value, self.form) if isinstance(self.form, str) else self.form(record)
 
 
-LIKENESS = "likeness.likeness_most"
-SUMMED = ("bytes_up", "bytes_down", "seconds")
-OWN = "evaluate.accuracy"  # the column of what devices measure on their own test data
+OWN = Column("own accuracy", metric("evaluate.accuracy"), ".2%")  # what devices measure on their own test data
 
 COLUMNS = (
-    Column("round", "round", "d"),
-    Column("replies", "replies", "replies"),
-    Column("training loss", "train.loss", ".4f"),
-    Column("test loss", "loss", ".4f"),
-    Column("test accuracy", "accuracy", ".2%"),
-    Column("own accuracy", OWN, ".2%"),
-    Column("up", "bytes_up", "bytes"),
-    Column("down", "bytes_down", "bytes"),
-    Column("seconds", "seconds", ".2f"),
+    Column("round", lambda r: r.round, "d"),
+    Column("replies", lambda r: r.replies, lambda r: f"{r.replies}/{r.asked}"),
+    Column("training loss", metric("train.loss"), ".4f"),
+    Column("test loss", lambda r: r.loss, ".4f"),
+    Column("test accuracy", lambda r: r.accuracy, ".2%"),
+    OWN,
+    Column("up", lambda r: r.bytes_up, lambda r: size(r.bytes_up)),
+    Column("down", lambda r: r.bytes_down, lambda r: size(r.bytes_down)),
+    Column("seconds", lambda r: r.seconds, ".2f"),
 )
 
 MOST_WEIGHTS = 50  # devices whose weights are listed
 
-_CURVES = (
-    ("accuracy", "test accuracy"),
-    ("loss", "test loss"),
-    ("train.loss", "training loss"),
-    ("seconds", "seconds per round"),
-    (LIKENESS, "greatest likeness of a dream to an image of a device, cosine"),
+ACCURACY = "test accuracy"
+_CURVES: tuple[tuple[str, Value], ...] = (
+    (ACCURACY, lambda r: r.accuracy),
+    ("test loss", lambda r: r.loss),
+    ("training loss", metric("train.loss")),
+    ("seconds per round", lambda r: r.seconds),
 )
 
+
+def _extremes(records: Sequence[Record]) -> list[tuple[str, Value]]:
+    """A curve for each metric whose greatest value over devices counts."""
+    names = sorted({name for record in records for name in record.metrics if name.endswith(MOST)})
+    return [(f"greatest {name.partition('.')[0]} of any device", _greatest(name)) for name in names]
+
+
 MOST_CURVES = 12  # devices whose accuracies are drawn
-MOST_PICTURES = 8  # epochs of an album that are shown
+MOST_PICTURES = 8  # sheets that are shown
 
 
 class Rows:
@@ -128,17 +150,18 @@ class Rows:
 
     def __init__(self, records: Iterable[Record] = ()) -> None:
         self.rows: list[Record] = []
-        self._sums = dict.fromkeys(SUMMED, 0.0)
+        self._since: list[Record] = []  # the last row
         for record in records:
             self.add(record)
 
     def add(self, record: Record) -> bool:
         """Whether it is a row."""
-        self._sums = {key: value + record[key] for key, value in self._sums.items()}
-        if not any(key.startswith("train.") for key in record):
+        self._since.append(record)
+        if not any(name.startswith("train.") for name in record.metrics):
             return False
-        self.rows.append(record | self._sums)
-        self._sums = dict.fromkeys(SUMMED, 0.0)
+        sums = {name: sum(getattr(one, name) for one in self._since) for name in SUMMED}
+        self.rows.append(msgspec.structs.replace(record, **sums))
+        self._since.clear()
         return True
 
 
@@ -147,13 +170,13 @@ def facts(records: Sequence[Record]) -> list[tuple[str, str]]:
     if not records:
         return [("rounds", "0")]
     last = records[-1]
-    found = [("rounds", str(last["round"]))]
-    if last.get("accuracy") is not None:
-        found.insert(0, ("test accuracy", f"{last['accuracy']:.2%}"))
-    found.append(("time", f"{last['elapsed_s']:.1f} s"))
-    found.append(("bytes up", size(sum(r["bytes_up"] for r in records))))
-    found.append(("bytes down", size(sum(r["bytes_down"] for r in records))))
-    found.append(("devices", str(len({d for r in records for d in r["devices"]}))))
+    found = [("rounds", str(last.round))]
+    if last.accuracy is not None:
+        found.insert(0, ("test accuracy", f"{last.accuracy:.2%}"))
+    found.append(("time", f"{last.elapsed_s:.1f} s"))
+    found.append(("bytes up", size(sum(r.bytes_up for r in records))))
+    found.append(("bytes down", size(sum(r.bytes_down for r in records))))
+    found.append(("devices", str(len({d for r in records for d in r.devices}))))
     return found
 
 
@@ -178,36 +201,38 @@ def _classes(classes: Sequence[ClassRow]) -> str:
 
 def _weights(records: Sequence[Record]) -> str:
     """How much each device counted, in the last round and in the mean of those it took part in; few devices only."""
-    devices = sorted({device for r in records for device in r.get("weights", {})})
+    devices = sorted({device for r in records for device in r.weights})
     if not 0 < len(devices) <= MOST_WEIGHTS:
         return ""
     rows = []
     for device in devices:
-        found = [r["weights"][device] for r in records if device in r.get("weights", {})]
-        last = records[-1]["weights"].get(device)
+        found = [weight for r in records if (weight := r.weights.get(device)) is not None]
+        last = records[-1].weights.get(device)
         cells = (html.escape(device), "-" if last is None else f"{last:.3f}", f"{sum(found) / len(found):.3f}")
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     return f"<h2>Weights</h2><table><tr><th>device</th><th>last round</th><th>mean</th></tr>{''.join(rows)}</table>"
 
 
-def _album(folder: Path) -> str:
-    """The pictures of some epochs, the last among them, and of the path of one dream."""
-    epochs = sorted(path for path in folder.glob("epoch-*.png") if not path.stem.endswith("-path"))
-    if not epochs:
+def _pictures(folder: Path) -> str:
+    """The sheets of a run's pictures, WHAT-NUMBER.png and WHAT-NUMBER-MORE.png: those of some numbers, the last among
+    them."""
+    groups: dict[str, list[Path]] = {}
+    for path in sorted(folder.glob("*.png"), key=lambda path: path.stem):
+        if (group := re.match(r"[^-]+-[0-9]+", path.stem)) is not None:
+            groups.setdefault(group[0], []).append(path)
+    if not groups:
         return ""
-    chosen = sorted({round(i * (len(epochs) - 1) / max(1, MOST_PICTURES - 1)) for i in range(MOST_PICTURES)})
+    names = list(groups)
+    chosen = sorted({round(i * (len(names) - 1) / max(1, MOST_PICTURES - 1)) for i in range(MOST_PICTURES)})
     figures = []
-    for path in (epochs[i] for i in chosen if i < len(epochs)):
-        title = f"epoch {int(path.stem.removeprefix('epoch-'))}"
-        steps = path.with_name(f"{path.stem}-path.png")
-        pictures = "".join(png(p, f"{what} of {title}") for p, what in ((path, "dreams"), (steps, "path of one dream")))
+    for name in (names[i] for i in chosen if i < len(names)):
+        what, _, number = name.partition("-")
+        title = f"{what} {int(number)}"
+        shown = "".join(png(path, f"pictures of {title}") for path in groups[name])
         figures.append(
-            f"<details{' open' if path == epochs[-1] else ''}><summary>{title}</summary>{pictures}</details>"
+            f"<details{' open' if name == names[-1] else ''}><summary>{html.escape(title)}</summary>{shown}</details>"
         )
-    return (
-        "<h2>Dreams</h2><p>Each with the class that its label gives most; below them one dream, from noise to its "
-        f"end. The files are in <code>{html.escape(folder.name)}/</code>.</p>{''.join(figures)}\n"
-    )
+    return f"<h2>Pictures</h2><p>The files are in <code>{html.escape(folder.name)}/</code>.</p>{''.join(figures)}\n"
 
 
 def own_accuracies(records: Sequence[Record]) -> dict[str, list[tuple[int, float]]]:
@@ -216,9 +241,10 @@ def own_accuracies(records: Sequence[Record]) -> dict[str, list[tuple[int, float
     number = 0
     for record in records:
         accuracies = {
-            device: metrics["evaluate.correct"] / metrics["evaluate.examples"]
-            for device, metrics in record.get("measured", {}).items()
-            if metrics.get("evaluate.examples") and "evaluate.correct" in metrics
+            device: correct / examples
+            for device, metrics in record.measured.items()
+            if (examples := metrics.get("evaluate.examples"))
+            and (correct := metrics.get("evaluate.correct")) is not None
         }
         number += bool(accuracies)
         for device, accuracy in accuracies.items():
@@ -242,16 +268,14 @@ def _devices(records: Sequence[Record], beside: Sequence[Record]) -> str:
     return svg(figure, "accuracy of each device")
 
 
-def _curve(records: Sequence[Record], key: str, label: str) -> str:
+def _curve(records: Sequence[Record], label: str, value: Value) -> str:
     """One curve, or nothing where no round has the value."""
-    points = [(r["round"], r[key]) for r in records if r.get(key) is not None]
-    if key == LIKENESS:  # in a record it is the mean over devices
-        points = [(r["round"], max(m.get(key, 0.0) for m in r["measured"].values())) for r in records if key in r]
+    points = [(record.round, y) for record in records if (y := value(record)) is not None]
     if not points:
         return ""
     figure, axes = empty(label, "round")
     axes.plot([x for x, _ in points], [y for _, y in points], marker="o", markersize=3, color="#0969da")
-    if key == "accuracy":
+    if label == ACCURACY:
         percent(axes)
     else:
         axes.set_ylim(bottom=0)

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from edgefl.aggregator.classes import DeviceClass
-from edgefl.aggregator.store import Record, read_classes, read_records
+from edgefl.aggregator.record import Record
+from edgefl.aggregator.store import read_classes, read_records
 from edgefl.errors import ConfigError
 from edgefl.files import write_atomic
 from edgefl.method import Method, Model
@@ -62,7 +63,7 @@ def write_run_report(
     ]
     records = read_records(place / "metrics.jsonl")
     pictures = place / PICTURES
-    write_report(place / "report.html", place.name, records, to_toml(config), rows, album=pictures, beside=beside)
+    write_report(place / "report.html", place.name, records, to_toml(config), rows, pictures=pictures, beside=beside)
 
 
 def report_again(run_dir: Path, *, beside: Path | None = None, progress: Callable[[str], None]) -> Path:

@@ -77,7 +77,7 @@ def pictures_of(method: Method, state: State) -> Mapping[str, Sheet]:
     return {} if own is None else own(state)
 
 
-def warning_of(method: Method, measured: Mapping[str, Mapping[str, float]]) -> str | None:
+def warning_of(method: Method, measured: Mapping[str, Mapping[str, float | None]]) -> str | None:
     """What a person should know of what each device measured in a round."""
     own = getattr(method, "warning", None)
     return None if own is None else own(measured)

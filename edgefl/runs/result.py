@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from edgefl.aggregator.store import Record, read_records
+import msgspec
+
+from edgefl.aggregator.record import Record
+from edgefl.aggregator.store import read_records
 from edgefl.files import read_bytes
 from edgefl.tensors import Array, load_tensors
 
@@ -21,22 +25,30 @@ class Result:
         return f"Result({str(self.path)!r}, rounds={self.rounds}, accuracy={self.accuracy})"
 
     @property
-    def records(self) -> Sequence[Record]:
-        """A record for each round, in order."""
+    def history(self) -> Sequence[Record]:
+        """What is noted of each round, in order."""
         return read_records(self.path / "metrics.jsonl")
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """The history as rows of plain values, each metric a column of its own: pandas.DataFrame(result.records)."""
+        rows = []
+        for record in self.history:
+            row = msgspec.structs.asdict(record)
+            rows.append({**row.pop("metrics"), **row})
+        return rows
 
     @property
     def rounds(self) -> int:
         """How many rounds are done."""
-        records = self.records
-        return records[-1]["round"] if records else 0
+        history = self.history
+        return history[-1].round if history else 0
 
     @property
     def accuracy(self) -> float | None:
         """Of the last round on the evaluation data, 0 to 1; None where none was measured."""
-        records = self.records
-        accuracy: float | None = records[-1].get("accuracy") if records else None
-        return accuracy
+        history = self.history
+        return history[-1].accuracy if history else None
 
     @property
     def models(self) -> list[Path]:

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgefl.aggregator.classes import DeviceClass
+from edgefl.aggregator.record import Record
 from edgefl.aggregator.serve import Server, Watcher
-from edgefl.aggregator.store import Record, Store
+from edgefl.aggregator.store import Store
 from edgefl.errors import ConfigError
 from edgefl.method import State
 from edgefl.methods import DEFAULT
@@ -225,8 +226,8 @@ def _watcher(ready: Prepared, store: Store, watch: _Watch) -> Watcher:
 
     def round_done(record: Record, state: State) -> None:
         write_pictures(folder, questions.pictures_of(ready.method, state))
-        if warning := questions.warning_of(ready.method, record.get("measured", {})):
-            store.event("warning", round=record["round"], text=warning)
+        if warning := questions.warning_of(ready.method, record.measured):
+            store.event("warning", round=record.round, text=warning)
             watch.progress(f"warning: {warning}")
         watch.round_done(record)
 

@@ -96,7 +96,7 @@ def test_one_device_neither_ends_a_run_nor_owns_it(
     assert [record["round"] for record in records] == list(range(1, ROUNDS + 1))
     shares = {record["round"]: record["weights"]["mallory"] for record in records if "mallory" in record["weights"]}
     assert shares == {4: pytest.approx(90 / (20 + 30 + 90), abs=1e-6)}  # three times the median of 20, 30, a billion
-    assert all(record["train.loss"] < 10 for record in records)
+    assert all(record["metrics"]["train.loss"] < 10 for record in records)
     reasons = {round: reason for round, status, reason in mallory.receipts if status == "refused"}
     assert reasons[0] == "9007199254740992 examples; device 'mallory' stated 1000000000 when it joined"
     # In the last round it may hear that the run is finished first.

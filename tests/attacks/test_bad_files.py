@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import math
 import os
 import shutil
 import struct
@@ -16,11 +17,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from records import record
 
 from edgefl import bundle as bundles
 from edgefl.aggregator.classes import Examples
@@ -342,13 +345,19 @@ def test_a_mutated_buffer(tmp_path: Path, changed: bytes) -> None:
 
 # --- a run directory ----------------------------------------------------------------------------------------------
 
+RECORD = msgspec.json.encode(record(1)).decode()
+
+
+def changed(**fields: object) -> str:
+    """The line of a record with some fields replaced."""
+    return json.dumps(json.loads(RECORD) | fields)
+
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     store = Store.create(tmp_path / "run", 'name = "a"\n')
     store.save_device("pi-1", "all", Examples(2, 1))
-    record = {"round": 1, "devices": ["pi-1"], "train.loss": float("nan"), "bytes_up": 3}
-    store.save_round(State(1, W, {"n": 1, "residual": 0.5}), record)
+    store.save_round(State(1, W, {"n": 1, "residual": 0.5}), record(1, metrics={"train.loss": math.nan}, bytes_up=3))
     store.save_open_round(Announce(1, 0, "0" * 16, Ask((), {}), ("pi-1",), 60.0))
     store.close()
     return tmp_path / "run"
@@ -365,10 +374,10 @@ def open_run(path: Path) -> None:
 
 def test_a_record_with_nan_has_null_and_whole_numbers_stay_whole(run: Path) -> None:
     store = Store.open(run)
-    (record,) = store.records()
+    (found,) = store.records()
     state = store.load_state()
     store.close()
-    assert record["train.loss"] is None and isinstance(record["bytes_up"], int)
+    assert found.metrics == {"train.loss": None} and isinstance(found.bytes_up, int)
     assert state is not None and repr(dict(state.numbers)) == "{'n': 1, 'residual': 0.5}"
 
 
@@ -404,9 +413,10 @@ def test_a_damaged_open_json(run: Path, text: str) -> None:
     [
         *ODD_TENSORS.values(),
         *(about("about", text) for text in ODD_JSON),
-        about("about", '{"round": 1, "numbers": {"a": "b"}, "record": {}}'),
+        about("about", f'{{"round": 1, "numbers": {{"a": "b"}}, "record": {RECORD}}}'),
+        about("about", '{"round": 1, "numbers": {}, "record": {}}'),
         about("about", '{"round": 1, "numbers": {}, "record": []}'),
-        about("about", '{"round": "1", "numbers": {}, "record": {}}'),
+        about("about", f'{{"round": "1", "numbers": {{}}, "record": {RECORD}}}'),
     ],
     ids=short,
 )
@@ -426,12 +436,14 @@ def test_a_damaged_line(run: Path, name: str, text: str) -> None:
 @pytest.mark.parametrize(
     ("name", "line"),
     [
-        ("metrics.jsonl", '{"round": "1"}'),
-        ("metrics.jsonl", '{"round": 1, "bytes_up": "3"}'),
-        ("metrics.jsonl", '{"round": 1, "devices": "pi-1"}'),
-        ("metrics.jsonl", '{"round": 1, "measured": {"pi-1": [1]}}'),
-        ("metrics.jsonl", '{"round": 1, "train.loss": "low"}'),
-        ("metrics.jsonl", '{"round": 1, "accuracy": []}'),
+        ("metrics.jsonl", '{"round": 1}'),
+        ("metrics.jsonl", changed(round="1")),
+        ("metrics.jsonl", changed(bytes_up="3")),
+        ("metrics.jsonl", changed(devices="pi-1")),
+        ("metrics.jsonl", changed(measured={"pi-1": [1]})),
+        ("metrics.jsonl", changed(metrics={"train.loss": "low"})),
+        ("metrics.jsonl", changed(accuracy=[])),
+        ("metrics.jsonl", changed(acuracy=0.5)),
         ("devices.jsonl", '{"device": "../x", "class": "all"}'),
         ("devices.jsonl", '{"device": "pi-1"}'),
         ("devices.jsonl", '{"device": "pi-1", "class": 1}'),

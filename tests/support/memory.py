@@ -15,7 +15,8 @@ from types import MappingProxyType
 from edgefl import protocol
 from edgefl.aggregator.classes import DeviceClass
 from edgefl.aggregator.coordinator import Coordinator, Note, RoundDone, RoundSettings
-from edgefl.aggregator.session import Aggregator, Traffic
+from edgefl.aggregator.record import Traffic, record_of
+from edgefl.aggregator.session import Aggregator
 from edgefl.aggregator.store import Store
 from edgefl.bundle import PORTABLE, Bundle
 from edgefl.errors import BundleError
@@ -275,7 +276,7 @@ class World:
             secret=self.store.secret,
             epoch=self.store.epoch,
             resumed=self.store.open_round(),
-            replied={device for record in self.store.records() for device in record["devices"]},
+            replied={device for record in self.store.records() for device in record.devices},
         )
         self.aggregator = Aggregator(
             RUN,
@@ -304,8 +305,7 @@ class World:
 
     def _round_done(self, done: RoundDone, traffic: Traffic) -> bool:
         self.kill("before the round is durable")
-        record = {"round": done.state.round, "devices": list(done.fused.devices)}
-        self.store.save_round(done.state, record, durable=done.durable)
+        self.store.save_round(done.state, record_of(done, traffic, {}, self.now_s))
         self.rounds.append((done.round, done.fused.devices))
         self.fused.append(done.fused)
         self.traffic.append(traffic)

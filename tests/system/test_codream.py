@@ -84,10 +84,10 @@ def test_devices_dream_and_one_that_cannot_is_refused_by_name(start: Start, bund
     failed = [event for event in events if event["event"] == "failed"]
     assert {event["device"] for event in failed} == {"device-3"}
     assert "dream" in failed[0]["text"] and "not finite" in failed[0]["text"]
-    dreamed = [record for record in records if "dream.loss" in record]
+    dreamed = [record for record in records if "dream.loss" in record["metrics"]]
     assert len(dreamed) == 20 and all(record["devices"] == ["device-1", "device-2"] for record in dreamed)
 
-    learned = [record for record in records if "distill.loss" in record]
+    learned = [record for record in records if "distill.loss" in record["metrics"]]
     assert len(learned) == 2 and all(len(record["devices"]) == 3 for record in learned)  # learning needs no gradient
     assert all(0 < record["measured"]["device-1"]["likeness.likeness_most"] <= 1.001 for record in learned)
     assert "a dream is like an image of" in said and "likeness_limit" in said
@@ -144,7 +144,7 @@ def test_a_rule_of_ones_own_weighs_labels_and_no_gradients(start: Start, bundles
     path = write_run_file(tmp_path, bundles, steps=2)
     path.write_text(path.read_text().replace("epochs = 2\n", 'epochs = 1\nweight = "weights.py:mine"\n', 1))
     _, records, _ = finished(start("run", str(path), "--format", "json"), tmp_path)
-    labelled = [record["weights"] for record in records if "predict.examples" in record]
+    labelled = [record["weights"] for record in records if "predict.examples" in record["metrics"]]
     assert len(labelled) == 1 and list(labelled[0].values()) == [round(1 / 3, 6)] * 3  # 30 examples each
 
 

@@ -66,7 +66,7 @@ def carry_out(folder: Path, start: Start, kills: list[int]) -> dict[str, bytes]:
     store = Store.open(folder / "run")
     state = store.load_state()
     assert state is not None and state.round == 12
-    assert [record["round"] for record in store.records()] == list(range(1, 13))
+    assert [record.round for record in store.records()] == list(range(1, 13))
     assert store.epoch == len(kills) + 2
     store.close()
     models = {name: (folder / name / "dreaming.safetensors").read_bytes() for name in DEVICES}

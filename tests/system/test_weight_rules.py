@@ -87,11 +87,11 @@ def test_learned_weights_are_never_worse_than_those_by_examples(
 ) -> None:
     records = run(start, write_run_file(tmp_path, with_gradient, 3, "learned", held_out=100))
     for record in records:
-        assert record["held_out.loss"] <= record["held_out.start_loss"]
+        assert record["metrics"]["held_out.loss"] <= record["metrics"]["held_out.start_loss"]
         assert sum(record["weights"].values()) == pytest.approx(1, abs=1e-5)
         right = record["accuracy"] * 260  # of the 360 examples for tests 100 are held out
         assert right == pytest.approx(round(right), abs=1e-6)
-    assert records[0]["held_out.loss"] < records[0]["held_out.start_loss"]
+    assert records[0]["metrics"]["held_out.loss"] < records[0]["metrics"]["held_out.start_loss"]
 
 
 def test_a_bundle_without_gradients_is_refused_before_the_run(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 from dreaming import Dreaming
 from memory import RUN, Node, World
+from records import record
 
 from edgefl.aggregator.checks import check_ask
 from edgefl.aggregator.coordinator import Announce, Coordinator, RoundDone, RoundSettings
@@ -75,7 +75,7 @@ def test_the_state_before_a_durable_ask_and_the_last_are_durable(regression: Bun
     world.run()
     assert durable == {1, 6, 7, 12}
     assert len({end for end in end_of(world).values()}) == 4
-    assert [record["round"] for record in world.store.records()] == list(range(1, ROUNDS + 1))
+    assert [record.round for record in world.store.records()] == list(range(1, ROUNDS + 1))
 
 
 def test_a_stop_among_small_steps_leaves_the_last_durable_state() -> None:
@@ -123,25 +123,25 @@ def test_an_ask_that_changes_what_devices_keep_must_be_durable(regression: Bundl
 def test_records_after_the_last_durable_round_are_dropped(tmp_path: Path) -> None:
     store = Store.create(tmp_path / "run", "")
     tensors = {"x": np.ones(2, np.float32)}
-    store.save_round(State(1, tensors), {"round": 1})
-    store.save_round(State(2, tensors), {"round": 2}, durable=False)
-    store.save_round(State(3, tensors), {"round": 3})
-    store.save_round(State(4, tensors), {"round": 4}, durable=False)
+    store.save_round(State(1, tensors), record(1))
+    store.save_round(State(2, tensors), record(2, durable=False))
+    store.save_round(State(3, tensors), record(3))
+    store.save_round(State(4, tensors), record(4, durable=False))
     announced = Announce(4, 0, "n", Ask((), {}), ("pi-1",), 60.0, durable=False)
     store.save_open_round(announced)
-    assert [r["round"] for r in store.records()] == [1, 2, 3, 4]
+    assert [r.round for r in store.records()] == [1, 2, 3, 4]
     assert store.open_round() is None
     store.close()
     again = Store.open(tmp_path / "run")
     state = again.load_state()
     assert state is not None and state.round == 3
-    assert [r["round"] for r in again.records()] == [1, 2, 3]
+    assert [r.round for r in again.records()] == [1, 2, 3]
     again.close()
 
 
 def test_a_run_that_was_never_durable_begins_anew(tmp_path: Path) -> None:
     store = Store.create(tmp_path / "run", "")
-    store.save_round(State(1, {}), {"round": 1}, durable=False)
+    store.save_round(State(1, {}), record(1, durable=False))
     store.close()
     again = Store.open(tmp_path / "run")
     assert again.load_state() is None
@@ -151,13 +151,13 @@ def test_a_run_that_was_never_durable_begins_anew(tmp_path: Path) -> None:
 
 def test_a_power_cut_may_lose_records_of_rounds_that_were_not_durable(tmp_path: Path) -> None:
     store = Store.create(tmp_path / "run", "")
-    store.save_round(State(1, {}), {"round": 1})
-    store.save_round(State(4, {}), {"round": 4})
+    store.save_round(State(1, {}), record(1))
+    store.save_round(State(4, {}), record(4))
     store.close()
     path = tmp_path / "run" / "metrics.jsonl"
-    path.write_text(json.dumps({"round": 1}) + "\n")
+    path.write_text(path.read_text().splitlines(keepends=True)[0])
     again = Store.open(tmp_path / "run")
-    assert [r["round"] for r in again.records()] == [1, 4]
+    assert [r.round for r in again.records()] == [1, 4]
     again.close()
 
 
@@ -179,7 +179,7 @@ def test_an_aggregator_killed_in_any_round_comes_to_the_same_end(
     world.run()
     assert end_of(world) == end_of(unbroken)
     assert world.now_s < 5  # nobody waited for a deadline
-    assert [record["round"] for record in world.store.records()] == list(range(1, ROUNDS + 1))
+    assert [record.round for record in world.store.records()] == list(range(1, ROUNDS + 1))
 
 
 @pytest.mark.parametrize("told", ["examples", "changes"])

@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import records
 
 from edgefl.aggregator.coordinator import Announce, Note, OpenRound
+from edgefl.aggregator.record import Record
 from edgefl.aggregator.store import Store
 from edgefl.errors import ConfigError
 from edgefl.method import Ask, State
@@ -27,8 +29,8 @@ def state(round: int) -> State:
     )
 
 
-def record(round: int) -> dict[str, Any]:
-    return {"round": round, "loss": 1 / round, "name": "gr\u00fcn"}
+def record(number: int) -> Record:
+    return records.record(number, loss=1 / number, metrics={"gr\u00fcn.loss": 0.1 * number})
 
 
 def assert_state(got: State | None, want: State) -> None:
@@ -58,7 +60,7 @@ def reopened(path: Path) -> Iterator[Store]:
     store.close()
 
 
-def reopen(path: Path) -> tuple[State | None, list[dict[str, Any]], OpenRound | None]:
+def reopen(path: Path) -> tuple[State | None, list[Record], OpenRound | None]:
     store = Store.open(path)
     try:
         return store.load_state(), store.records(), store.open_round()

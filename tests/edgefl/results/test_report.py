@@ -10,25 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import records
 
+from edgefl.aggregator.record import Record
 from edgefl.results.report import COLUMNS, OWN, Rows, facts, size, write_report
 
 CONFIG = 'name = "digits"  # <5 & more\nmodel = "</pre><script>alert(1)</script>"\n'
 
 
-def record(number: int, **more: Any) -> dict[str, Any]:
-    return {
-        "round": number,
+def record(number: int, **more: Any) -> Record:
+    plain: dict[str, Any] = {
         "replies": 7,
         "asked": 8,
         "bytes_up": 1024,
         "bytes_down": 3 * 2**20,
-        "seconds": 0.5,
-        "elapsed_s": 0.5 * number,
         "devices": ["pi-1", f"pi-{number}"],
-        "train.loss": 1 / number,
-        **more,
+        "weights": {},
+        "metrics": {"train.loss": 1 / number},
     }
+    return records.record(number, **(plain | more))
 
 
 RECORDS = [record(n, loss=2 / n, accuracy=1 - 0.5 / n) for n in (1, 2, 3, 4)]
@@ -53,7 +53,7 @@ class Page(HTMLParser):
         return [text for inside, text in self.texts if inside == tag and text.strip()]
 
 
-def page(path: Path, records: list[dict[str, Any]], title: str = "digits", config: str = CONFIG) -> Page:
+def page(path: Path, records: list[Record], title: str = "digits", config: str = CONFIG) -> Page:
     write_report(path / "report.html", title, records, config)
     return Page((path / "report.html").read_text(encoding="utf-8"))
 
@@ -101,7 +101,7 @@ def test_braces_in_a_run_file_are_text_too(tmp_path: Path) -> None:
 
 def test_the_table_of_rounds(tmp_path: Path) -> None:
     found = page(tmp_path, RECORDS)
-    shown = [column for column in COLUMNS if column.key != OWN]
+    shown = [column for column in COLUMNS if column is not OWN]
     assert found.all("th") == [column.title for column in shown]
     cells = found.all("td")
     assert cells[: len(shown)] == ["1", "7/8", "1.0000", "2.0000", "50.00%", "1.0 KiB", "3.0 MiB", "0.50"]
@@ -159,13 +159,11 @@ def test_weights_of_the_last_round_and_in_the_mean(tmp_path: Path) -> None:
 
 
 def test_a_round_without_training_is_part_of_the_next_row() -> None:
-    records = [record(1), record(2, bytes_up=7), record(3, seconds=2.0), record(4)]
-    for between in records[1:3]:
-        del between["train.loss"]
-    rows = Rows(records).rows
-    assert [r["round"] for r in rows] == [1, 4]
-    assert rows[1]["bytes_up"] == 1024 + 7 + 1024 and rows[1]["seconds"] == 0.5 + 2.0 + 0.5
-    assert sum(r["bytes_down"] for r in rows) == sum(r["bytes_down"] for r in records)
+    made = [record(1), record(2, bytes_up=7, metrics={}), record(3, seconds=2.0, metrics={}), record(4)]
+    rows = Rows(made).rows
+    assert [r.round for r in rows] == [1, 4]
+    assert rows[1].bytes_up == 1024 + 7 + 1024 and rows[1].seconds == 0.5 + 2.0 + 0.5
+    assert sum(r.bytes_down for r in rows) == sum(r.bytes_down for r in made)
 
 
 def test_each_device_is_drawn_beside_another_run(tmp_path: Path) -> None:
@@ -192,7 +190,7 @@ def test_an_album_is_shown_and_its_last_epoch_open(tmp_path: Path) -> None:
     album.mkdir()
     for name in ("epoch-001", "epoch-001-path", "epoch-002", "epoch-002-path"):
         (album / f"{name}.png").write_bytes(name.encode())
-    write_report(tmp_path / "report.html", "run", RECORDS, CONFIG, album=album)
+    write_report(tmp_path / "report.html", "run", RECORDS, CONFIG, pictures=album)
     text = (tmp_path / "report.html").read_text()
     shown = [base64.b64decode(data).decode() for data in re.findall(r"data:image/png;base64,([^\"]*)", text)]
     assert shown == ["epoch-001", "epoch-001-path", "epoch-002", "epoch-002-path"]
