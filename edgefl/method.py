@@ -15,12 +15,14 @@ A method sees no clock, no sampling of devices, no bytes, no MQTT. The coordinat
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 
 from edgefl.bundle import Bundle
 from edgefl.tensors import Array, Tensors
+
+Chosen = str | Mapping[str, Any]  # a name, or {"name": ...} with numbers of what is chosen beside it
 
 
 class Keep(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -80,7 +82,7 @@ class Ask(msgspec.Struct, frozen=True):
     """What the aggregator announces for one round.
 
     tensors     announced to every asked device: name -> array
-    fusion      how replies become one, a name in `edgefl.aggregator.fusion.FUSIONS`
+    fusion      how replies become one: a name in `edgefl.aggregator.fusion.FUSIONS` or a fusion of one's own
     weight      how much a reply counts, a name in `edgefl.aggregator.weights.RULES` or a rule of one's own
     durable     whether the round's outcome must be on disk before the next ask. Where not, a run that was interrupted
                 goes back to the last durable round and does those after it again, to the same end. So the tasks may
@@ -92,7 +94,7 @@ class Ask(msgspec.Struct, frozen=True):
 
     tasks: tuple[Task, ...]
     tensors: Mapping[str, Array]
-    fusion: str = "mean"
+    fusion: Chosen = "mean"
     weight: str = "examples"
     durable: bool = True
     certain: tuple[str, ...] = ()

@@ -52,7 +52,8 @@ class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                   missed two deadlines and never replied in the run is not counted, but no fewer than `min_devices` are
     deadline_s    seconds after which a round is closed, or asked again without quorum
     max_devices   of the run, over all its rounds; whoever comes after them is turned away
-    max_share     a reply counts at most so many times the median weight of the round; 0: no limit
+    max_share     a reply counts at most so many times the median weight of the round; 0: no limit. Of a fusion that
+                  ignores weights every reply counts the same anyway
     max_norm      a reply is refused whose change has a norm of more than so many times the median; 0: none is
     """
 
@@ -526,7 +527,7 @@ class Coordinator:
     def _weight_limit(self, devices: Iterable[str]) -> float:
         """The most that a reply to the open round may count, by what the devices stated that are asked in it first."""
         assert self._round is not None
-        if not self.settings.max_share or not self._round.rule.of_examples:
+        if not self.settings.max_share or not self._round.rule.of_examples or not self._round.fusion.weighs:
             return 0.0
         stated = [self.stated.get(device, 0) for device in devices]
         return weight_limit(self._round.rule, stated, self.settings.max_share)
@@ -534,7 +535,7 @@ class Coordinator:
     def _fusion_of(self, ask: Ask) -> tuple[Fusion, Rule]:
         """A new fusion for an ask; one that holds the replies, where their weights are bounded by each other."""
         fusion, rule = self._fusing(ask)
-        if self.settings.max_share and not rule.of_examples:
+        if self.settings.max_share and fusion.weighs and not rule.of_examples:
             fusion = Clipped(fusion, self.settings.max_share)
         return fusion, rule
 

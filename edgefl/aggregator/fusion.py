@@ -1,28 +1,40 @@
-"""Fusion: many replies become one set of tensors, without holding them.
+"""Fusion: many replies become one set of tensors.
 
-A fusion is `add(reply, weight)`, `merge(other)`, `finish()`. Accumulators of several workers merge.
-How much a reply counts is a weight rule (edgefl/aggregator/weights.py).
+A fusion is `add(reply, weight)`, `merge(other)`, `finish()`. Accumulators of several workers merge. The mean streams
+and holds no reply; order statistics need all of them at once, and hold them (`Replies`).
+How much a reply counts is a weight rule (edgefl/aggregator/weights.py). Order statistics count every reply the same.
+
+A fusion of one's own is a class in a file, `[method] fusion = "fusions.py:Mine"`. It derives from `Replies`, which
+hands it all replies of a round, or from `Coordinates`, which hands it one tensor after the other.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Meta
 
+from edgefl.aggregator.chosen import name_of, numbers_of, with_numbers
 from edgefl.aggregator.norms import lower_median
 from edgefl.aggregator.weights import Rule, rule_named
-from edgefl.errors import ConfigError, RemoteProtocolError
-from edgefl.method import Ask, Fused, Reply
+from edgefl.errors import ConfigError, RemoteProtocolError, nearest
+from edgefl.method import Ask, Chosen, Fused, Reply
+from edgefl.tensors import Tensors
 
 COUNTS = ("examples", "correct", "inner_correct")  # metrics of a program that are counts, not means
 
 
 class Fusion(Protocol):
-    """One round's accumulator."""
+    """One round's accumulator.
+
+    weighs      whether a reply's weight changes anything; where not, there is nothing to bound by `[round] max_share`
+    """
+
+    weighs: bool
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -53,6 +65,8 @@ class WeightedMean:
     The denominator of each tensor sums over the devices that sent it, never over all that were asked: devices with
     bundles of different architecture fuse what they have in common.
     """
+
+    weighs = True
 
     def __init__(self) -> None:
         self.devices: tuple[str, ...] = ()
@@ -105,10 +119,13 @@ class WeightedMean:
 
 
 class Replies:
-    """The replies of one round, held until it ends: for fusions that must see all of them at once.
+    """The replies of one round, held until it ends: for fusions that must see all of them at once, by a `finish` of
+    their own.
 
     Memory grows with the devices, which the streaming mean's does not.
     """
+
+    weighs = True
 
     def __init__(self) -> None:
         self._held: dict[str, tuple[Reply, float]] = {}
@@ -133,6 +150,70 @@ class Replies:
     def sorted(self) -> list[tuple[Reply, float]]:
         """Replies and their weights by the name of the device: so the order of arrival changes nothing."""
         return [self._held[device] for device in sorted(self._held)]
+
+    def fused(self, tensors: Tensors, weights: Mapping[str, float]) -> Fused:
+        """These fused tensors, with what the replies say of themselves; `weights` are parts of 1."""
+        metrics = _Metrics()
+        replies = [reply for reply, _ in self.sorted()]
+        for reply in replies:
+            metrics.add(reply.metrics)
+        return Fused(
+            tensors,
+            metrics.finish(),
+            tuple(reply.device for reply in replies),
+            sum(reply.examples for reply in replies),
+            weights,
+            {reply.device: reply.metrics for reply in replies},
+        )
+
+
+class Coordinates(Replies):
+    """A fusion of each tensor by itself, from the replies that hold it. Weights change nothing: all count the same."""
+
+    weighs = False
+
+    def combine(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """[replies, ...], at least one of them, as one: [...]."""
+        raise NotImplementedError
+
+    def finish(self) -> Fused:
+        replies = [reply for reply, _ in self.sorted()]
+        assert replies, "finish() before any reply"
+        tensors = {}
+        for name in dict.fromkeys(name for reply in replies for name in reply.tensors):
+            having = [reply.tensors[name] for reply in replies if name in reply.tensors]
+            tensors[name] = self.combine(np.array(having, np.float64)).astype(having[0].dtype)
+        return self.fused(tensors, {reply.device: 1 / len(replies) for reply in replies})
+
+
+class Median(Coordinates):
+    """The median of each coordinate; of an even number the mean of the two in the middle (Yin, Chen, Ramchandran,
+    Bartlett, "Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates", ICML 2018, arXiv:1803.01498,
+    Definition 1).
+
+    Holds all replies, and ignores their weights.
+    """
+
+    def combine(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        return np.asarray(np.median(values, axis=0))
+
+
+class TrimmedMean(Coordinates):
+    """The mean of each coordinate without the largest and the smallest `trim` of its values (Yin et al. 2018,
+    Definition 2, their beta).
+
+    At least so many: of 8 replies 0.1 trims one at each end, not none. One or two are always left.
+    Holds all replies, and ignores their weights.
+    """
+
+    def __init__(self, trim: Annotated[float, Meta(ge=0, lt=0.5)] = 0.1) -> None:
+        super().__init__()
+        self.trim = trim
+
+    def combine(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        count = len(values)
+        cut = min(math.ceil(self.trim * count - 1e-9), (count - 1) // 2)  # 1e-9: 0.07 * 100 is more than 7 in float64
+        return np.asarray(np.sort(values, axis=0)[cut : count - cut].mean(axis=0))
 
 
 class Clipped(Replies):
@@ -200,18 +281,21 @@ def shares(weights: Mapping[str, float]) -> dict[str, float]:
     return {name: weight / total for name, weight in weights.items()}
 
 
-FUSIONS: dict[str, Callable[[], Fusion]] = {"mean": WeightedMean}
+FUSIONS: dict[str, Callable[..., Fusion]] = {"mean": WeightedMean, "median": Median, "trimmed_mean": TrimmedMean}
 
 Fusing = Callable[[Ask], tuple[Fusion, Rule]]  # how the replies to an ask become one, and how much each of them counts
 
 
 def fusing(ask: Ask) -> tuple[Fusion, Rule]:
     """A new accumulator and the weight rule that an ask names. Raises ConfigError with the known names."""
-    return fusion_named(ask.fusion), rule_named(ask.weight)
+    return fusion_of(ask.fusion), rule_named(ask.weight)
 
 
-def fusion_named(name: str) -> Fusion:
-    """A new accumulator. Raises ConfigError with the known names."""
+def fusion_of(chosen: Chosen) -> Fusion:
+    """A new accumulator of the fusion that a run has chosen, by its name or with numbers. Raises ConfigError for a name
+    or a number that there is not, or one out of bounds."""
+    name = name_of(chosen, "fusion")
     if name not in FUSIONS:
-        raise ConfigError(f"no fusion is called {name!r}", hint=f"known: {', '.join(FUSIONS)}")
-    return FUSIONS[name]()
+        raise ConfigError(f"no fusion is called {name!r}", hint=nearest(name, FUSIONS))
+    made: Fusion = with_numbers(FUSIONS[name], numbers_of(chosen), f"fusion {name!r}")()
+    return made

@@ -41,7 +41,7 @@ class FedAvg(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     evaluate        also evaluate on each device's own test data, before it trains: the announced tensors, with what
                     the device has kept in place of the others
     weight          weight rule (edgefl/aggregator/weights.py)
-    fusion          how replies become one (edgefl.aggregator.fusion.FUSIONS)
+    fusion          how replies become one (edgefl/aggregator/fusion.py): a name, or { name = ..., number = ... }
     seed            of the devices' shuffles
     """
 
@@ -58,7 +58,7 @@ class FedAvg(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     encoding: Literal["float32", "float16"] = "float32"
     evaluate: bool = False
     weight: str = "examples"
-    fusion: str = "mean"
+    fusion: str | dict[str, Any] = "mean"
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -15,7 +15,7 @@ from edgefl.aggregator import classes as device_classes
 from edgefl.aggregator.checks import check_ask, check_sends
 from edgefl.aggregator.classes import DeviceClass, check_classes, initial, parse_condition
 from edgefl.aggregator.coordinator import RoundSettings
-from edgefl.aggregator.fusion import Fusing, fusing, fusion_named
+from edgefl.aggregator.fusion import Fusing, fusing, fusion_of
 from edgefl.aggregator.learned import learning
 from edgefl.aggregator.serve import Evaluate
 from edgefl.aggregator.weights import LEARNED, load_rule
@@ -154,7 +154,7 @@ def fusing_of(config: RunFile, classes: Sequence[DeviceClass], place: Path) -> F
                 raise ConfigError(f"weight rule {weight!r}: no file {file}", hint="its path is seen from the run file")
             write_atomic(inside, file.read_bytes())
         rule = load_rule(inside, function, f"{file.name}:{function}")
-        return lambda ask: (fusion_named(ask.fusion), rule) if ask.weight == weight else fusing(ask)
+        return lambda ask: (fusion_of(ask.fusion), rule) if ask.weight == weight else fusing(ask)
     if weight == LEARNED and config.evaluate is not None:
         from edgefl_device.work.evaluate import HeldOut
 

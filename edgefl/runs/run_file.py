@@ -11,9 +11,10 @@ import msgspec
 import tomli_w
 from msgspec import Meta
 
+from edgefl.aggregator.chosen import name_of
 from edgefl.aggregator.classes import parse_condition
 from edgefl.aggregator.coordinator import RoundSettings
-from edgefl.aggregator.fusion import fusion_named
+from edgefl.aggregator.fusion import fusion_of
 from edgefl.aggregator.weights import LEARNED, rule_named
 from edgefl.errors import ConfigError, nearest
 from edgefl.files import read_bytes
@@ -241,11 +242,14 @@ def make_method(run: RunFile, initial: Mapping[str, Any], *, where: str, student
     except (msgspec.ValidationError, OverflowError) as error:
         raise ConfigError(f"{where}: [method]: {_readable(error)}") from error
     fusion, weight = getattr(method, "fusion", "mean"), getattr(method, "weight", "examples")
-    fusion_named(fusion)
-    if own(weight) is None:
-        rule_named(weight)
-    if weight == LEARNED and fusion != "mean":
-        raise ConfigError(f"{where}: weight {LEARNED!r} is of a mean, not of fusion {fusion!r}")
+    try:
+        fusion_of(fusion)
+        if own(weight) is None:
+            rule_named(weight)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: [method]: {error.message}", hint=error.hint) from error
+    if weight == LEARNED and (name := name_of(fusion, "fusion")) != "mean":
+        raise ConfigError(f"{where}: weight {LEARNED!r} is of a mean, not of fusion {name!r}")
     result: Method = method
     return result
 

@@ -1,8 +1,9 @@
-"""Fusion: means that can be checked by hand, whatever the order and however the work is split."""
+"""Fusion: numbers that can be checked by hand, and laws that all fusions pass."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgefl.aggregator.fusion import FUSIONS, Clipped, WeightedMean, fusing, fusion_named
+from edgefl.aggregator.chosen import name_of
+from edgefl.aggregator.coordinator import Action, Announce, Coordinator, Note, RoundDone, RoundSettings
+from edgefl.aggregator.fusion import FUSIONS, Clipped, TrimmedMean, WeightedMean, fusing, fusion_of
 from edgefl.aggregator.weights import rule_named
 from edgefl.errors import ConfigError, RemoteProtocolError
-from edgefl.method import Ask, Fused, Reply
+from edgefl.method import Ask, Chosen, Fused, Reply, State, Task
 
 
 def reply(name: str, examples: int, *w: float, **metrics: float) -> Reply:
@@ -54,28 +57,6 @@ def test_one_reply_is_its_own_mean_bit_for_bit() -> None:
         assert fuse(reply("a", examples, *w)).tensors["w"].tobytes() == w.tobytes()
 
 
-def test_equal_replies_are_their_own_mean() -> None:
-    w = np.random.default_rng(1).normal(size=1000).astype(np.float32)
-    fused = fuse(*(reply(f"d{i}", i + 1, *w) for i in range(7)))
-    np.testing.assert_array_max_ulp(fused.tensors["w"], w, 1)
-
-
-def test_dtypes_and_shapes_are_kept() -> None:
-    tensors: dict[str, Any] = {
-        "m": np.arange(6, dtype="f4").reshape(2, 3),
-        "s": np.array(2.0, "f4"),
-        "n": np.array([4, 8]),
-        "e": np.zeros((0, 3), "f4"),
-    }
-    fusion = WeightedMean()
-    for name in "ab":
-        fusion.add(Reply(name, 0, 3, tensors, {}), 3.0)
-    for name, value in fusion.finish().tensors.items():
-        assert value.dtype == tensors[name].dtype
-        assert value.shape == tensors[name].shape
-        np.testing.assert_array_equal(value, tensors[name])
-
-
 @pytest.mark.parametrize("order", ["abc", "cab", "bca", "acb"])
 def test_a_clipped_mean_does_not_depend_on_the_order_to_the_last_bit(order: str) -> None:
     """1e30 - 1e30 + 3 is 3 only in this order, that of the names; d counts 3 times the median, in place of 50."""
@@ -98,17 +79,6 @@ def test_held_replies_are_of_one_shape() -> None:
     assert fusion.devices == ("a",)
 
 
-def test_replies_are_left_as_they_were() -> None:
-    first, second = reply("a", 1, 3), reply("b", 3, 7)
-    for one in (first, second):
-        one.tensors["w"].flags.writeable = False
-    fusion = WeightedMean()
-    fusion.add(first, 1.0)
-    fusion.add(second, 3.0)
-    assert fusion.finish().tensors["w"] == [6]
-    assert fusion.finish().tensors["w"] == [6]  # asking twice is harmless
-
-
 weights = st.integers(1, 10_000)
 values = st.lists(st.floats(-1e6, 1e6, width=32), min_size=3, max_size=3)
 replies = st.lists(st.tuples(weights, values), min_size=2, max_size=12)
@@ -118,31 +88,239 @@ def as_replies(drawn: list[tuple[int, list[float]]]) -> list[Reply]:
     return [reply(f"d{i}", n, *w, train_loss=w[0], train_examples=float(n)) for i, (n, w) in enumerate(drawn)]
 
 
+def part(name: str, examples: int, **tensors: float) -> Reply:
+    return Reply(name, 0, examples, {n: np.array([w], np.float32) for n, w in tensors.items()}, {})
+
+
+# --- laws of every fusion -----------------------------------------------------------------------------------------
+
+# Every one of FUSIONS, with numbers where these change what it does.
+CHOSEN: dict[str, Chosen] = {
+    "mean": "mean",
+    "median": "median",
+    "trimmed_mean": "trimmed_mean",
+    "trimmed_mean, a third": {"name": "trimmed_mean", "trim": 0.34},
+    "trimmed_mean, nothing": {"name": "trimmed_mean", "trim": 0},
+}
+
+
+of_every_fusion = pytest.mark.parametrize("chosen", CHOSEN.values(), ids=list(CHOSEN))
+
+
+def fused_by(chosen: Chosen, given: Iterable[Reply]) -> Fused:
+    fusion = fusion_of(chosen)
+    for one in given:
+        fusion.add(one, float(one.examples))
+    return fusion.finish()
+
+
 def close(got: Fused, want: Fused) -> None:
     """Equal up to the last bit of a float32 of the largest term."""
     assert got.devices == want.devices and got.examples == want.examples
-    np.testing.assert_allclose(got.tensors["w"], want.tensors["w"], rtol=2**-23, atol=1e-8)
+    assert got.tensors.keys() == want.tensors.keys()
+    for name, value in want.tensors.items():
+        np.testing.assert_allclose(got.tensors[name], value, rtol=2**-23, atol=1e-8)
     assert got.metrics == pytest.approx(want.metrics, rel=1e-12, abs=1e-6)
+    assert got.weights == want.weights and got.measured == want.measured
 
 
-@given(replies, st.data())
-def test_merging_is_adding(drawn: list[tuple[int, list[float]]], data: st.DataObject) -> None:
+def test_every_fusion_is_held_to_the_laws() -> None:
+    assert {name_of(chosen, "fusion") for chosen in CHOSEN.values()} == set(FUSIONS)
+
+
+@of_every_fusion
+@given(drawn=replies, data=st.data())
+def test_merging_is_adding(chosen: Chosen, drawn: list[tuple[int, list[float]]], data: st.DataObject) -> None:
     given_replies = as_replies(drawn)
-    workers = [WeightedMean() for _ in range(3)]
+    workers = [fusion_of(chosen) for _ in range(3)]
     for one in given_replies:
         workers[data.draw(st.integers(0, 2))].add(one, one.examples)
-    total = WeightedMean()
+    total = fusion_of(chosen)
     for worker in workers:
         total.merge(worker)
-    close(total.finish(), fuse(*given_replies))
+    assert sorted(total.devices) == sorted(one.device for one in given_replies)
+    close(total.finish(), fused_by(chosen, given_replies))
 
 
-@given(replies, st.randoms(use_true_random=False))
-def test_order_changes_nothing_beyond_rounding(drawn: list[tuple[int, list[float]]], rng: Any) -> None:
+@of_every_fusion
+@given(drawn=replies, rng=st.randoms(use_true_random=False))
+def test_order_changes_nothing_beyond_rounding(chosen: Chosen, drawn: list[tuple[int, list[float]]], rng: Any) -> None:
     given_replies = as_replies(drawn)
     shuffled = given_replies.copy()
     rng.shuffle(shuffled)
-    close(fuse(*shuffled), fuse(*given_replies))
+    close(fused_by(chosen, shuffled), fused_by(chosen, given_replies))
+
+
+@of_every_fusion
+@given(drawn=replies, rng=st.randoms(use_true_random=False))
+def test_who_sent_what_changes_nothing(chosen: Chosen, drawn: list[tuple[int, list[float]]], rng: Any) -> None:
+    """The same replies under each other's names."""
+    shuffled = drawn.copy()
+    rng.shuffle(shuffled)
+    got, want = (fused_by(chosen, as_replies(one)) for one in (shuffled, drawn))
+    np.testing.assert_allclose(got.tensors["w"], want.tensors["w"], rtol=2**-23, atol=1e-8)
+
+
+@of_every_fusion
+@given(drawn=values, counts=st.lists(weights, min_size=1, max_size=12))
+def test_equal_replies_are_their_own_fusion(chosen: Chosen, drawn: list[float], counts: list[int]) -> None:
+    fused = fused_by(chosen, as_replies([(n, drawn) for n in counts]))
+    np.testing.assert_array_max_ulp(fused.tensors["w"], np.array(drawn, np.float32), 1)
+
+
+@of_every_fusion
+@given(drawn=replies)
+def test_nothing_is_beyond_what_was_sent(chosen: Chosen, drawn: list[tuple[int, list[float]]]) -> None:
+    fused = fused_by(chosen, as_replies(drawn)).tensors["w"]
+    sent = np.array([w for _, w in drawn], np.float32)
+    assert (sent.min(0) <= fused).all() and (fused <= sent.max(0)).all()
+
+
+@of_every_fusion
+@given(drawn=replies)
+def test_weights_are_parts_of_one(chosen: Chosen, drawn: list[tuple[int, list[float]]]) -> None:
+    fused = fused_by(chosen, as_replies(drawn))
+    assert list(fused.weights) == list(fused.devices) == list(fused.measured)
+    assert sum(fused.weights.values()) == pytest.approx(1, abs=1e-12)
+
+
+@of_every_fusion
+def test_replies_are_left_as_they_were_and_finishing_twice_is_harmless(chosen: Chosen) -> None:
+    given_replies = [reply("a", 1, 3), reply("b", 3, 7)]
+    for one in given_replies:
+        one.tensors["w"].flags.writeable = False
+    fusion = fusion_of(chosen)
+    for one in given_replies:
+        fusion.add(one, one.examples)
+    first = fusion.finish()
+    fusion.finish().tensors["w"][:] = 0
+    np.testing.assert_array_equal(fusion.finish().tensors["w"], first.tensors["w"])
+
+
+@of_every_fusion
+def test_merging_leaves_the_other_alone(chosen: Chosen) -> None:
+    one, two = fusion_of(chosen), fusion_of(chosen)
+    two.add(reply("b", 3, 7), 3)
+    one.merge(two)
+    one.add(reply("a", 3, 3), 3)
+    np.testing.assert_array_equal(two.finish().tensors["w"], [7])
+    np.testing.assert_array_equal(one.finish().tensors["w"], [5])
+
+
+@of_every_fusion
+def test_merging_the_same_device_twice_is_our_bug(chosen: Chosen) -> None:
+    one, two = fusion_of(chosen), fusion_of(chosen)
+    one.add(reply("a", 1, 3), 1)
+    two.add(reply("a", 1, 3), 1)
+    with pytest.raises(AssertionError):
+        one.merge(two)
+
+
+@of_every_fusion
+def test_nothing_to_finish_and_weights_that_are_none_are_our_bugs(chosen: Chosen) -> None:
+    with pytest.raises(AssertionError, match="before any reply"):
+        fusion_of(chosen).finish()
+    for weight in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(AssertionError):
+            fusion_of(chosen).add(reply("a", 1, 3), weight)
+
+
+@of_every_fusion
+def test_dtypes_and_shapes_are_kept(chosen: Chosen) -> None:
+    tensors: dict[str, Any] = {
+        "m": np.arange(6, dtype="f4").reshape(2, 3),
+        "s": np.array(2.0, "f4"),
+        "n": np.array([4, 8]),
+        "e": np.zeros((0, 3), "f4"),
+    }
+    for name, value in fused_by(chosen, [Reply(name, 0, 3, tensors, {}) for name in "abc"]).tensors.items():
+        assert value.dtype == tensors[name].dtype
+        assert value.shape == tensors[name].shape
+        np.testing.assert_array_equal(value, tensors[name])
+
+
+@of_every_fusion
+def test_a_tensor_of_another_shape_counts_nothing(chosen: Chosen) -> None:
+    fusion = fusion_of(chosen)
+    fusion.add(Reply("a", 0, 1, {"w": np.ones(3, np.float32)}, {}), 1.0)
+    for wrong in (np.ones(1, np.float32), np.ones(2, np.float32), np.ones((3, 1), np.float32)):
+        with pytest.raises(RemoteProtocolError, match=r"'b' sent 'w' of shape .*others sent \[3\]"):
+            fusion.add(Reply("b", 0, 1, {"w": wrong}, {}), 1.0)
+    assert fusion.finish().devices == ("a",)
+
+
+@of_every_fusion
+def test_each_tensor_is_fused_over_the_devices_that_sent_it(chosen: Chosen) -> None:
+    """head of a and b, tail of b and c, only of a: as if nobody else were there."""
+    a, b, c = part("a", 2, head=3, only=5), part("b", 2, head=7, tail=2), part("c", 2, tail=6)
+    fused = fused_by(chosen, [a, b, c])
+    assert {name: value.item() for name, value in fused.tensors.items()} == {"head": 5, "only": 5, "tail": 4}
+    assert fused.devices == ("a", "b", "c") and fused.weights["a"] == pytest.approx(1 / 3)
+
+
+@of_every_fusion
+def test_accumulators_of_different_bundles_merge(chosen: Chosen) -> None:
+    first, second = fusion_of(chosen), fusion_of(chosen)
+    first.add(part("a", 2, head=3, only=5), 2)
+    second.add(part("b", 2, head=7, tail=2), 2)
+    first.merge(second)
+    tensors = first.finish().tensors
+    assert {name: value.item() for name, value in tensors.items()} == {"head": 5, "only": 5, "tail": 2}
+
+
+# --- order statistics ---------------------------------------------------------------------------------------------
+
+
+def scalars(*w: float) -> list[Reply]:
+    return [reply(f"d{i:02}", i + 1, value) for i, value in enumerate(w)]
+
+
+def test_the_median_of_each_coordinate() -> None:
+    """Of [9, 1, 5] the 5 and of [0, 2, 1] the 1, whoever they are from; of [1, 2, 4, 100] the mean of 2 and 4."""
+    fused = fused_by("median", [reply("a", 1, 9, 0), reply("b", 1000, 1, 2), reply("c", 1, 5, 1)])
+    np.testing.assert_array_equal(fused.tensors["w"], [5, 1])
+    assert fused.weights == {"a": 1 / 3, "b": 1 / 3, "c": 1 / 3}
+    assert fused.examples == 1002
+    assert fused_by("median", scalars(100, 1, 4, 2)).tensors["w"] == [3]
+
+
+@pytest.mark.parametrize(
+    ("trim", "sent", "want"),
+    [
+        (0.2, [1, 2, 3, 4, 1000], 3),  # one at each end: (2 + 3 + 4) / 3
+        (0.2, [-1000, 0, 3, 6, 1000], 3),
+        (0.2, [0, 1, 2, 4, 5, 6, 7, 9, 10, 1000], 5.5),  # two at each end: (2 + 4 + 5 + 6 + 7 + 9) / 6
+        (0.1, [0, 1, 2, 3, 4, 5, 6, 1000], 3.5),  # 0.8 of a reply is one: (1 + ... + 6) / 6
+        (0.45, [0, 1, 5, 1000], 3),  # 1.8 would leave nothing: two are left
+        (0.45, [7], 7),
+        (0.1, [7, 9], 8),
+        (0.0, [1, 2, 3, 6], 3),
+    ],
+)
+def test_the_mean_without_both_ends(trim: float, sent: list[float], want: float) -> None:
+    fused = fused_by({"name": "trimmed_mean", "trim": trim}, scalars(*sent))
+    assert fused.tensors["w"].item() == pytest.approx(want, rel=1e-7)
+
+
+def test_a_share_that_is_a_whole_number_of_replies_is_trimmed_exactly() -> None:
+    """0.07 * 100 is 7.000000000000001 in float64, and still 7 at each end: one of 8 liars is left among 86."""
+    sent = [1000.0] * 8 + [0.0] * 92
+    fused = fused_by({"name": "trimmed_mean", "trim": 0.07}, scalars(*sent))
+    assert fused.tensors["w"].item() == pytest.approx(1000 / 86)
+
+
+@given(drawn=st.lists(values, min_size=5, max_size=9), lies=st.lists(values, min_size=2, max_size=2))
+def test_two_liars_among_five_or_more_move_nothing_beyond_the_others(
+    drawn: list[list[float]], lies: list[list[float]]
+) -> None:
+    honest = np.array(drawn, np.float32)
+    sent = as_replies([(1, w) for w in (*drawn, *([1e30 * np.sign(x) for x in lie] for lie in lies))])
+    for chosen in ("median", {"name": "trimmed_mean", "trim": 0.3}):
+        fused = fused_by(chosen, sent).tensors["w"]
+        assert (honest.min(0) <= fused).all() and (fused <= honest.max(0)).all()
+
+
+# --- the mean -----------------------------------------------------------------------------------------------------
 
 
 @given(replies)
@@ -154,31 +332,6 @@ def test_it_is_the_mean_of_exact_arithmetic(drawn: list[tuple[int, list[float]]]
         exact = sum(n * Fraction(w[i]) for n, w in drawn) / sum(n for n, _ in drawn)
         largest = max(abs(w[i]) for _, w in drawn)
         assert abs(float(got[i]) - float(exact)) <= 2**-23 * abs(float(exact)) + 2**-48 * largest
-
-
-def test_merging_leaves_the_other_alone() -> None:
-    one, two = WeightedMean(), WeightedMean()
-    two.add(reply("b", 3, 7), 3)
-    one.merge(two)
-    one.add(reply("a", 1, 3), 1)
-    np.testing.assert_array_equal(two.finish().tensors["w"], [7])
-    np.testing.assert_array_equal(one.finish().tensors["w"], [6])
-
-
-def test_merging_the_same_device_twice_is_our_bug() -> None:
-    one, two = WeightedMean(), WeightedMean()
-    one.add(reply("a", 1, 3), 1)
-    two.add(reply("a", 1, 3), 1)
-    with pytest.raises(AssertionError):
-        one.merge(two)
-
-
-def test_nothing_to_finish_and_weights_that_are_none_are_our_bugs() -> None:
-    with pytest.raises(AssertionError, match="before any reply"):
-        WeightedMean().finish()
-    for weight in (0.0, -1.0, math.nan, math.inf):
-        with pytest.raises(AssertionError):
-            WeightedMean().add(reply("a", 1, 3), weight)
 
 
 def test_one_accumulator_whatever_the_number_of_devices() -> None:
@@ -246,49 +399,42 @@ def test_the_weight_of_each_device_is_its_part_of_one() -> None:
     assert list(fused.weights) == ["a", "b"]
 
 
-@given(replies)
-def test_weights_sum_to_one_and_merge_as_they_add(drawn: list[tuple[int, list[float]]]) -> None:
-    first, second = WeightedMean(), WeightedMean()
-    for i, one in enumerate(as_replies(drawn)):
-        (first, second)[i % 2].add(one, one.examples)
-    first.merge(second)
-    merged = first.finish()
-    assert sum(merged.weights.values()) == pytest.approx(1, abs=1e-12)
-    assert merged.weights == fuse(*as_replies(drawn)).weights
-
-
-# --- devices that hold different tensors --------------------------------------------------------------------------
-
-
-def part(name: str, examples: int, **tensors: float) -> Reply:
-    return Reply(name, 0, examples, {n: np.array([w], np.float32) for n, w in tensors.items()}, {})
-
-
-def test_each_tensor_is_the_mean_over_the_devices_that_sent_it() -> None:
-    """head: (1*3 + 3*7) / 4 = 6; tail of b and c: (3*2 + 1*6) / 4 = 3; only: a's alone."""
-    fused = fuse(part("a", 1, head=3, only=5), part("b", 3, head=7, tail=2), part("c", 1, tail=6))
-    assert {name: value.item() for name, value in fused.tensors.items()} == {"head": 6, "only": 5, "tail": 3}
-    assert fused.weights == {"a": 0.2, "b": 0.6, "c": 0.2}
-
-
-def test_accumulators_of_different_bundles_merge() -> None:
-    first, second = WeightedMean(), WeightedMean()
-    first.add(part("a", 1, head=3, only=5), 1)
-    second.add(part("b", 3, head=7, tail=2), 3)
-    first.merge(second)
-    tensors = first.finish().tensors
-    assert {name: value.item() for name, value in tensors.items()} == {"head": 6, "only": 5, "tail": 2}
-
-
 # --- names --------------------------------------------------------------------------------------------------------
 
 
-def test_names_and_unknown_names() -> None:
-    assert isinstance(fusion_named("mean"), WeightedMean)
-    assert fusion_named("mean") is not fusion_named("mean")
-    with pytest.raises(ConfigError, match="no fusion is called 'avg'") as refused:
-        fusion_named("avg")
-    assert refused.value.hint == f"known: {', '.join(FUSIONS)}"
+def test_names_and_numbers() -> None:
+    assert isinstance(fusion_of("mean"), WeightedMean)
+    assert fusion_of("mean") is not fusion_of("mean")
+    for trim, chosen in (
+        (0.1, "trimmed_mean"),
+        (0.1, {"name": "trimmed_mean"}),
+        (0.25, {"name": "trimmed_mean", "trim": 0.25}),
+    ):
+        fusion = fusion_of(chosen)
+        assert isinstance(fusion, TrimmedMean) and fusion.trim == trim
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message", "hint"),
+    [
+        ("avg", "no fusion is called 'avg'", "known: mean, median, trimmed_mean"),
+        ("medain", "no fusion is called 'medain'", "did you mean 'median'?"),
+        ({"trim": 0.1}, "a fusion has a name, and {'trim': 0.1} has none", '{ name = "NAME", NUMBER = 0.1 }'),
+        (
+            {"name": "trimmed_mean", "trimm": 0.1},
+            "fusion 'trimmed_mean': unknown number 'trimm'",
+            "did you mean 'trim'?",
+        ),
+        ({"name": "median", "trim": 0.1}, "fusion 'median': unknown number 'trim'", "fusion 'median' has none"),
+        ({"name": "trimmed_mean", "trim": 0.5}, "fusion 'trimmed_mean': trim: Expected `float` < 0.5", None),
+        ({"name": "trimmed_mean", "trim": -0.1}, "fusion 'trimmed_mean': trim: Expected `float` >= 0.0", None),
+        ({"name": "trimmed_mean", "trim": "much"}, "fusion 'trimmed_mean': trim: Expected `float`, got `str`", None),
+    ],
+)
+def test_what_cannot_be_chosen_is_refused_in_one_line(chosen: Chosen, message: str, hint: str | None) -> None:
+    with pytest.raises(ConfigError) as refused:
+        fusion_of(chosen)
+    assert (refused.value.message, refused.value.hint) == (message, hint)
 
 
 def test_an_ask_names_its_fusion_and_its_rule() -> None:
@@ -296,10 +442,42 @@ def test_an_ask_names_its_fusion_and_its_rule() -> None:
     assert isinstance(fusion, WeightedMean) and rule.name == "equal"
 
 
-def test_a_tensor_of_another_shape_counts_nothing() -> None:
-    fusion = WeightedMean()
-    fusion.add(Reply("a", 0, 1, {"w": np.ones(3, np.float32)}, {}), 1.0)
-    for wrong in (np.ones(1, np.float32), np.ones(2, np.float32), np.ones((3, 1), np.float32)):
-        with pytest.raises(RemoteProtocolError, match=r"'b' sent 'w' of shape .*others sent \[3\]"):
-            fusion.add(Reply("b", 0, 1, {"w": wrong}, {}), 1.0)
-    assert fusion.finish().devices == ("a",)
+# --- no share to bound where weights count nothing ----------------------------------------------------------------
+
+
+class Chooses:
+    """One round of everybody's 1-number model, fused as somebody has chosen."""
+
+    def __init__(self, fusion: Chosen, weight: str) -> None:
+        self.fusion, self.weight = fusion, weight
+
+    def start(self) -> State:
+        return State(0, {"w": np.zeros(1, np.float32)})
+
+    def ask(self, state: State) -> Ask | None:
+        task = Task("train", send=("w",))
+        return None if state.round else Ask((task,), state.tensors, fusion=self.fusion, weight=self.weight)
+
+    def advance(self, state: State, fused: Fused) -> State:
+        return State(1, fused.tensors)
+
+
+@pytest.mark.parametrize(("fusion", "said"), [("mean", ["c"]), ("median", []), (CHOSEN["trimmed_mean"], [])])
+@pytest.mark.parametrize("weight", ["examples", "examples*steps"])
+def test_nobody_is_told_that_its_weight_was_clipped_where_weights_count_nothing(
+    fusion: Chosen, said: list[str], weight: str
+) -> None:
+    """1, 1 and 100 examples: 3 is the most of a mean; a median holds each reply once."""
+    method = Chooses(fusion, weight)
+    coordinator = Coordinator(method, method.start(), RoundSettings(min_devices=3))
+    counts = {"a": 1, "b": 1, "c": 100}
+    for name, examples in counts.items():
+        actions = coordinator.joined(name, 0.0, examples=examples)
+    (nonce,) = [action.nonce for action in actions if isinstance(action, Announce)]
+    told: list[Action] = []
+    for name, examples in counts.items():
+        sent = Reply(name, 0, examples, {"w": np.ones(1, np.float32)}, {"train.solver_steps": 1.0})
+        told += coordinator.replied(sent, nonce, 1.0)[1]
+    assert [note.device for note in told if isinstance(note, Note) and note.event == "clipped"] == said
+    (done,) = [action for action in told if isinstance(action, RoundDone)]
+    assert done.fused.weights["c"] == pytest.approx(0.6 if said else 1 / 3)

@@ -73,11 +73,14 @@ CASES = {
     "fedavg, float16, evaluated": Case(
         "fedavg", "regression", {"encoding": "float16", "evaluate": True, "weight": "equal"}
     ),
+    "fedavg, median": Case("fedavg", "regression", {"batch_size": 2, "send_as": "delta", "fusion": "median"}),
+    "fedavg, trimmed": Case("fedavg", "regression", {"fusion": {"name": "trimmed_mean", "trim": 0.34}}),
     "fedavg of the body": Case("fedavg", "layers", {"batch_size": 2, "share": ["body.*"], "evaluate": True}),
     "fedprox": Case("fedprox", "anchored", {"batch_size": 2, "epochs": 2, "proximal": 0.5}),
     "fedadam": Case("fedadam", "regression", {"batch_size": 2}),
     "fedyogi": Case("fedyogi", "regression", {"batch_size": 2, "send_as": "value", "beta_1": 0.0}),
     "scaffold": Case("scaffold", "controlled", {"batch_size": 2, "epochs": 2, "devices": 4}),
+    "scaffold, median": Case("scaffold", "controlled", {"batch_size": 2, "devices": 4, "fusion": "median"}),
     "fedmrl": Case("fedmrl", "layers", {"batch_size": 2, "share": ["body.*"]}),
     "lg_fedavg": Case("lg_fedavg", "layers", {"batch_size": 2, "share": ["head.*"], "send_as": "delta"}),
     "deq_fl": Case("deq_fl", "solved", {"learning_rate": 0.01, "max_steps": 3, "evaluate": True}),

@@ -188,11 +188,35 @@ def test_a_wrong_value_names_its_place(line: str, wrong: str, place: str) -> Non
     assert refusal(FULL.replace(f"\n{line}\n", f"\n{wrong}\n")).message.startswith(f"run.toml: {place}")
 
 
-@pytest.mark.parametrize("setting", ['fusion = "medain"', 'weight = "size"'])
-def test_unknown_fusions_and_weights_are_refused_before_the_run(setting: str) -> None:
-    with pytest.raises(ConfigError, match="is called") as refused:
-        parse(FULL.replace("\nepochs = 2\n", f"\n{setting}\n"))
-    assert str(refused.value.hint).startswith("known: ")
+@pytest.mark.parametrize(
+    ("setting", "said", "hint"),
+    [
+        ('fusion = "medain"', "no fusion is called 'medain'", "did you mean 'median'?"),
+        ("fusion = 3", "fusion: Expected `str | object`, got `int`", None),
+        (
+            'fusion = { name = "trimmed_mean", trim = 0.7 }',
+            "fusion 'trimmed_mean': trim: Expected `float` < 0.5",
+            None,
+        ),
+        (
+            'fusion = { name = "median", trim = 0.1 }',
+            "fusion 'median': unknown number 'trim'",
+            "fusion 'median' has none",
+        ),
+        ('weight = "size"', "no weight rule is called 'size'", "known: examples"),
+    ],
+)
+def test_unknown_fusions_and_weights_are_refused_before_the_run(setting: str, said: str, hint: str | None) -> None:
+    error = refusal(FULL.replace("\nepochs = 2\n", f"\n{setting}\n"))
+    assert error.message == f"run.toml: [method]: {said}"
+    assert error.hint == hint or (hint is not None and str(error.hint).startswith(hint))
+
+
+def test_a_fusion_has_numbers() -> None:
+    chosen = parse(FULL.replace("\nepochs = 2\n", '\nfusion = { name = "trimmed_mean", trim = 0.2 }\n'))
+    assert parse(to_toml(chosen)).method["fusion"] == {"name": "trimmed_mean", "trim": 0.2}
+    with pytest.raises(ConfigError, match="weight 'learned' is of a mean, not of fusion 'median'"):
+        parse('name = "a"\nbundle = "b"\n[method]\nweight = "learned"\nfusion = "median"\n')
 
 
 def test_a_weight_rule_of_ones_own_is_found_beside_the_run_file(tmp_path: Path) -> None:
