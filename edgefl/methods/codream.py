@@ -26,7 +26,7 @@ from msgspec import Meta
 
 from edgefl.bundle import Bundle, DataContract, Manifest
 from edgefl.errors import ConfigError
-from edgefl.method import Ask, Fused, Keep, Model, Sheet, State, Task
+from edgefl.method import Ask, Chosen, Fused, Keep, Model, Sheet, State, Task
 from edgefl.random_numbers import normals
 from edgefl.tensors import Array, Tensors
 
@@ -95,6 +95,7 @@ class CoDream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     evaluate             devices evaluate their models on their own test data, at the end of each epoch
     likeness_limit       warn when a dream is more like an image of a device than this cosine
     weight               weight rule of the probabilities; gradients count the same from every device
+    fusion               of the gradients, or of the changes of local steps; probabilities are always averaged
     encoding             of gradients, changes and probabilities on the wire
     dreams_as            how dreams go out: "float32"; "uint8", as pixels; or "change": devices keep the dreams and get
                          by how much they changed, as float16, with the dreams themselves around each durable step
@@ -131,6 +132,7 @@ class CoDream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     evaluate: bool = False
     likeness_limit: Annotated[float, Meta(gt=0, le=1)] = 0.95
     weight: str = "examples"
+    fusion: str | dict[str, Any] = "mean"
     encoding: Literal["float32", "float16"] = "float16"
     dreams_as: Literal["float32", "uint8", "change"] = "uint8"
     local_steps: Annotated[int, Meta(ge=1)] = 1
@@ -369,7 +371,7 @@ class CoDream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             send=(GRADIENT if self.local_steps == 1 else CHANGE,),
             encoding=self.encoding,
         )
-        return self._ask((task,), announced, place, durable=durable)
+        return self._ask((task,), announced, place, durable=durable, fusion=self.fusion)
 
     def _dreamed(self, state: State, fused: Fused, place: Place) -> dict[str, Array]:
         """The state's tensors after a step of the dreams."""
@@ -424,12 +426,13 @@ class CoDream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         *,
         durable: bool = True,
         weight: str = "equal",
+        fusion: Chosen = "mean",
         certain: tuple[str, ...] = (),
     ) -> Ask:
         about = f"epoch {place.epoch}, {place.phase}" if place.epoch else place.phase
         if place.phase == "dream":
             about = f"{about} {place.step + 1} of {self.exchanges}"
-        return Ask(tasks, announced, weight=weight, durable=durable, certain=certain, about=about)
+        return Ask(tasks, announced, fusion, weight, durable, certain, about)
 
     def _distill(self, feed: str, place: Place, keep: Keep | None = None) -> Task:
         rate = {} if self.distill_rate is None else {"learning_rate": self.distill_rate}

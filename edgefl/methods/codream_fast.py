@@ -77,7 +77,7 @@ class CoDreamFast(CoDream, frozen=True):
             encoding=self.encoding,
         )
         announced = generator if seeded else {X: state.tensors["z"], **generator}
-        return self._ask((task,), announced, place, durable=place.step % self.refresh == 0)
+        return self._ask((task,), announced, place, durable=place.step % self.refresh == 0, fusion=self.fusion)
 
     def _dreamed(self, state: State, fused: Fused, place: Place) -> dict[str, Array]:
         tensors = dict(state.tensors)

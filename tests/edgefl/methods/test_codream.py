@@ -189,6 +189,16 @@ def test_labels_are_means_of_probabilities(make: Make) -> None:
     np.testing.assert_allclose(after.tensors["labels"], p, atol=1e-6)
 
 
+@pytest.mark.parametrize(("kind", "sent"), [(CoDream, "dream_gradient"), (CoDreamFast, "gradient_z")])
+def test_a_fusion_is_of_gradients_and_labels_stay_a_mean(make: Make, kind: type[CoDream], sent: str) -> None:
+    chosen = {"name": "trimmed_mean", "trim": 0.2}
+    warm_up, *dreams, label, learn = make(kind, fusion=chosen).rehearse()
+    for ask in dreams:
+        assert sent in ask.tasks[0].send and ask.fusion == chosen
+    assert label.tasks[0].send == ("probabilities",)
+    assert (warm_up.fusion, label.fusion, learn.fusion) == ("mean", "mean", "mean")
+
+
 def test_labels_weigh_devices_by_their_examples(make: Make, made: dict[str, Bundle], tmp_path: Path) -> None:
     method = make(epochs=1, evaluate=False)
     fleet = fleet_of(made, tmp_path / "kept")
