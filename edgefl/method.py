@@ -15,7 +15,7 @@ A method sees no clock, no sampling of devices, no bytes, no MQTT. The coordinat
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import msgspec
 
@@ -23,6 +23,8 @@ from edgefl.bundle import Bundle
 from edgefl.tensors import Array, Tensors
 
 Chosen = str | Mapping[str, Any]  # a name, or {"name": ...} with numbers of what is chosen beside it
+
+Feed = Annotated[str, msgspec.Meta(pattern=r"^(train|test|announced|noise|kept:.*)\Z")]
 
 
 class Keep(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -64,7 +66,7 @@ class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     """
 
     program: str
-    feed: str = "train"
+    feed: Feed = "train"
     load: tuple[str, ...] = ()
     reset: tuple[str, ...] = ()
     epochs: int = 1

@@ -35,6 +35,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from edgefl import newer
 from edgefl.bundle import MAX_MANIFEST_BYTES
 from edgefl.errors import BundleError, LocalProtocolError, RemoteProtocolError
 from edgefl.files import sha256_hex
@@ -51,6 +52,7 @@ MAX_BLOB_BYTES = 2**31
 CHUNK_BYTES = 64 * 1024 - 512  # with its header a 64 KiB packet, the fastest size measured (docs/design.md)
 MIN_CHUNK_BYTES = 4 * 1024
 MAX_DEVICES = 10_000  # of a run: an announcement names those that are asked
+MAX_TASKS = 100  # of an announcement
 MAX_EPOCH = 1_000_000
 STATUS_AGAIN_S = 30.0  # how often an aggregator says again that it is up
 STATUS_COUNTS_S = 120.0  # for so long after its last word an aggregator is taken to be there
@@ -74,7 +76,7 @@ Range = tuple[Count, Count]  # [start, stop) of chunk indices
 
 
 class _Message(msgspec.Struct, frozen=True, tag_field="type", omit_defaults=True):
-    """Unknown fields are ignored: a newer peer of the same VERSION may say more."""
+    """Unknown fields are ignored: a newer peer of the same VERSION may say more. But not in a task (`edgefl.newer`)."""
 
 
 class BlobRef(msgspec.Struct, frozen=True):
@@ -145,10 +147,19 @@ class Announcement(_Message, frozen=True, tag="announcement"):
     nonce: Nonce
     duration_s: Annotated[float, Meta(ge=0)]
     devices: Annotated[list[Name], Meta(max_length=MAX_DEVICES)]
-    tasks: Annotated[list[Task], Meta(max_length=100)]
+    tasks: Annotated[list[Task], Meta(max_length=MAX_TASKS)]
     tensors: BlobRef
     before: Annotated[str, Meta(pattern=r"^([0-9a-f]{16})?\Z")] = ""
     inline_bytes: Count = CHUNK_BYTES
+
+
+class NewerAnnouncement(Announcement, frozen=True, tag="announcement"):
+    """An announcement with a task that this edgefl cannot read, and `fault`, why. Its `tasks` are left out.
+
+    `decode` makes it, so that a device can answer; nobody sends it.
+    """
+
+    fault: str = ""
 
 
 class BlobRequest(_Message, frozen=True, tag="blob_request"):
@@ -248,7 +259,10 @@ def encode(message: Message, body: bytes | memoryview = b"") -> bytes:
 
 
 def decode(frame: bytes) -> tuple[Message, memoryview]:
-    """The message and the body of one frame. Raises RemoteProtocolError, and nothing else, for any other bytes."""
+    """The message and the body of one frame. Raises RemoteProtocolError, and nothing else, for any other bytes.
+
+    An announcement of which only the tasks cannot be read becomes a `NewerAnnouncement`.
+    """
     if len(frame) > MAX_FRAME_BYTES:
         raise RemoteProtocolError(f"a frame of {len(frame)} bytes; at most {MAX_FRAME_BYTES}")
     if len(frame) < PREAMBLE.size:
@@ -265,11 +279,28 @@ def decode(frame: bytes) -> tuple[Message, memoryview]:
     stop = PREAMBLE.size + header_bytes
     if header_bytes > MAX_HEADER_BYTES or stop > len(frame):
         raise RemoteProtocolError(f"a header of {header_bytes} bytes in a frame of {len(frame)}")
+    header = memoryview(frame)[PREAMBLE.size : stop]
     try:
-        message = _decoder.decode(memoryview(frame)[PREAMBLE.size : stop])
+        message = _decoder.decode(header)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise RemoteProtocolError(f"a message that cannot be read: {error}") from error
+        announced = _newer(header) if isinstance(error, msgspec.ValidationError) else None
+        if announced is None:
+            raise RemoteProtocolError(f"a message that cannot be read: {error}") from error
+        message = announced
     return message, memoryview(frame)[stop:]
+
+
+def _newer(header: memoryview) -> NewerAnnouncement | None:
+    """An announcement that can be read but for its tasks; None where it is anything else."""
+    try:
+        fields = msgspec.json.decode(header)
+        if not isinstance(fields, dict) or not isinstance(tasks := fields.get("tasks"), list) or len(tasks) > MAX_TASKS:
+            return None
+        announcement = msgspec.convert({**fields, "tasks": [], "fault": ""}, NewerAnnouncement)
+        fault = newer.fault(tasks)
+        return msgspec.structs.replace(announcement, fault=fault) if fault else None
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, OverflowError):
+        return None
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from edgefl.aggregator.checks import check_reply, largest_reply_bytes, metrics_o
 from edgefl.aggregator.classes import Examples
 from edgefl.bundle import Bundle
 from edgefl.errors import LocalProtocolError, ProtocolError, RemoteProtocolError
+from edgefl.feeds import FEEDS, KEPT
 from edgefl.files import sha256_hex
 from edgefl.method import Ask, Task
 from edgefl.protocol import (
@@ -29,6 +30,8 @@ from edgefl.protocol import (
     MAX_HEADER_BYTES,
     Assembly,
     BlobChunk,
+    BlobRef,
+    NewerAnnouncement,
     Offer,
     TaskFailed,
     UploadChunk,
@@ -39,6 +42,7 @@ from edgefl.protocol import (
 VECTORS = Path(__file__).parents[1] / "vectors"
 GOLDEN: dict[str, Any] = json.loads((VECTORS / "protocol.json").read_text())
 VALID = [pytest.param(v, id=v["name"]) for v in GOLDEN["valid"]]
+NEWER = [pytest.param(v, id=v["name"]) for v in GOLDEN["newer"]]
 INVALID = [pytest.param(v, id=v["name"]) for v in GOLDEN["invalid"]]
 A = "a" * 64
 
@@ -58,6 +62,35 @@ def test_an_invalid_vector_is_refused_with_its_reason(vector: dict[str, Any]) ->
     with pytest.raises(RemoteProtocolError) as refused:
         decode(bytes.fromhex(vector["frame"]))
     assert vector["error"] in refused.value.message
+
+
+@pytest.mark.parametrize("vector", NEWER)
+def test_a_task_that_cannot_be_read_leaves_an_announcement_that_can_be_answered(vector: dict[str, Any]) -> None:
+    frame = bytes.fromhex(vector["frame"])
+    if vector["reason"] is None:
+        with pytest.raises(RemoteProtocolError, match="a message that cannot be read"):
+            decode(frame)
+        return
+    message, _ = decode(frame)
+    assert isinstance(message, NewerAnnouncement)
+    assert (message.fault, message.round, message.devices, message.tasks) == (vector["reason"], 4, ["pi-1"], [])
+
+
+def test_every_feed_that_devices_know_can_be_announced() -> None:
+    for feed in (*FEEDS, f"{KEPT}dreams"):
+        assert msgspec.convert({"program": "train", "feed": feed}, Task).feed == feed
+
+
+def test_an_announcement_says_nothing_of_its_own_faults() -> None:
+    """ "fault" is a word of ours, not of the wire."""
+    good = encode(protocol.Announcement(1, 0, 0, "0" * 16, 1.0, [], [Task("train")], BlobRef(A, 0)))
+    header = json.loads(good[12:])
+    for tasks, fault in (([{"program": "train"}], None), ([{"program": "train", "new": 1}], "field 'new'")):
+        data = json.dumps(header | {"fault": "boo", "tasks": tasks}).encode()
+        rest = len(data).to_bytes(4, "little") + data
+        message, _ = decode(b"efl\x01" + zlib.crc32(rest).to_bytes(4, "little") + rest)
+        assert isinstance(message, NewerAnnouncement) == (fault is not None)
+        assert getattr(message, "fault", "").endswith(fault or "")
 
 
 def test_the_vectors_are_what_their_script_makes() -> None:

@@ -5,6 +5,8 @@
     valid    frame (hex) <-> message (JSON) and body (hex). A field that is missing in the message has its default.
              JSON may order and space a header differently; then the bytes differ, and only the meaning must agree.
     invalid  frame (hex) that must be refused; `error` is part of what edgefl says about it
+    newer    frame (hex) of an announcement whose tasks a device cannot read, and `reason`, what it then answers in its
+             TaskFailed; where `reason` is null the frame must be refused as a whole
 
 A change of these bytes is a change of the protocol: from the first release on, raise VERSION in edgefl/protocol.py.
 """
@@ -177,6 +179,51 @@ INVALID: dict[str, tuple[bytes, str]] = {
 }
 
 
+def announced(*tasks: object, **changed: object) -> bytes:
+    """An announcement with these tasks, as JSON would have them."""
+    message = Announcement(1, 4, 0, NONCE, 60.0, ["pi-1"], [], BlobRef(A, 8))
+    fields = msgspec.json.decode(msgspec.json.encode(message)) | {"tasks": list(tasks)} | changed
+    return frame(json.dumps(fields).encode())
+
+
+TRAIN = {"program": "train", "send": ["*"]}
+NEWER: dict[str, tuple[bytes, str | None]] = {
+    "a field": (announced(TRAIN, TRAIN | {"patience": 3}), "this device is older than the task: field 'patience'"),
+    "a field of keep": (
+        announced(TRAIN | {"keep": {"buffer": "b", "capacity": 4, "weigh": True}}),
+        "this device is older than the task: field 'keep.weigh'",
+    ),
+    "an encoding": (
+        announced(TRAIN | {"encoding": "int8"}),
+        "this device is older than the task: field 'encoding' is 'int8'",
+    ),
+    "a way to send": (
+        announced(TRAIN | {"send_as": "sign"}),
+        "this device is older than the task: field 'send_as' is 'sign'",
+    ),
+    "a feed": (
+        announced(TRAIN | {"feed": "stream"}),
+        "this device is older than the task: field 'feed' is 'stream'",
+    ),
+    "in the first of two tasks": (
+        announced(TRAIN | {"feed": "stream"}, {"a": 1}),
+        "this device is older than the task: field 'feed' is 'stream'",
+    ),
+    "a long name that does things to a terminal": (
+        announced(TRAIN | {"\x1b[2J" + "x" * 5000: 0}),
+        "this device is older than the task: field '\\x1b[2J" + "x" * 92 + "\u2026'",
+    ),
+    "a seed of another kind": (
+        announced(TRAIN, TRAIN | {"seed": "abc"}),
+        "this device cannot read task 2: Expected `int | null`, got `str` - at `$.seed`",
+    ),
+    "no task": (announced(7), "this device cannot read task 1: Expected `object`, got `int`"),
+    "a field, and another round": (announced(TRAIN | {"patience": 3}, round=-1), None),
+    "101 tasks": (announced(*[TRAIN] * 100, TRAIN | {"patience": 3}), None),
+    "no list": (announced(tasks={"program": "train"}), None),
+}
+
+
 def vectors() -> dict[str, Any]:
     """What protocol.json holds."""
     return {
@@ -191,6 +238,7 @@ def vectors() -> dict[str, Any]:
             for name, (message, body) in VALID.items()
         ],
         "invalid": [{"name": name, "frame": data.hex(), "error": error} for name, (data, error) in INVALID.items()],
+        "newer": [{"name": name, "frame": data.hex(), "reason": reason} for name, (data, reason) in NEWER.items()],
     }
 
 

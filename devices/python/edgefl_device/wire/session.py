@@ -25,6 +25,7 @@ from edgefl.protocol import (
     BlobChunk,
     BlobRef,
     BlobRequest,
+    NewerAnnouncement,
     Outgoing,
     Permit,
     Presence,
@@ -409,11 +410,12 @@ class Session:
         key = (announcement.round, announcement.nonce)
         if self._broken:
             return [self._fail(self._broken)]
+        if isinstance(announcement, NewerAnnouncement):
+            return self._refuse(key, announcement.fault)
         if self._bundle is None or self._failed == key:
             return []
         if refused := self._failures.refuses(key):
-            self._failed = key
-            return [self._fail(refused)]
+            return self._refuse(key, refused)
         if self._offering is not None and self._offering.key == key:
             return self.tick(now_s)
         if self._kept is not None and (self._kept.round, self._kept.nonce) == key:
@@ -429,6 +431,14 @@ class Session:
         assert self._assignment is not None
         self.working = Job(announcement, tensors, self._assignment.settings)
         return [Perform(self.working)]
+
+    def _refuse(self, key: tuple[int, str], reason: str) -> list[Action]:
+        """Say once that we do not take up an ask; again where it is asked again."""
+        if self._failed == key:
+            return []
+        self._failed = key
+        self._log(f"round {key[0] + 1}: cannot do it: {reason}")
+        return [self._fail(reason)]
 
     # --- blobs ------------------------------------------------------------------------------------------------
 
