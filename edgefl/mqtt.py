@@ -1,7 +1,7 @@
 """The only file that imports an MQTT client: one connection, whose events arrive in a queue.
 
 paho runs every callback on one thread; a callback that blocks trips the keep-alive, and one that raises kills the
-thread silently. So callbacks here only put events into `inbox`, and outgoing messages wait in our own queue, fed to
+thread silently. So callbacks here only put events into `inbox`, and outgoing messages wait in an `Outbox`, which feeds
 paho as the broker acknowledges them.
 """
 
@@ -12,9 +12,7 @@ import queue
 import random
 import socket
 import ssl
-import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,13 +25,14 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from edgefl.errors import BrokerError, ConfigError
+from edgefl.outbox import IN_FLIGHT, Outbox, Waiting
+from edgefl.transport import Broken, Connected, Disconnected, Drained, Event, Received
 
 KEEPALIVE_S = 30
 CONNECT_TIMEOUT_S = 10.0
-IN_FLIGHT = 40  # messages given to paho at a time: it scans its queue at every acknowledgement
-QUEUE_BYTES = 4 * 2**20  # waiting for the broker: who has more to say waits for `Drained`
 PACKET_OVERHEAD_BYTES = 1024  # topic, properties and our header, beside a chunk
-QUICK_LOSSES = 5  # so many connections in a row lost within seconds: the broker does not want us
+QUICK_S = 2.0  # a connection that is lost within so long is a quick loss
+QUICK_LOSSES = 5  # in a row
 
 SESSION_TAKEN_OVER = 142
 PACKET_TOO_LARGE = 149
@@ -90,45 +89,21 @@ class Tls:
     key: Path | None = None
 
 
-# --- events -------------------------------------------------------------------------------------------------------
+class QuickLosses:
+    """Connections that are lost as soon as they stand: so many in a row say that the broker does not want us."""
 
+    def __init__(self) -> None:
+        self._made_s = 0.0
+        self._count = 0
 
-@dataclass(frozen=True)
-class Connected:
-    """The broker accepted us, for the first time or again. Subscriptions are made anew already."""
+    def made(self, now_s: float) -> None:
+        """A connection stands."""
+        self._made_s = now_s
 
-    first: bool
-
-
-@dataclass(frozen=True)
-class Disconnected:
-    """The connection was lost; it is being made again."""
-
-    reason: str
-
-
-@dataclass(frozen=True)
-class Received:
-    """A message. `retained`: the broker had kept it from before our subscription."""
-
-    topic: str
-    payload: bytes
-    retained: bool
-
-
-@dataclass(frozen=True)
-class Drained:
-    """There is room again, after `room` has said that there is none."""
-
-
-@dataclass(frozen=True)
-class Broken:
-    """The connection is over for good."""
-
-    error: BrokerError
-
-
-Event = Connected | Disconnected | Received | Drained | Broken
+    def lost(self, now_s: float) -> bool:
+        """It is lost; whether that is once too often."""
+        self._count = self._count + 1 if now_s - self._made_s < QUICK_S else 0
+        return self._count >= QUICK_LOSSES
 
 
 class Connection:
@@ -147,16 +122,8 @@ class Connection:
         self.max_packet_bytes: int | None = None
         self._will = will
         self._topics: list[str] = []
-        self._waiting: deque[tuple[str, bytes, bool]] = deque()
-        self._waiting_bytes = 0
-        self._room_wanted = False
-        self._in_flight = 0
-        self._feeding = False
-        self._lock = threading.Lock()
-        self._idle = threading.Event()
-        self._idle.set()
-        self._connected_s = 0.0
-        self._quick_losses = 0
+        self._outbox = Outbox(self._give, drained=lambda: self.inbox.put(Drained()))
+        self._losses = QuickLosses()
         self._first = True
         self._closing = False
         self._answer: queue.SimpleQueue[BrokerError | None] = queue.SimpleQueue()
@@ -214,22 +181,16 @@ class Connection:
                 f"a message on {topic} has {len(payload)}",
                 hint="raise the broker's packet limit (mosquitto: max_packet_size)",
             )
-        with self._lock:
-            self._idle.clear()
-            self._waiting.append((topic, payload, retain))
-            self._waiting_bytes += len(payload)
+        self._outbox.put(Waiting(topic, payload, retain))
         self._feed()
 
     def room(self) -> int:
         """Bytes that may be published now without holding too much; where there is no room, `Drained` says when."""
-        with self._lock:
-            room = max(0, QUEUE_BYTES - self._waiting_bytes)
-            self._room_wanted |= room == 0
-        return room
+        return self._outbox.room()
 
     def flush(self, timeout_s: float = 10.0) -> bool:
         """Wait until the broker has acknowledged everything; False when it takes too long."""
-        return self._idle.wait(timeout_s)
+        return self._outbox.wait(timeout_s)
 
     def close(self, *, timeout_s: float = 5.0) -> None:
         """Send what waits, say goodbye (no will), end the thread."""
@@ -316,18 +277,14 @@ class Connection:
         if reason.is_failure:
             self._refused(reason)
             return
-        self._connected_s = time.monotonic()
+        self._losses.made(time.monotonic())
         self.max_packet_bytes = getattr(properties, "MaximumPacketSize", None)
         first, self._first = self._first, False
         if topics := tuple(self._topics):
             client.subscribe([(t, 1) for t in topics])
-        # paho would send what was not acknowledged after what waits: an old retained announcement would then
-        # replace a newer one. So we take it back and keep the order.
-        with self._lock:
-            unacknowledged = client.drop_out_messages()
-            self._waiting.extendleft((m.topic, bytes(m.payload), m.retain) for m in reversed(unacknowledged))
-            self._waiting_bytes += sum(len(m.payload) for m in unacknowledged)
-            self._in_flight = 0
+        self._outbox.take_back(
+            lambda: [Waiting(m.topic, bytes(m.payload), m.retain) for m in client.drop_out_messages()]
+        )
         if first:
             self._answer.put(None)
         self.inbox.put(Connected(first))
@@ -364,9 +321,7 @@ class Connection:
                 "raise the broker's packet limit (mosquitto: max_packet_size)",
             )
         else:
-            quick = time.monotonic() - self._connected_s < 2.0
-            self._quick_losses = self._quick_losses + 1 if quick else 0
-            if self._quick_losses >= QUICK_LOSSES:
+            if self._losses.lost(time.monotonic()):
                 self._break(
                     f"the broker at {self.address} keeps closing the connection without a reason",
                     "its packet limit may be too small (iotcore: max_payload_size), or another client uses our name",
@@ -377,7 +332,7 @@ class Connection:
     def _break(self, message: str, hint: str) -> None:
         self._closing = True
         self._client.disconnect()
-        self._idle.set()  # nobody need wait for what will not be sent
+        self._outbox.give_up()
         self.inbox.put(Broken(BrokerError(message, hint=hint)))
 
     def _on_message(self, client: paho.Client, userdata: object, message: paho.MQTTMessage) -> None:
@@ -386,35 +341,14 @@ class Connection:
     def _on_publish(
         self, client: paho.Client, userdata: object, mid: int, reason: ReasonCode, properties: Properties
     ) -> None:
-        with self._lock:
-            self._in_flight = max(0, self._in_flight - 1)
+        self._outbox.acknowledged()
         if reason.is_failure:
             self._break(f"the broker at {self.address} refuses a message: {reason}", "check its access list")
             return
         self._feed()
 
     def _feed(self) -> None:
-        """Hand waiting messages to paho while it holds fewer than `IN_FLIGHT`.
+        self._outbox.feed(self._client.is_connected)
 
-        One thread feeds at a time, which keeps the order. Our lock is never held while paho is called: paho holds
-        its own lock while it calls us back.
-        """
-        with self._lock:
-            if self._feeding:
-                return
-            self._feeding = True
-        while True:
-            with self._lock:
-                if not self._waiting or self._in_flight >= IN_FLIGHT or not self._client.is_connected():
-                    self._feeding = False
-                    if not self._waiting and not self._in_flight:
-                        self._idle.set()
-                    return
-                topic, payload, retain = self._waiting.popleft()
-                self._in_flight += 1  # before the call: the acknowledgement may come before it returns
-                self._waiting_bytes -= len(payload)
-                drained = self._room_wanted and self._waiting_bytes <= QUEUE_BYTES // 2
-                self._room_wanted &= not drained
-            if drained:
-                self.inbox.put(Drained())
-            self._client.publish(topic, payload, qos=1, retain=retain)
+    def _give(self, message: Waiting) -> None:
+        self._client.publish(message.topic, message.payload, qos=1, retain=message.retain)

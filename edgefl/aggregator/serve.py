@@ -23,8 +23,9 @@ from edgefl.aggregator.store import Store
 from edgefl.errors import BrokerError, EdgeflError, NotFinite
 from edgefl.memory import keep_freed
 from edgefl.method import Method, State
-from edgefl.mqtt import Address, Broken, Connected, Connection, Disconnected, Received, Tls
+from edgefl.mqtt import Address, Connection, Tls
 from edgefl.tensors import Array
+from edgefl.transport import Broken, Connected, Disconnected, Received, Transport
 
 CHECK_S = 1.0
 _SAID = (
@@ -98,7 +99,7 @@ class Server:
         )
         if records and self._reached(records[-1]):
             self.coordinator.finish()
-        self._connection = Connection(address, f"edgefl-{run}-aggregator", will=self._will, tls=tls)
+        self._connection: Transport = Connection(address, f"edgefl-{run}-aggregator", will=self._will, tls=tls)
         self._aggregator = Aggregator(
             run,
             classes,

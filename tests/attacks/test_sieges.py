@@ -20,8 +20,9 @@ from toy import write_regression
 import edgefl_broker
 from edgefl import protocol
 from edgefl.bundle import MAX_MANIFEST_BYTES, Bundle
-from edgefl.mqtt import Address, Connection, Received
+from edgefl.mqtt import Address, Connection
 from edgefl.protocol import Announcement, Assignment, BlobChunk, BlobRequest, ManifestRef, Offer, Presence, UploadChunk
+from edgefl.transport import Received
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 

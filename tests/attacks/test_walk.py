@@ -29,10 +29,11 @@ from edgefl import bundle as bundles
 from edgefl.bundle import PORTABLE, Bundle, Parity, Target, describe
 from edgefl.cli import main
 from edgefl.errors import BundleError
-from edgefl.mqtt import Address, Connection, Received
+from edgefl.mqtt import Address, Connection
 from edgefl.onnx_session import make_session
 from edgefl.replay import Runner
 from edgefl.training_artifacts import ENGINE, FILES
+from edgefl.transport import Received
 from edgefl.trust import onnx_walk
 from edgefl.trust.onnx_walk import ENGINES, OPERATORS, check_graph
 from edgefl_device.engines.runtime import Runtime

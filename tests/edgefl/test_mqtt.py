@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -9,7 +10,9 @@ from relay import Relay
 
 import edgefl_broker
 from edgefl.errors import BrokerError, ConfigError
-from edgefl.mqtt import Address, Connected, Connection, Disconnected, Event, Received
+from edgefl.mqtt import QUICK_LOSSES, Address, Connection, QuickLosses
+from edgefl.protocol import CHUNK_BYTES, MIN_CHUNK_BYTES
+from edgefl.transport import Broken, Connected, Disconnected, Event, Received
 from edgefl_broker import RunningBroker
 
 
@@ -53,22 +56,25 @@ def wait_for(connection: Connection, kind: type[Event]) -> Event:
 def test_messages_keep_their_order_across_a_lost_connection(
     broker: RunningBroker, relay: Relay, connect: Callable[..., Connection]
 ) -> None:
-    """The first message is not acknowledged before the line is cut, the second is published while it is down. Were the
-    first sent again after the second, the broker would retain an announcement of the past."""
+    """Two messages are not acknowledged before the line is cut, the third is published while it is down. Were the two
+    sent again after the third, or the first after the second, the broker would retain an announcement of the past."""
     listener = connect(broker.port, "listener", "round")
     wait_for(listener, Connected)
     sender = connect(relay.port, "sender")
     wait_for(sender, Connected)
     relay.hold()
-    sender.publish("round", b"first", retain=True)
-    assert wait_for(listener, Received) == Received("round", b"first", False)
+    for payload in (b"first", b"second"):
+        sender.publish("round", payload, retain=True)
+        assert wait_for(listener, Received) == Received("round", payload, False)
     relay.cut()
     wait_for(sender, Disconnected)
-    sender.publish("round", b"second", retain=True)
+    sender.publish("round", b"third", retain=True)
     assert wait_for(sender, Connected) == Connected(first=False)
     assert sender.flush(20)
+    again = [wait_for(listener, Received) for _ in range(3)]
+    assert [event.payload for event in again if isinstance(event, Received)] == [b"first", b"second", b"third"]
     late = connect(broker.port, "late", "round")
-    assert wait_for(late, Received) == Received("round", b"second", True)
+    assert wait_for(late, Received) == Received("round", b"third", True)
 
 
 def test_ten_thousand_messages_arrive_once_each_and_in_order(
@@ -124,3 +130,62 @@ def test_a_service_that_is_no_broker_is_said_at_once() -> None:
         with pytest.raises(BrokerError, match="closes the connection"):
             connection.connect()
         answering.join()
+
+
+def test_a_broker_that_hangs_up_again_and_again_does_not_want_us(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It accepts every connection and closes it at once; between two of them we wait a hundredth of the usual time."""
+    import socket
+    import threading
+
+    connack, uniform = b"\x20\x03\x00\x00\x00", random.uniform
+    monkeypatch.setattr(random, "uniform", lambda least, most: uniform(least, most) / 100)
+
+    def accept(server: socket.socket) -> None:
+        for _ in range(QUICK_LOSSES):
+            with server.accept()[0] as client:
+                client.recv(1000)
+                client.sendall(connack)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        accepting = threading.Thread(target=accept, args=(server,))
+        accepting.start()
+        connection = Connection(Address("127.0.0.1", server.getsockname()[1]), "x")
+        connection.connect()
+        broken = wait_for(connection, Broken)
+        accepting.join()
+    assert isinstance(broken, Broken)
+    assert broken.error.message.endswith("keeps closing the connection without a reason")
+    connection.close(timeout_s=0)
+
+
+def test_losses_count_only_in_a_row_and_right_after_a_connection() -> None:
+    losses = QuickLosses()
+
+    def lost(after_s: float, now_s: float = 100.0) -> bool:
+        losses.made(now_s)
+        return losses.lost(now_s + after_s)
+
+    assert [lost(1.0) for _ in range(5)] == [False, False, False, False, True]
+    assert not lost(2.0)  # one that lasted begins the count anew
+    assert [lost(1.9) for _ in range(5)] == [False, False, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("limit", "size"), [(None, 65024), (10_000, 8976), (66_048, 65024), (66_047, 65023), (1 << 20, 65024), (5120, 4096)]
+)
+def test_a_part_is_as_large_as_it_may_be(limit: int | None, size: int) -> None:
+    """1024 bytes of a packet are for its topic, its properties and our header."""
+    connection = Connection(Address("127.0.0.1", 1), "x")
+    connection.max_packet_bytes = limit
+    assert connection.part_bytes(CHUNK_BYTES, MIN_CHUNK_BYTES) == size
+
+
+def test_a_broker_whose_packets_are_too_small_is_refused() -> None:
+    connection = Connection(Address("127.0.0.1", 1), "x")
+    connection.max_packet_bytes = 5119
+    with pytest.raises(BrokerError, match="takes packets of at most 5119 bytes; edgefl needs 5120") as refused:
+        connection.part_bytes(CHUNK_BYTES, MIN_CHUNK_BYTES)
+    assert refused.value.hint == "raise the broker's packet limit (mosquitto: max_packet_size)"
+    connection.publish("t", b"x" * (5119 - 65))
+    with pytest.raises(BrokerError, match="a message on t has 5055"):
+        connection.publish("t", b"x" * (5119 - 64))

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 
 from edgefl import protocol
 from edgefl.files import sha256_hex
-from edgefl.mqtt import Address, Connection, Received
+from edgefl.mqtt import Address, Connection
 from edgefl.protocol import AggregatorStatus, Announcement, Offer, Permit, Presence, UploadChunk
 from edgefl.tensors import Array
+from edgefl.transport import Received
 
 Answer = Callable[[int], tuple[Mapping[str, Array], int]]  # round -> tensors, examples
 

@@ -16,8 +16,9 @@ from torch import nn
 
 from edgefl import bundle as bundles
 from edgefl import protocol
-from edgefl.mqtt import Address, Connection, Received
+from edgefl.mqtt import Address, Connection
 from edgefl.tensors import load_tensors
+from edgefl.transport import Received
 from edgefl_broker import RunningBroker
 from edgefl_device.data import read_splits
 from edgefl_device.work.journal import Journal

@@ -17,9 +17,10 @@ from edgefl.bundle import PORTABLE
 from edgefl.errors import BrokerError, ConfigError, EdgeflError, ProtocolError
 from edgefl.files import locked, write_atomic
 from edgefl.memory import keep_freed
-from edgefl.mqtt import Address, Broken, Connected, Connection, Disconnected, Received, Tls
+from edgefl.mqtt import Address, Connection, Tls
 from edgefl.protocol import AggregatorStatus, Outgoing
 from edgefl.tensors import save_tensors
+from edgefl.transport import Broken, Connected, Disconnected, Received, Transport
 from edgefl_device.data.contract import fit_to_contract
 from edgefl_device.data.dataset import Splits
 from edgefl_device.engines.engine import Engine, name_of, start
@@ -109,7 +110,7 @@ def find_run(broker: Address, name: str, tls: Tls | None, log: Log, *, dead: str
     Of several that the broker has kept, those count whose aggregator says again that it is up; so does `dead` only
     then.
     """
-    connection = Connection(broker, f"edgefl-find-{name}", tls=tls)
+    connection: Transport = Connection(broker, f"edgefl-find-{name}", tls=tls)
     connection.subscribe(protocol.aggregator_topic("+"))
     connection.connect()
     runs: dict[str, bool] = {}  # that are up -> whether somebody has said so since we listen
@@ -181,7 +182,9 @@ class _Participant:
         self._session = Session(
             run, options.name, options.state, engine=options.engine, capabilities=capabilities, log=log
         )
-        self._connection = Connection(options.broker, f"edgefl-{run}-{options.name}", will=self._will, tls=options.tls)
+        self._connection: Transport = Connection(
+            options.broker, f"edgefl-{run}-{options.name}", will=self._will, tls=options.tls
+        )
         self._events: queue.SimpleQueue[object] = self._connection.inbox  # type: ignore[assignment]
 
     def take_part(self) -> bool:

@@ -1,0 +1,106 @@
+"""Messages on their way to a broker: in order, few at a time, and in order again after the connection was lost."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+IN_FLIGHT = 40  # messages given to the client at a time: paho scans its queue at every acknowledgement
+QUEUE_BYTES = 4 * 2**20  # waiting for the broker: who has more to say waits until there is room
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """One message to publish."""
+
+    topic: str
+    payload: bytes
+    retain: bool
+
+
+class Outbox:
+    """What waits for the broker, and how much is under way. For several threads at once.
+
+    Its lock is never held while `publish` or `drained` is called: an MQTT client holds a lock of its own while it calls
+    back.
+    """
+
+    def __init__(self, publish: Callable[[Waiting], None], *, drained: Callable[[], None] = lambda: None) -> None:
+        """`publish` gives one message to the client; `drained` is called when there is room again after `room` has said
+        that there is none."""
+        self._publish = publish
+        self._drained = drained
+        self._waiting: deque[Waiting] = deque()
+        self._waiting_bytes = 0
+        self._room_wanted = False
+        self._in_flight = 0
+        self._feeding = False
+        self._lock = threading.Lock()
+        self._idle = threading.Event()
+        self._idle.set()
+
+    def put(self, message: Waiting) -> None:
+        """Let a message wait behind all others; `feed` sends it."""
+        with self._lock:
+            self._idle.clear()
+            self._waiting.append(message)
+            self._waiting_bytes += len(message.payload)
+
+    def room(self) -> int:
+        """Bytes that may wait beside those that do."""
+        with self._lock:
+            room = max(0, QUEUE_BYTES - self._waiting_bytes)
+            self._room_wanted |= room == 0
+        return room
+
+    def acknowledged(self) -> None:
+        """The broker has one message more."""
+        with self._lock:
+            self._in_flight = max(0, self._in_flight - 1)
+
+    def take_back(self, unacknowledged: Callable[[], Sequence[Waiting]]) -> None:
+        """The connection was lost: what was under way, in this order, waits again, before all others.
+
+        `unacknowledged` takes it from the client, which would send it after what waits: an old retained announcement
+        would then replace a newer one. It is called while nothing new can be fed.
+        """
+        with self._lock:
+            messages = unacknowledged()
+            self._waiting.extendleft(reversed(messages))
+            self._waiting_bytes += sum(len(message.payload) for message in messages)
+            self._in_flight = 0
+
+    def feed(self, connected: Callable[[], bool]) -> None:
+        """Publish what waits, in order, while fewer than IN_FLIGHT are under way.
+
+        One thread feeds at a time, which keeps the order.
+        """
+        with self._lock:
+            if self._feeding:
+                return
+            self._feeding = True
+        while True:
+            with self._lock:
+                if not self._waiting or self._in_flight >= IN_FLIGHT or not connected():
+                    self._feeding = False
+                    if not self._waiting and not self._in_flight:
+                        self._idle.set()
+                    return
+                message = self._waiting.popleft()
+                self._in_flight += 1  # before the call: the acknowledgement may come before it returns
+                self._waiting_bytes -= len(message.payload)
+                drained = self._room_wanted and self._waiting_bytes <= QUEUE_BYTES // 2
+                self._room_wanted &= not drained
+            if drained:
+                self._drained()
+            self._publish(message)
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until the broker has everything; False when it takes too long."""
+        return self._idle.wait(timeout_s)
+
+    def give_up(self) -> None:
+        """Nobody need wait for what will not be sent."""
+        self._idle.set()

@@ -1,0 +1,99 @@
+"""Messages on their way to a broker: their order, how many at a time, and when there is room."""
+
+from __future__ import annotations
+
+from edgefl.outbox import IN_FLIGHT, QUEUE_BYTES, Outbox, Waiting
+
+
+class Line:
+    """A client that holds what it was given until the broker has it."""
+
+    def __init__(self) -> None:
+        self.sent: list[str] = []
+        self.held: list[Waiting] = []
+        self.up = True
+        self.drained = 0
+        self.outbox = Outbox(self._take, drained=self._note)
+
+    def _take(self, message: Waiting) -> None:
+        self.sent.append(message.topic)
+        self.held.append(message)
+
+    def _note(self) -> None:
+        self.drained += 1
+
+    def publish(self, *topics: str, size: int = 1) -> None:
+        for topic in topics:
+            self.outbox.put(Waiting(topic, b"x" * size, False))
+        self.outbox.feed(lambda: self.up)
+
+    def acknowledge(self, count: int = 1) -> None:
+        for _ in range(count):
+            self.held.pop(0)
+            self.outbox.acknowledged()
+            self.outbox.feed(lambda: self.up)
+
+    def reconnect(self) -> None:
+        self.up = True
+        self.outbox.take_back(self._drop)
+        self.outbox.feed(lambda: self.up)
+
+    def _drop(self) -> list[Waiting]:
+        held, self.held = self.held, []
+        return held
+
+
+def test_what_was_not_acknowledged_goes_again_in_its_order_before_what_waits() -> None:
+    line = Line()
+    line.publish("a", "b", "c")
+    line.acknowledge()
+    line.up = False
+    line.publish("d", "e")
+    assert line.sent == ["a", "b", "c"]
+    line.reconnect()
+    assert line.sent == ["a", "b", "c", "b", "c", "d", "e"]
+
+
+def test_few_messages_are_under_way_at_a_time() -> None:
+    line = Line()
+    line.publish(*(str(i) for i in range(100)))
+    assert len(line.sent) == IN_FLIGHT == 40
+    line.acknowledge(10)
+    assert len(line.sent) == 50
+    line.reconnect()  # none of the 40 is under way any more: they go again
+    assert len(line.sent) == 90
+    line.acknowledge(90)
+    assert [int(topic) for topic in line.sent] == [*range(50), *range(10, 100)]
+
+
+def test_it_waits_until_the_broker_has_everything() -> None:
+    line = Line()
+    assert line.outbox.wait(0)
+    line.publish("a", "b")
+    line.acknowledge()
+    assert not line.outbox.wait(0)
+    line.acknowledge()
+    assert line.outbox.wait(0)
+    line.publish("c")
+    line.outbox.give_up()
+    assert line.outbox.wait(0)
+
+
+def test_room_is_said_once_when_half_of_the_queue_is_free() -> None:
+    line = Line()
+    line.up = False
+    line.publish("a", size=QUEUE_BYTES - 1)
+    assert line.outbox.room() == 1
+    line.publish("b")
+    assert line.outbox.room() == 0
+    line.up = True
+    line.publish("c")
+    assert line.drained == 1 and line.outbox.room() == QUEUE_BYTES
+
+
+def test_what_is_taken_back_takes_room_again() -> None:
+    line = Line()
+    line.publish("a", size=QUEUE_BYTES // 4)
+    assert line.outbox.room() == QUEUE_BYTES
+    line.outbox.take_back(line._drop)
+    assert line.outbox.room() == QUEUE_BYTES * 3 // 4
