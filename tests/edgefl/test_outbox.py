@@ -12,7 +12,7 @@ class Line:
         self.sent: list[str] = []
         self.held: list[Waiting] = []
         self.up = True
-        self.drained = 0
+        self.drained: list[int] = []  # how many messages had been sent each time
         self.outbox = Outbox(self._take, drained=self._note)
 
     def _take(self, message: Waiting) -> None:
@@ -20,7 +20,7 @@ class Line:
         self.held.append(message)
 
     def _note(self) -> None:
-        self.drained += 1
+        self.drained.append(len(self.sent))
 
     def publish(self, *topics: str, size: int = 1) -> None:
         for topic in topics:
@@ -82,13 +82,14 @@ def test_it_waits_until_the_broker_has_everything() -> None:
 def test_room_is_said_once_when_half_of_the_queue_is_free() -> None:
     line = Line()
     line.up = False
-    line.publish("a", size=QUEUE_BYTES - 1)
-    assert line.outbox.room() == 1
-    line.publish("b")
+    line.publish("a", "b", "c", size=QUEUE_BYTES // 4)
+    assert line.outbox.room() == QUEUE_BYTES // 4
+    line.publish("d", "e", size=QUEUE_BYTES // 4)
     assert line.outbox.room() == 0
     line.up = True
-    line.publish("c")
-    assert line.drained == 1 and line.outbox.room() == QUEUE_BYTES
+    line.publish()
+    assert line.drained == [2]  # the third had just left the queue, and two quarters are there
+    assert line.outbox.room() == QUEUE_BYTES
 
 
 def test_what_is_taken_back_takes_room_again() -> None:
