@@ -270,13 +270,13 @@ class Bench:
 
 def _carry_out(fleet: Simulation, method: CoDream | FedAvg, cell: Cell) -> tuple[float, float, State]:
     """All rounds; bytes to and from a device in the last epoch, or FedAvg's last round, and the state after it."""
-    started, before, down, up, state = time.monotonic(), (0, 0), 0.0, 0.0, method.start()
+    started, down, up, state = time.monotonic(), 0.0, 0.0, method.start()
     for done in fleet.rounds(method, RoundSettings(), seed=cell.seed):
         state = done.state
         if isinstance(method, CoDream) and method.place(done.round).phase in ("dream", "label"):
             continue
-        down, up = ((now - then) / DEVICES for now, then in zip((fleet.down, fleet.up), before, strict=True))
-        before = (fleet.down, fleet.up)
+        traffic = fleet.take_traffic()
+        down, up = traffic.down / DEVICES, traffic.up_total / DEVICES
         figures = " ".join(f"{k} {v:.3g}" for k, v in done.fused.metrics.items() if k.endswith(("loss", "distance")))
         name = f"{cell.name or cell.method}, {cell.partition}, seed {cell.seed}"
         print(f"{name}: round {done.round}, {figures}, {time.monotonic() - started:.0f} s", file=sys.stderr)

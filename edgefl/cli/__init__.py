@@ -10,21 +10,21 @@ import click
 from edgefl import __version__
 from edgefl.errors import EdgeflError
 
-# name -> (module, function): a device process must not import what only an exporter needs
+# name -> its module, and what the list of commands says: neither the list nor a device process imports the others
 _COMMANDS = {
-    "demo": ("run", "demo"),
-    "export": ("export", "export"),
-    "inspect": ("bundle", "inspect"),
-    "verify": ("bundle", "verify"),
-    "model": ("bundle", "model"),
-    "zoo": ("bundle", "zoo"),
-    "doctor": ("doctor", "doctor"),
-    "split": ("data", "split"),
-    "broker": ("broker", "broker"),
-    "aggregate": ("run", "aggregate"),
-    "device": ("device", "device"),
-    "run": ("run", "run"),
-    "report": ("report", "report"),
+    "demo": ("run", "See it all: 8 devices learn digits."),
+    "export": ("export", "Compile a PyTorch model to a proven bundle."),
+    "inspect": ("bundle", "Show what is in a bundle."),
+    "verify": ("bundle", "Repeat the parity proof on this machine."),
+    "model": ("bundle", "Make one file that predicts."),
+    "zoo": ("bundle", "List models to start from."),
+    "doctor": ("doctor", "Say what a model asks of a device."),
+    "split": ("data", "Cut a data set into one part per device."),
+    "broker": ("broker", "Run an MQTT broker for this machine."),
+    "aggregate": ("run", "Run the aggregator against an MQTT broker."),
+    "device": ("device", "Be a device: train, send updates."),
+    "run": ("run", "Run broker, aggregator and emulated fleet here."),
+    "report": ("report", "Write the report of a run again."),
 }
 
 # package -> the extra that brings it
@@ -49,9 +49,13 @@ class _Commands(click.Group):
             return None
         from importlib import import_module
 
-        module, function = _COMMANDS[name]
-        command: click.Command = getattr(import_module(f"edgefl.cli.{module}"), function)
+        module, _ = _COMMANDS[name]
+        command: click.Command = getattr(import_module(f"edgefl.cli.{module}"), name)
         return command
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, about) for name, (_, about) in _COMMANDS.items()])
 
     def invoke(self, context: click.Context) -> Any:
         try:

@@ -11,7 +11,7 @@ from edgefl.cli.output import format_option, print_json, tell
 from edgefl.errors import BrokerError
 
 
-@click.command(short_help="Run an MQTT broker for this machine.")
+@click.command()
 @click.option("--port", type=click.IntRange(0, 65535), default=1883, show_default=True, help="0 takes a free one.")
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--engine", type=click.Choice(["auto", "mosquitto", "iotcore"]), default="auto", show_default=True)

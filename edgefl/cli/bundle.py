@@ -15,7 +15,7 @@ from edgefl.results.report import size
 from edgefl.tensors import load_tensors
 
 
-@click.command(short_help="Show what is in a bundle.")
+@click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @format_option
 def inspect(bundle: Path, form: str) -> None:
@@ -72,7 +72,7 @@ def inspect(bundle: Path, form: str) -> None:
     )
 
 
-@click.command(short_help="Repeat the parity proof on this machine.")
+@click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @format_option
 def verify(bundle: Path, form: str) -> None:
@@ -108,7 +108,7 @@ def verify(bundle: Path, form: str) -> None:
     click.echo(f"proven: every program computes here what PyTorch computed{unproven}")
 
 
-@click.command(short_help="Make one file that predicts.")
+@click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("weights", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("model.onnx"), show_default=True)
@@ -142,7 +142,7 @@ def model(bundle: Path, weights: Path, out: Path, form: str) -> None:
         click.echo(f"as the bundle has them: {', '.join(left[:5])}{' ...' if len(left) > 5 else ''}", err=True)
 
 
-@click.command(short_help="List models to start from.")
+@click.command()
 @format_option
 def zoo(form: str) -> None:
     """List the models that `edgefl export zoo:NAME` knows.

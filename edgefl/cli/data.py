@@ -12,7 +12,7 @@ from edgefl.errors import ConfigError
 from edgefl.protocol import NAME
 
 
-@click.command(short_help="Cut a data set into one part per device.")
+@click.command()
 @click.argument("data")
 @click.option("--devices", type=click.IntRange(1), required=True, help="How many parts.")
 @click.option("-o", "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder to write.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import time
 from pathlib import Path
 
@@ -12,11 +11,10 @@ import click
 from edgefl.bundle import PORTABLE
 from edgefl.cli.output import tell
 from edgefl.errors import ConfigError
-from edgefl.protocol import NAME
 from edgefl.training_artifacts import ENGINE
 
 
-@click.command(short_help="Be a device: train, send updates.")
+@click.command()
 @click.option(
     "--broker",
     "url",
@@ -78,33 +76,37 @@ def device(
     Example:
       edgefl device --broker mqtt://127.0.0.1:1883 --name pi-1 --data parts/pi-1.npz
     """
-    from edgefl.mqtt import Address, Tls
-    from edgefl_device.data.sources import read_splits
-    from edgefl_device.participate import Options, participate
+    from edgefl.mqtt import Tls
+    from edgefl_device.device import device as take_part
 
-    if not re.fullmatch(NAME, name):
-        raise ConfigError(f"device name {name!r} cannot be used", hint="a-z, 0-9, _ and -, at most 36 characters")
-    if run is not None and not re.fullmatch(NAME, run):
-        raise ConfigError(f"run {run!r} cannot be a run's name", hint="a-z, 0-9, _ and -, at most 36 characters")
-    options = Options(
-        broker=Address.parse(url),
-        name=name,
-        data=read_splits(data),
-        state=state or Path.home() / ".edgefl" / name,
-        run=run,
-        tls=Tls(ca, cert, key),
-        threads=threads,
-        engine=engine,
-        memory_mb=memory_mb,
-        cores=cores,
-        settings=dict(_setting(text) for text in settings),
-        parent=parent,
-    )
+    place = state or Path.home() / ".edgefl" / name
     try:
-        participate(options, (lambda line: None) if quiet else lambda line: tell(f"{time.strftime('%H:%M:%S')} {line}"))
+        take_part(
+            url,
+            name,
+            data,
+            run=run,
+            state=place,
+            threads=threads,
+            engine=engine,
+            memory_mb=memory_mb,
+            cores=cores,
+            settings=dict(_setting(text) for text in settings),
+            tls=Tls(ca, cert, key),
+            parent=parent,
+            progress=_ignore if quiet else _tell,
+        )
     except KeyboardInterrupt:
-        tell(f"left; {options.state} keeps what is needed to come back")
+        tell(f"left; {place} keeps what is needed to come back")
         raise SystemExit(130) from None
+
+
+def _tell(line: str) -> None:
+    tell(f"{time.strftime('%H:%M:%S')} {line}")
+
+
+def _ignore(line: str) -> None:
+    pass
 
 
 def _setting(text: str) -> tuple[str, float]:

@@ -27,7 +27,7 @@ PROGRAMS = ("train", "evaluate", "predict")
 TIMED_STEPS = 10
 
 
-@click.command(short_help="Say what a model asks of a device.")
+@click.command()
 @click.argument("model")
 @click.option("--device", type=click.Choice(list(DEVICES)), help="Default: all.")
 @click.option("--examples", type=click.IntRange(1), default=1000, show_default=True, help="In a device's data set.")

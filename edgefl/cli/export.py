@@ -40,7 +40,7 @@ class _Configured(click.Command):
         return super().parse_args(context, args)
 
 
-@click.command(cls=_Configured, short_help="Compile a PyTorch model to a proven bundle.")
+@click.command(cls=_Configured)
 @click.argument("model", required=False)
 @click.option(
     "--method",

@@ -9,7 +9,7 @@ import click
 from edgefl.cli.output import tell
 
 
-@click.command(short_help="Write the report of a run again.")
+@click.command()
 @click.argument("run_dir", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option(
     "--beside",

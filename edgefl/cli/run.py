@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 resume_option = click.option("--resume", is_flag=True, help="Go on with the last run of this file.")
 
 
-@click.command(short_help="Run the aggregator against an MQTT broker.")
+@click.command()
 @click.argument("run_file", type=click.Path(path_type=Path))
 @click.option("--broker", "url", help="Instead of the run file's [broker] url.")
 @resume_option
@@ -37,7 +37,7 @@ def aggregate(run_file: Path, url: str | None, resume: bool, form: str) -> None:
     _carry(partial(verbs.aggregate, run_file, broker=url, resume=resume), again, form)
 
 
-@click.command(short_help="Run broker, aggregator and emulated fleet here.")
+@click.command()
 @click.argument("run_file", type=click.Path(path_type=Path))
 @resume_option
 @format_option
@@ -54,7 +54,7 @@ def run(run_file: Path, resume: bool, form: str) -> None:
     _carry(partial(verbs.run, run_file, resume=resume), again, form)
 
 
-@click.command(short_help="See it all: 8 devices learn digits.")
+@click.command()
 @click.option("--devices", type=click.IntRange(1, 64), default=8, show_default=True)
 @click.option(
     "--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Where to write."

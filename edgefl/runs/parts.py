@@ -9,8 +9,17 @@ import numpy as np
 
 from edgefl.files import write_atomic
 from edgefl.runs.partition import PARTITIONS, alike, has_classes
+from edgefl.runs.run_file import FleetSection
 
 MOST_CLASSES = 10_000  # that are counted: labels may be any numbers
+
+
+def deal(fleet: FleetSection, folder: Path, seed: int) -> dict[str, Path]:
+    """Device -> the file of its data, dealt out once: a folder that has them all is left as it is."""
+    names = [f"device-{i + 1}" for i in range(fleet.devices)]
+    if not (folder / f"{names[-1]}.npz").exists():
+        write_parts(fleet.data, folder, names, fleet.partition, fleet.alpha, fleet.per_device, seed, fleet.examples)
+    return {name: folder / f"{name}.npz" for name in names}
 
 
 def write_parts(

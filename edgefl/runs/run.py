@@ -27,7 +27,7 @@ from edgefl.runs import questions
 from edgefl.runs.directory import run_directory
 from edgefl.runs.fleet import Fleet
 from edgefl.runs.outcome import PICTURES, write_models, write_run_report
-from edgefl.runs.parts import write_parts
+from edgefl.runs.parts import deal
 from edgefl.runs.prepare import Prepared, prepare
 from edgefl.runs.result import Interrupted, Result
 from edgefl.runs.run_file import (
@@ -36,7 +36,7 @@ from edgefl.runs.run_file import (
     FleetSection,
     ProfileSection,
     RunFile,
-    read_run_file,
+    run_file_of,
     to_toml,
 )
 
@@ -86,7 +86,7 @@ def aggregate(
 
     Raises ConfigError, BundleError, BrokerError; Interrupted on Ctrl-C, when everything is saved.
     """
-    config = _run_file(run_file)
+    config = run_file_of(run_file)
     url = broker or config.broker.url
     if url is None:
         raise ConfigError(
@@ -111,14 +111,14 @@ def run(
     Options, and what is raised, as of `aggregate`; ConfigError also for a run file without a fleet.
     """
     watch = _Watch(on_begin, on_round, progress)
-    config = _run_file(run_file)
+    config = run_file_of(run_file)
     if config.fleet is None:
         raise ConfigError(
             "the run file has no [fleet]", hint="add [fleet] devices = 8 and data = ..., or use `edgefl aggregate`"
         )
     asked = config.fleet
     with run_directory(config, resume=resume) as (config, place), contextlib.ExitStack() as stack:
-        parts = _parts(config.fleet or asked, place / "data", config.seed)
+        parts = deal(config.fleet or asked, place / "data", config.seed)
         url, check = config.broker.url, _nothing
         if url is None:
             url, check = _start_broker(config.broker.engine, stack, watch)
@@ -153,18 +153,6 @@ def _start_broker(engine: BrokerEngine, stack: contextlib.ExitStack, watch: _Wat
 
 def _nothing() -> None:
     pass
-
-
-def _run_file(given: RunFile | str | Path) -> RunFile:
-    return given if isinstance(given, RunFile) else read_run_file(Path(given))
-
-
-def _parts(fleet: FleetSection, folder: Path, seed: int) -> dict[str, Path]:
-    """Each device's data, dealt out once."""
-    names = [f"device-{i + 1}" for i in range(fleet.devices)]
-    if not (folder / f"{names[-1]}.npz").exists():
-        write_parts(fleet.data, folder, names, fleet.partition, fleet.alpha, fleet.per_device, seed, fleet.examples)
-    return {name: folder / f"{name}.npz" for name in names}
 
 
 def _carry(

@@ -185,6 +185,11 @@ def read_run_file(path: Path) -> RunFile:
     )
 
 
+def run_file_of(given: RunFile | str | Path) -> RunFile:
+    """A run file as a value, whether it is one or names a file; a value's paths are relative to where it is used."""
+    return given if isinstance(given, RunFile) else read_run_file(Path(given))
+
+
 def parse_run_file(text: str, *, where: str) -> RunFile:
     """A run file from its text."""
     raw = from_toml(text, where=where)

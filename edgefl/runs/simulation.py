@@ -1,4 +1,4 @@
-"""Emulated devices in this process, for benchmarks: everything but the network is the real thing.
+"""Emulated devices in this process: everything but the network is the real thing.
 
 fleet = Simulation({"cnn1": bundle}, [Device("device-0", "cnn1", {"train": train, "test": test})])
 for done in fleet.rounds(method, RoundSettings(fraction=0.1), seed=0):
@@ -17,6 +17,7 @@ import msgspec
 
 from edgefl.aggregator.coordinator import Action, Announce, Coordinator, RoundDone, RoundSettings
 from edgefl.aggregator.fusion import Fusing, fusing
+from edgefl.aggregator.record import Traffic
 from edgefl.bundle import Bundle
 from edgefl.method import Method, Reply, State, Task
 from edgefl.tensors import Tensors
@@ -49,16 +50,15 @@ class Device:
 class Simulation:
     """Devices that share one runtime per bundle, each with its private state. `bundles`: name -> bundle.
 
-    `kept`: a folder for the buffers of examples that tasks keep, for methods that have such. `down` and `up` count the
-    bytes of the tensors that all devices together were announced and sent.
+    `kept`: a folder for the buffers of examples that tasks keep, for methods that have such. `traffic` counts the bytes
+    of the tensors that devices were announced and sent.
     """
-
-    down = up = 0
 
     def __init__(
         self, bundles: Mapping[str, Bundle], devices: Sequence[Device], *, threads: int = 1, kept: Path | None = None
     ) -> None:
         self._kept = kept
+        self.traffic = Traffic()
         self.runtimes = {name: Runtime(bundle, threads=threads) for name, bundle in bundles.items()}
         self.devices = {device.name: device for device in devices}
         for device in devices:
@@ -89,13 +89,19 @@ class Simulation:
         actions: list[Action] = []
         for name in announce.devices:
             outcome = self.perform(self.devices[name], announce.ask.tasks, announce.ask.tensors, announce.round)
-            self.down += sum(array.nbytes for array in announce.ask.tensors.values())
-            self.up += sum(array.nbytes for array in outcome.tensors.values())
+            sent = sum(array.nbytes for array in outcome.tensors.values())
+            self.traffic.up[name] = self.traffic.up.get(name, 0) + sent
+            self.traffic.down += sum(array.nbytes for array in announce.ask.tensors.values())
             reply = Reply(name, announce.round, outcome.examples, outcome.tensors, outcome.metrics)
             verdict, wanted = coordinator.replied(reply, announce.nonce, time.monotonic())
             assert verdict.status == "accepted", verdict
             actions += wanted
         return actions
+
+    def take_traffic(self) -> Traffic:
+        """What was counted since it was last taken."""
+        taken, self.traffic = self.traffic, Traffic()
+        return taken
 
     def rounds(
         self,

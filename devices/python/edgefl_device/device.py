@@ -1,0 +1,66 @@
+"""The verb of a device: take part in a run with one's own data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from edgefl.bundle import PORTABLE
+from edgefl.errors import ConfigError
+from edgefl.mqtt import Address, Tls
+from edgefl.protocol import NAME
+from edgefl_device.data import Splits, read_splits
+from edgefl_device.participate import Options, participate
+
+
+def device(
+    broker: str,
+    name: str,
+    data: str | Path | Splits,
+    *,
+    run: str | None = None,
+    state: Path | None = None,
+    threads: int = 1,
+    engine: str = PORTABLE,
+    memory_mb: int | None = None,
+    cores: int | None = None,
+    settings: Mapping[str, float] | None = None,
+    tls: Tls | None = None,
+    parent: int | None = None,
+    progress: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Be a device: download the bundle, train on one's own data, send updates, until the run is finished.
+
+    broker      mqtt://HOST:PORT, or mqtts:// with `tls`
+    name        of this device: a-z 0-9 _ -, at most 36
+    data        a file or folder that `edgefl_device.data.read_splits` reads, or what it has read
+    run         to take part in; None: the one that is up
+    state       folder for what must survive a restart; None: ~/.edgefl/NAME
+    engine      what trains; "onnxruntime-training" needs a bundle exported for it, and its own environment
+    memory_mb, cores    to state instead of what is here
+    settings    of programs, this device's own: they count more than what the aggregator says
+    parent      end when this process is no longer our parent
+    progress    is told what happens, one line at a time
+
+    Raises ConfigError, DataError, InputError (the engine is not installed), BrokerError, BundleError; KeyboardInterrupt
+    leaves cleanly, and `state` keeps what is needed to come back.
+    """
+    for what, text in (("device name", name), ("run", run)):
+        if text is not None and not re.fullmatch(NAME, text):
+            raise ConfigError(f"{what} {text!r} cannot be used", hint="a-z, 0-9, _ and -, at most 36 characters")
+    options = Options(
+        broker=Address.parse(broker),
+        name=name,
+        data=data if isinstance(data, Splits) else read_splits(data),
+        state=state or Path.home() / ".edgefl" / name,
+        run=run,
+        tls=tls,
+        threads=threads,
+        engine=engine,
+        memory_mb=memory_mb,
+        cores=cores,
+        settings=dict(settings or {}),
+        parent=parent,
+    )
+    participate(options, progress)
