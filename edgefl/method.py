@@ -14,7 +14,7 @@ A method sees no clock, no sampling of devices, no bytes, no MQTT. The coordinat
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import msgspec
@@ -84,8 +84,9 @@ class Ask(msgspec.Struct, frozen=True):
     """What the aggregator announces for one round.
 
     tensors     announced to every asked device: name -> array
-    fusion      how replies become one: a name in `edgefl.aggregator.fusion.FUSIONS` or a fusion of one's own
-    weight      how much a reply counts, a name in `edgefl.aggregator.weights.RULES` or a rule of one's own
+    fusion      how replies become one: a name in `edgefl.aggregator.fusion.FUSIONS`, or a fusion of one's own
+    weight      how much a reply counts: a name in `edgefl.aggregator.weights.RULES`, a rule of one's own, or a function
+                that the method brings
     durable     whether the round's outcome must be on disk before the next ask. Where not, a run that was interrupted
                 goes back to the last durable round and does those after it again, to the same end. So the tasks may
                 change nothing that devices keep for themselves (what they load does not count, nor what goes into
@@ -97,7 +98,7 @@ class Ask(msgspec.Struct, frozen=True):
     tasks: tuple[Task, ...]
     tensors: Mapping[str, Array]
     fusion: Chosen = "mean"
-    weight: str = "examples"
+    weight: Chosen | Callable[[Reply], float] = "examples"
     durable: bool = True
     certain: tuple[str, ...] = ()
     about: str = ""

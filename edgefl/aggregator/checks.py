@@ -9,7 +9,7 @@ import numpy as np
 
 from edgefl.aggregator.classes import Examples
 from edgefl.aggregator.fusion import COUNTS
-from edgefl.aggregator.weights import RULES, Rule
+from edgefl.aggregator.weights import Rule, rule_of
 from edgefl.bundle import Manifest, select
 from edgefl.errors import ConfigError, RemoteProtocolError
 from edgefl.feeds import buffer_of, fault
@@ -38,8 +38,7 @@ def check_ask(ask: Ask, manifest: Manifest, *, kept: Collection[str] = ()) -> No
     if wrong := fault(ask.tasks):
         raise ConfigError(f"the method asks for what no device does: {wrong}")
     _check_examples(ask, manifest, set(kept))
-    if ask.weight in RULES:
-        _check_rule(RULES[ask.weight], asked, manifest)
+    _check_rule(rule_of(ask.weight), asked, manifest)
     if not ask.durable:
         _check_nothing_kept(ask, manifest)
     for task in ask.tasks:

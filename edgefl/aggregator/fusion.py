@@ -20,9 +20,11 @@ from msgspec import Meta
 
 from edgefl.aggregator.chosen import name_of, numbers_of, with_numbers
 from edgefl.aggregator.norms import lower_median
-from edgefl.aggregator.weights import Rule, rule_named
+from edgefl.aggregator.own_fusion import OwnFusion
+from edgefl.aggregator.weights import Rule, rule_of
 from edgefl.errors import ConfigError, RemoteProtocolError, nearest
 from edgefl.method import Ask, Chosen, Fused, Reply
+from edgefl.own_code import own
 from edgefl.tensors import Tensors
 
 COUNTS = ("examples", "correct", "inner_correct")  # metrics of a program that are counts, not means
@@ -288,13 +290,15 @@ Fusing = Callable[[Ask], tuple[Fusion, Rule]]  # how the replies to an ask becom
 
 def fusing(ask: Ask) -> tuple[Fusion, Rule]:
     """A new accumulator and the weight rule that an ask names. Raises ConfigError with the known names."""
-    return fusion_of(ask.fusion), rule_named(ask.weight)
+    return fusion_of(ask.fusion), rule_of(ask.weight)
 
 
 def fusion_of(chosen: Chosen) -> Fusion:
     """A new accumulator of the fusion that a run has chosen, by its name or with numbers. Raises ConfigError for a name
     or a number that there is not, or one out of bounds."""
     name = name_of(chosen, "fusion")
+    if (found := own(name)) is not None:
+        return OwnFusion(*found, numbers_of(chosen))
     if name not in FUSIONS:
         raise ConfigError(f"no fusion is called {name!r}", hint=nearest(name, FUSIONS))
     made: Fusion = with_numbers(FUSIONS[name], numbers_of(chosen), f"fusion {name!r}")()

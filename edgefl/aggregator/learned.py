@@ -17,8 +17,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from edgefl.aggregator.fusion import Fusing, Fusion, Replies, WeightedMean, shares
-from edgefl.aggregator.weights import LEARNED, Rule, rule_named
+from edgefl.aggregator.fusion import Fusing, Fusion, Replies, WeightedMean, fusing, shares
+from edgefl.aggregator.weights import LEARNED, Rule, rule_of
 from edgefl.errors import EdgeflError
 from edgefl.method import Ask, Fused, Reply
 from edgefl.tensors import Array, Tensors
@@ -112,11 +112,14 @@ class LearnedMean(Replies):
 
 
 def learning(held_out: HeldOut, *, steps: int) -> Fusing:
-    """The fusing of a run whose weights are learned in so many `steps` a round."""
+    """The fusing of a run whose weights are learned in so many `steps` a round, where an ask wants them."""
 
     def begin(ask: Ask) -> tuple[Fusion, Rule]:
+        rule = rule_of(ask.weight)
+        if rule.name != LEARNED:
+            return fusing(ask)
         deltas = any(task.send_as == "delta" for task in ask.tasks if task.send)
-        return LearnedMean(held_out, start=ask.tensors if deltas else None, steps=steps), rule_named(LEARNED)
+        return LearnedMean(held_out, start=ask.tensors if deltas else None, steps=steps), rule
 
     return begin
 

@@ -1,23 +1,28 @@
 """Weight rules: how much a reply counts, a plain function of what the reply says about itself.
 
 A rule is chosen by name in the run file, `[method] weight = "examples/residual"`, and serves every method. One's own
-is named by its file: `weight = "weights.py:mine"`, where `mine` takes a `Reply` and gives a number above 0.
+is named by its file: `weight = "weights.py:mine"`, where `mine` takes a `Reply` and gives a number above 0. Its further
+arguments are numbers that the run file may set: `weight = { name = "weights.py:mine", power = 0.5 }`. A method may also
+bring a function of its own, in place of a name.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
-from edgefl import own_code
+from msgspec import Meta
+
+from edgefl.aggregator.chosen import load_own, name_of, numbers_of, with_numbers
 from edgefl.aggregator.norms import lower_median
-from edgefl.errors import ConfigError, InputError, RemoteProtocolError, said
-from edgefl.method import Reply
+from edgefl.errors import ConfigError, RemoteProtocolError, said
+from edgefl.method import Chosen, Reply
+from edgefl.own_code import own
 
 LEARNED = "learned"
-EPSILON = 0.01  # about the residual at which a solve counts as done: less earns a device no more weight
 
 
 @dataclass(frozen=True)
@@ -70,9 +75,12 @@ def examples_times_steps(reply: Reply) -> float:
     return reply.examples * reply.metrics["train.solver_steps"]
 
 
-def examples_by_residual(reply: Reply) -> float:
-    """n_k / (epsilon + residual_k): who came nearer to its equilibrium counts more."""
-    return reply.examples / (EPSILON + reply.metrics["train.residual"])
+def examples_by_residual(reply: Reply, epsilon: Annotated[float, Meta(gt=0)] = 0.01) -> float:
+    """n_k / (epsilon + residual_k): who came nearer to its equilibrium counts more.
+
+    `epsilon` is about the residual at which a solve counts as done: less earns a device no more weight.
+    """
+    return reply.examples / (epsilon + reply.metrics["train.residual"])
 
 
 RULES: dict[str, Rule] = {
@@ -88,6 +96,17 @@ RULES: dict[str, Rule] = {
 }
 
 
+def rule_of(chosen: Chosen | Callable[[Reply], float]) -> Rule:
+    """The rule that a run has chosen, by its name or with numbers, or the function that a method brings. Raises
+    ConfigError for a name or a number that there is not, or one out of bounds."""
+    if callable(chosen):
+        return Rule(getattr(chosen, "__name__", type(chosen).__name__), chosen)
+    name = name_of(chosen, "weight rule")
+    found = own(name)
+    rule = rule_named(name) if found is None else load_rule(*found, f"{found[0].name}:{found[1]}")
+    return replace(rule, function=with_numbers(rule.function, numbers_of(chosen), f"weight rule {rule.name!r}"))
+
+
 def rule_named(name: str) -> Rule:
     """A rule of `RULES`. Raises ConfigError with the known names."""
     if name not in RULES:
@@ -99,11 +118,5 @@ def rule_named(name: str) -> Rule:
 
 def load_rule(path: Path, function: str, name: str) -> Rule:
     """The rule that is `function` in the Python file `path`, called `name`. Raises ConfigError in one clear line."""
-    try:
-        found = own_code.load(path, function, called=path.name)
-    except InputError as error:
-        hint = error.hint or f"def {function}(reply): return reply.examples"
-        raise ConfigError(f"weight rule {name!r}: {error.message}", hint=hint) from error
-    if not callable(found):
-        raise ConfigError(f"weight rule {name!r}: {function!r} in {path.name} is no function")
-    return Rule(name, found)
+    hint = f"def {function}(reply): return reply.examples"
+    return Rule(name, load_own(path, function, f"weight rule {name!r}", hint))

@@ -1,9 +1,14 @@
-"""The aggregator's half of each published method, one file each."""
+"""The aggregator's half of each published method, one file each. FILE.py:CLASS is one of one's own."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from edgefl import own_code
+from edgefl.errors import ConfigError, InputError, nearest, said
 from edgefl.methods.codream import CoDream
 from edgefl.methods.codream_fast import CoDreamFast
 from edgefl.methods.deq_fl import DeqFl
@@ -29,3 +34,34 @@ METHODS: dict[str, type[Any]] = {
     "codream": CoDream,
     "codream_fast": CoDreamFast,
 }
+
+
+def method_named(name: object) -> type[Any]:
+    """The method of that name, or the class of FILE.py:CLASS. Raises ConfigError for a name that there is not, and for
+    a class that is no method."""
+    found = own_code.own(name) if isinstance(name, str) else None
+    if found is not None:
+        return _own(*found)
+    if not isinstance(name, str) or name not in METHODS:
+        raise ConfigError(f"[method] name is {name!r}", hint=nearest(str(name), sorted(METHODS)))
+    return METHODS[name]
+
+
+def _own(path: Path, name: str) -> type[Any]:
+    called = f"[method] {path.name + ':' + name!r}"
+    try:
+        kind = own_code.load(path, name, called=path.name)
+    except InputError as error:
+        raise ConfigError(f"{called}: {error.message}", hint=error.hint) from error
+    hint = "derive it from FedAvg, or see edgefl/method.py"
+    if not isinstance(kind, type) or not issubclass(kind, msgspec.Struct):
+        raise ConfigError(f"{called} is no method: expected a class that is a msgspec.Struct", hint=hint)
+    lacks = [part for part in ("start", "ask", "advance") if not callable(getattr(kind, part, None))]
+    lacks += [] if "initial" in kind.__struct_fields__ else ["initial"]
+    if lacks:
+        raise ConfigError(f"{called} is no method: it has no {lacks[0]!r}", hint=hint)
+    try:
+        msgspec.structs.fields(kind)
+    except Exception as error:  # an annotation of somebody's own means what it likes
+        raise ConfigError(f"{called}: its fields have types that cannot be read: {said(error)}", hint=hint) from error
+    return kind

@@ -131,7 +131,7 @@ class CoDream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     alone: bool = False
     evaluate: bool = False
     likeness_limit: Annotated[float, Meta(gt=0, le=1)] = 0.95
-    weight: str = "examples"
+    weight: str | dict[str, Any] = "examples"
     fusion: str | dict[str, Any] = "mean"
     encoding: Literal["float32", "float16"] = "float16"
     dreams_as: Literal["float32", "uint8", "change"] = "uint8"
@@ -425,7 +425,7 @@ class CoDream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         place: Place,
         *,
         durable: bool = True,
-        weight: str = "equal",
+        weight: Chosen = "equal",
         fusion: Chosen = "mean",
         certain: tuple[str, ...] = (),
     ) -> Ask:

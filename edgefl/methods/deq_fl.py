@@ -11,7 +11,7 @@ gradient through a few phantom steps.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from msgspec import Meta
 from msgspec.structs import replace
@@ -29,7 +29,7 @@ class DeqFl(FedAvg, frozen=True):
     A device's own max_steps and tolerance, of its profile or its class, count more than these.
     """
 
-    weight: str = "examples/residual"
+    weight: str | dict[str, Any] = "examples/residual"
     max_steps: Annotated[int, Meta(ge=1)] | None = None
     tolerance: Annotated[float, Meta(ge=0)] | None = None
 

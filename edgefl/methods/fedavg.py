@@ -40,8 +40,8 @@ class FedAvg(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     encoding        of floats on the wire
     evaluate        also evaluate on each device's own test data, before it trains: the announced tensors, with what
                     the device has kept in place of the others
-    weight          weight rule (edgefl/aggregator/weights.py)
-    fusion          how replies become one (edgefl/aggregator/fusion.py): a name, or { name = ..., number = ... }
+    weight          weight rule (edgefl/aggregator/weights.py): a name, or { name = ..., number = ... }
+    fusion          how replies become one (edgefl/aggregator/fusion.py), in the same way
     seed            of the devices' shuffles
     """
 
@@ -57,7 +57,7 @@ class FedAvg(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     send_as: Literal["value", "delta"] = "value"
     encoding: Literal["float32", "float16"] = "float32"
     evaluate: bool = False
-    weight: str = "examples"
+    weight: str | dict[str, Any] = "examples"
     fusion: str | dict[str, Any] = "mean"
     seed: int = 0
 

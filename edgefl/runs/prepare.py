@@ -13,21 +13,21 @@ import msgspec
 
 from edgefl.aggregator import classes as device_classes
 from edgefl.aggregator.checks import check_ask, check_sends
+from edgefl.aggregator.chosen import name_of
 from edgefl.aggregator.classes import DeviceClass, check_classes, initial, parse_condition
 from edgefl.aggregator.coordinator import RoundSettings
-from edgefl.aggregator.fusion import Fusing, fusing, fusion_of
+from edgefl.aggregator.fusion import Fusing, fusing
 from edgefl.aggregator.learned import learning
 from edgefl.aggregator.serve import Evaluate
-from edgefl.aggregator.weights import LEARNED, load_rule
+from edgefl.aggregator.weights import LEARNED
 from edgefl.bundle import Bundle, read
 from edgefl.errors import ConfigError
 from edgefl.files import write_atomic
 from edgefl.method import Ask, Method
-from edgefl.own_code import own
 from edgefl.protocol import MAX_HEADER_BYTES, Announcement, BlobRef, devices_that_fit
 from edgefl.runs import questions
 from edgefl.runs.evaluation import evaluation_data, evaluator_of
-from edgefl.runs.run_file import BundleSection, ModelSection, RunFile, make_method
+from edgefl.runs.run_file import OWN_CODE, BundleSection, ModelSection, RunFile, make_method, own_code_of, with_own_code
 
 if TYPE_CHECKING:
     from edgefl_device.work.student import Student
@@ -38,8 +38,9 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run that can begin."""
+    """A run that can begin. `config` names the copies of somebody's own code."""
 
+    config: RunFile
     classes: list[DeviceClass]
     method: Method
     fusing: Fusing
@@ -52,12 +53,14 @@ def prepare(config: RunFile, place: Path, progress: Progress) -> Prepared:
 
     Raises ConfigError and BundleError for what no device of the run could do, and what an export raises.
     """
+    config = with_own_code_kept(config, place)
     classes = classes_of(config, place, progress)
     method = method_of(config, classes, student_of(config, place, progress))
     return Prepared(
+        config,
         classes,
         method,
-        fusing_of(config, classes, place),
+        fusing_of(config, classes),
         round_of(config, method),
         evaluator_of(config, classes, method),
     )
@@ -143,19 +146,27 @@ def check_names(ask: Ask, settings: RoundSettings) -> None:
         )
 
 
-def fusing_of(config: RunFile, classes: Sequence[DeviceClass], place: Path) -> Fusing:
-    """How replies are weighted and fused; a rule of somebody's own is kept in the run directory for a resume."""
-    weight = str(config.method.get("weight", ""))
-    if (found := own(weight)) is not None:
-        file, function = found
-        inside = place / "weights.py"
-        if not inside.exists():
+def with_own_code_kept(config: RunFile, place: Path) -> RunFile:
+    """The run file with copies of somebody's own code in the run directory, for a resume: a run ends with the code that
+    it began with. Raises ConfigError where there is neither a copy nor the file."""
+    method = dict(config.method)
+    for key, inside in OWN_CODE.items():
+        if (found := own_code_of(method, key)) is None:
+            continue
+        file, name = found
+        copy = place / inside
+        if not copy.exists():
             if not file.is_file():
-                raise ConfigError(f"weight rule {weight!r}: no file {file}", hint="its path is seen from the run file")
-            write_atomic(inside, file.read_bytes())
-        rule = load_rule(inside, function, f"{file.name}:{function}")
-        return lambda ask: (fusion_of(ask.fusion), rule) if ask.weight == weight else fusing(ask)
-    if weight == LEARNED and config.evaluate is not None:
+                called = f"[method] {key} {file.name + ':' + name!r}"
+                raise ConfigError(f"{called}: no file {file}", hint="its path is seen from the run file")
+            write_atomic(copy, file.read_bytes())
+        method = with_own_code(method, key, copy)
+    return msgspec.structs.replace(config, method=method)
+
+
+def fusing_of(config: RunFile, classes: Sequence[DeviceClass]) -> Fusing:
+    """How replies are weighted and fused."""
+    if name_of(config.method.get("weight", ""), "weight rule") == LEARNED and config.evaluate is not None:
         from edgefl_device.work.evaluate import HeldOut
 
         if len(classes) > 1:

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from edgefl.aggregator.classes import DeviceClass
 from edgefl.aggregator.record import Record
@@ -69,7 +70,7 @@ def _ignore(what: object) -> None:
 
 
 def aggregate(
-    run_file: RunFile | str | Path,
+    run_file: RunFile | Mapping[str, Any] | str | Path,
     *,
     broker: str | None = None,
     resume: bool = False,
@@ -79,7 +80,7 @@ def aggregate(
 ) -> Result:
     """Run the aggregator against an MQTT broker; devices join by themselves.
 
-    run_file    a file (TOML), or the same as a value
+    run_file    the path of a file (TOML), or the same as a RunFile or a dict
     broker      mqtt://HOST:PORT, instead of the run file's
     resume      go on with the last run of that name
     on_begin    told before the first round; `on_round` after each, when it is durable; `progress` one line at a time
@@ -99,7 +100,7 @@ def aggregate(
 
 
 def run(
-    run_file: RunFile | str | Path,
+    run_file: RunFile | Mapping[str, Any] | str | Path,
     *,
     resume: bool = False,
     on_begin: Callable[[Begun], None] = _ignore,
@@ -167,6 +168,7 @@ def _carry(
     """Carry a run to its end, with a fleet of our own where there are `parts` of data, or whoever comes."""
     address = Address.parse(url)
     ready = prepare(config, place, watch.progress)
+    config = ready.config
     begun = (place / "run.json").exists()
     store = Store.open(place) if begun else Store.create(place, to_toml(config))
     with contextlib.ExitStack() as stack:

@@ -15,17 +15,19 @@ from edgefl.aggregator.chosen import name_of
 from edgefl.aggregator.classes import parse_condition
 from edgefl.aggregator.coordinator import RoundSettings
 from edgefl.aggregator.fusion import fusion_of
-from edgefl.aggregator.weights import LEARNED, rule_named
+from edgefl.aggregator.weights import LEARNED, rule_of
 from edgefl.errors import ConfigError, nearest
 from edgefl.files import read_bytes
 from edgefl.method import Method
-from edgefl.methods import DEFAULT, METHODS
+from edgefl.methods import DEFAULT, method_named
 from edgefl.own_code import own
 from edgefl.protocol import NAME
 from edgefl.runs.questions import length_of
 
 Share = Annotated[float, Meta(gt=0, le=1)]
 STUDENT = "student"  # the field of a method that has one
+# Keys of [method] that may name FILE.py:NAME -> what a copy is called in the run directory.
+OWN_CODE = {"name": "method.py", "fusion": "fusion.py", "weight": "weights.py"}
 SOURCES = ("small", "local", "loss")  # options of `edgefl export` that may name FILE:OBJECT
 MAX_RUN_FILE_BYTES = 2**20
 MAX_DEPTH = 10  # tables and lists in each other
@@ -171,8 +173,9 @@ def read_run_file(path: Path) -> RunFile:
         run.broker, **{k: _beside(base, v) for k in ("ca", "cert", "key") if (v := getattr(run.broker, k)) is not None}
     )
     method = dict(run.method)
-    if own(str(method.get("weight"))):
-        method["weight"] = _beside(base, method["weight"])
+    for key in OWN_CODE:
+        if found := own_code_of(method, key):
+            method = with_own_code(method, key, base / found[0])
     return msgspec.structs.replace(
         run,
         method=method,
@@ -185,14 +188,23 @@ def read_run_file(path: Path) -> RunFile:
     )
 
 
-def run_file_of(given: RunFile | str | Path) -> RunFile:
-    """A run file as a value, whether it is one or names a file; a value's paths are relative to where it is used."""
-    return given if isinstance(given, RunFile) else read_run_file(Path(given))
+def run_file_of(given: RunFile | Mapping[str, Any] | str | Path) -> RunFile:
+    """A run file as a value, checked: of one, of the same in dicts and lists as TOML has them, or of a file's path.
+
+    Paths in a value are relative to where it is used, those in a file to its folder. Raises ConfigError.
+    """
+    if isinstance(given, (str, Path)):
+        return read_run_file(Path(given))
+    raw = msgspec.to_builtins(given) if isinstance(given, RunFile) else dict(given)
+    return _checked(raw, where="run")
 
 
 def parse_run_file(text: str, *, where: str) -> RunFile:
     """A run file from its text."""
-    raw = from_toml(text, where=where)
+    return _checked(from_toml(text, where=where), where=where)
+
+
+def _checked(raw: dict[str, Any], *, where: str) -> RunFile:
     _check_keys(raw, RunFile, where, "")
     _check_values(raw, where, "")
     try:
@@ -204,8 +216,9 @@ def parse_run_file(text: str, *, where: str) -> RunFile:
     _check_devices(run, where)
     _check_bundles(run.bundles, where)
     _check_student(run, where)
-    make_method(run, {}, where=where)
-    if run.method.get("weight") == LEARNED and (run.evaluate is None or run.evaluate.held_out == 0):
+    _check_method(run, where)
+    learned = name_of(run.method.get("weight", ""), "weight rule") == LEARNED
+    if learned and (run.evaluate is None or run.evaluate.held_out == 0):
         raise ConfigError(
             f"{where}: weight {LEARNED!r} needs held-out examples on the aggregator",
             hint="set held_out = 500 in [evaluate]",
@@ -224,16 +237,34 @@ def from_toml(text: str, *, where: str) -> dict[str, Any]:
     return raw
 
 
+def own_code_of(method: Mapping[str, Any], key: str) -> tuple[Path, str] | None:
+    """File and name of one's own code that `key` of [method] chooses: FILE.py:NAME, alone or with numbers."""
+    chosen = method.get(key)
+    return own(str(chosen.get("name") if isinstance(chosen, Mapping) else chosen))
+
+
+def with_own_code(method: Mapping[str, Any], key: str, path: Path) -> dict[str, Any]:
+    """`method` where `key` names the same in another file."""
+    found = own_code_of(method, key)
+    assert found is not None
+    chosen, name = method[key], f"{path.resolve()}:{found[1]}"
+    return {**method, key: {**chosen, "name": name} if isinstance(chosen, Mapping) else name}
+
+
+def _check_method(run: RunFile, where: str) -> None:
+    """Raise ConfigError for a method that could not be made. One's own code is looked at when a run is prepared: a run
+    that goes on has its own copy."""
+    theirs = [key for key in OWN_CODE if own_code_of(run.method, key)]
+    if "name" not in theirs:
+        built_in = {key: value for key, value in run.method.items() if key not in theirs}
+        make_method(msgspec.structs.replace(run, method=built_in), {}, where=where)
+
+
 def make_method(run: RunFile, initial: Mapping[str, Any], *, where: str, student: object = None) -> Method:
     """The run's method with its settings. Raises ConfigError for an unknown method, key, or wrong value."""
     settings = dict(run.method)
-    name = settings.pop("name", DEFAULT)
-    if not isinstance(name, str) or name not in METHODS:
-        raise ConfigError(
-            f"{where}: [method] name is {name!r}",
-            hint=nearest(str(name), sorted(METHODS)),
-        )
-    kind = METHODS[name]
+    settings.pop("name", None)
+    kind = _kind_of(run, where)
     allowed = {f for f in kind.__struct_fields__ if f not in ("initial", STUDENT)}
     for key in settings:
         if key not in allowed:
@@ -242,21 +273,28 @@ def make_method(run: RunFile, initial: Mapping[str, Any], *, where: str, student
                 hint=nearest(key, sorted(allowed)),
             )
     given = {"initial": dict(initial)} | ({STUDENT: student} if STUDENT in kind.__struct_fields__ else {})
+    seed = {"seed": run.seed} if "seed" in allowed else {}
     try:
-        method = msgspec.convert({"seed": run.seed, **settings, **given}, kind)
+        method = msgspec.convert({**seed, **settings, **given}, kind)
     except (msgspec.ValidationError, OverflowError) as error:
         raise ConfigError(f"{where}: [method]: {_readable(error)}") from error
     fusion, weight = getattr(method, "fusion", "mean"), getattr(method, "weight", "examples")
     try:
         fusion_of(fusion)
-        if own(weight) is None:
-            rule_named(weight)
+        rule = rule_of(weight)
     except ConfigError as error:
         raise ConfigError(f"{where}: [method]: {error.message}", hint=error.hint) from error
-    if weight == LEARNED and (name := name_of(fusion, "fusion")) != "mean":
+    if rule.name == LEARNED and (name := name_of(fusion, "fusion")) != "mean":
         raise ConfigError(f"{where}: weight {LEARNED!r} is of a mean, not of fusion {name!r}")
     result: Method = method
     return result
+
+
+def _kind_of(run: RunFile, where: str) -> type[Any]:
+    try:
+        return method_named(run.method.get("name", DEFAULT))
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error.message}", hint=error.hint) from error
 
 
 def to_toml(run: RunFile) -> str:
@@ -270,7 +308,7 @@ def resumed(saved: RunFile, given: RunFile) -> RunFile:
     """The run file to go on with: seed, method, model and fleet stay the run's own; where the broker is, how rounds
     are closed, how the model is evaluated and how many rounds there are may be given anew."""
     method = dict(saved.method)
-    length = length_of(METHODS.get(str(method.get("name", DEFAULT))))
+    length = length_of(_kind_of(saved, "run file"))
     if length in given.method:
         method[length] = given.method[length]
     return msgspec.structs.replace(
@@ -318,7 +356,7 @@ def _check_source(section: ModelSection, where: str) -> None:
 
 def _check_student(run: RunFile, where: str) -> None:
     name = str(run.method.get("name", DEFAULT))
-    wanted = STUDENT in METHODS[name].__struct_fields__ if name in METHODS else run.student is not None
+    wanted = STUDENT in _kind_of(run, where).__struct_fields__
     if wanted and run.student is None:
         raise ConfigError(
             f"{where}: {name} has a student, a model that learns on the aggregator",

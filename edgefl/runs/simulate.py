@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from edgefl.aggregator.classes import class_of, stated
 from edgefl.aggregator.record import Record, record_of
@@ -47,7 +48,7 @@ def _ignore(what: object) -> None:
 
 
 def simulate(
-    run_file: RunFile | str | Path,
+    run_file: RunFile | Mapping[str, Any] | str | Path,
     *,
     on_round: Callable[[Record], None] = _ignore,
     progress: Callable[[str], None] = _ignore,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -440,6 +441,119 @@ def test_what_cannot_be_chosen_is_refused_in_one_line(chosen: Chosen, message: s
 def test_an_ask_names_its_fusion_and_its_rule() -> None:
     fusion, rule = fusing(Ask((), {}, weight="equal"))
     assert isinstance(fusion, WeightedMean) and rule.name == "equal"
+
+
+# --- a fusion of one's own ----------------------------------------------------------------------------------------
+
+MINE = """
+import numpy as np
+from edgefl.aggregator.fusion import Coordinates, Replies
+
+class Largest(Coordinates):
+    def combine(self, values):
+        return values.max(axis=0)
+
+class Power(Replies):
+    def __init__(self, power: float = 2.0) -> None:
+        super().__init__()
+        self.power = power
+
+    def finish(self):
+        held = self.sorted()
+        total = sum(weight**self.power for _, weight in held)
+        parts = {reply.device: weight**self.power / total for reply, weight in held}
+        w = sum(parts[reply.device] * reply.tensors["w"] for reply, _ in held)
+        return self.fused({"w": w.astype(np.float32)}, parts)
+
+def power_of(*, power):
+    return Power(power)
+
+class Nothing:
+    pass
+
+class Silent(Replies):
+    def finish(self):
+        return None
+
+class Broken(Replies):
+    def finish(self):
+        return self.sorted()[7]
+
+class Narrow(Coordinates):
+    def combine(self, values):
+        return values[0][:1]
+
+class Forgets(Replies):
+    def finish(self):
+        return self.fused({}, {})
+
+number = 3
+"""
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Callable[..., Chosen]:
+    """One of the fusions in MINE, with numbers."""
+    (tmp_path / "mine.py").write_text(MINE)
+    return lambda name, **numbers: {"name": f"{tmp_path}/mine.py:{name}", **numbers}
+
+
+def test_a_class_or_a_function_of_ones_own_file(mine: Callable[..., Chosen]) -> None:
+    """The largest of [3, 0] and [1, 4]; weights 1 and 3, so squared 1 and 9: (3 + 9 * 1) / 10, (0 + 9 * 4) / 10."""
+    sent = [reply("a", 1, 3, 0), reply("b", 3, 1, 4)]
+    np.testing.assert_array_equal(fused_by(mine("Largest"), sent).tensors["w"], [3, 4])
+    for chosen in (mine("Power"), mine("Power", power=2), mine("power_of", power=2.0)):
+        fused = fused_by(chosen, sent)
+        np.testing.assert_allclose(fused.tensors["w"], [1.2, 3.6], rtol=1e-6)
+        assert fused.weights == {"a": 0.1, "b": 0.9} and fused.devices == ("a", "b")
+    assert not fusion_of(mine("Largest")).weighs and fusion_of(mine("Power")).weighs
+
+
+def test_own_fusions_merge(mine: Callable[..., Chosen]) -> None:
+    one, two = fusion_of(mine("Largest")), fusion_of(mine("Largest"))
+    one.add(part("a", 1, head=3), 1)
+    two.add(part("b", 1, head=5, tail=2), 1)
+    one.merge(two)
+    assert one.devices == ("a", "b")
+    assert {name: value.item() for name, value in one.finish().tensors.items()} == {"head": 5, "tail": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers", "message", "hint"),
+    [
+        ("Largset", {}, "no 'Largset' in mine.py", "did you mean 'Largest'?"),
+        ("number", {}, "'number' in mine.py is no function", "class number(edgefl.aggregator.fusion.Replies): ..."),
+        ("Nothing", {}, "Nothing is no fusion: it has no 'devices'", "derive it from edgefl.aggregator.fusion.Replies"),
+        ("Replies", {}, "Replies is no fusion: it has no 'finish'", "derive it from edgefl.aggregator.fusion.Replies"),
+        ("Power", {"pow": 2}, "unknown number 'pow'", "did you mean 'power'?"),
+        ("Power", {"power": "high"}, "power: Expected `float`, got `str`", None),
+        ("power_of", {}, "power is missing", '{ name = "NAME", power = 0.1 }'),
+        ("power_of", {"power": {}}, "failed: TypeError", None),
+    ],
+)
+def test_what_is_no_fusion_is_refused_in_one_line(
+    mine: Callable[..., Chosen], name: str, numbers: dict[str, Any], message: str, hint: str | None
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        fused_by(mine(name, **numbers), [reply("a", 2, 3)])
+    assert refused.value.message.startswith(f"fusion 'mine.py:{name}'")
+    assert message in refused.value.message and "\n" not in refused.value.message
+    assert refused.value.hint == hint
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Silent", "gives a NoneType"),
+        ("Broken", "failed: IndexError: list index out of range"),
+        ("Narrow", "gives 'w' of shape [1]; the replies hold it of shape [2]"),
+        ("Forgets", "gives 'w' not at all; the replies hold it of shape [2]"),
+    ],
+)
+def test_what_it_gives_wrong_is_said_in_one_line(mine: Callable[..., Chosen], name: str, message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        fused_by(mine(name), [reply("a", 1, 3, 0), reply("b", 3, 1, 4)])
+    assert refused.value.message == f"fusion 'mine.py:{name}' {message}"
 
 
 # --- no share to bound where weights count nothing ----------------------------------------------------------------

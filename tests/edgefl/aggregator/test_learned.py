@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgefl.aggregator.fusion import WeightedMean
+from edgefl.aggregator.fusion import Median, WeightedMean
 from edgefl.aggregator.learned import LearnedMean, learning
 from edgefl.errors import EdgeflError
 from edgefl.method import Ask, Fused, Reply, Task
@@ -201,6 +201,12 @@ def test_a_run_whose_weights_are_learned_knows_deltas_from_values() -> None:
             one = reply(name, 1, w)
             fusion.add(one, rule.weigh(one))
         assert fusion.finish().weights["a"] > 0.99
+
+
+def test_an_ask_that_wants_no_learned_weights_has_none() -> None:
+    """CoDream's asks for gradients, in a run whose labels are weighted by learning."""
+    fusion, rule = learning(Distance({"w": [4]}), steps=4)(Ask((Task("dream"),), {}, fusion="median", weight="equal"))
+    assert isinstance(fusion, Median) and rule.name == "equal"
 
 
 def test_weights_that_are_none_and_nothing_to_finish_are_our_bugs() -> None:

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from edgefl.aggregator.checks import check_ask
 from edgefl.aggregator.fusion import shares
-from edgefl.aggregator.weights import RULES, load_rule, rule_named
+from edgefl.aggregator.weights import RULES, load_rule, rule_named, rule_of
 from edgefl.bundle import Bundle, Manifest, Output
 from edgefl.errors import ConfigError, EdgeflError, RemoteProtocolError
-from edgefl.method import Ask, Reply, Task
+from edgefl.method import Ask, Chosen, Reply, Task
 from edgefl.own_code import own
 
 
@@ -75,6 +75,40 @@ def test_an_unknown_rule_names_those_there_are() -> None:
     assert refused.value.hint is not None and "examples/residual" in refused.value.hint
 
 
+def test_a_rule_has_numbers() -> None:
+    """10 / (0.01 + 0.04) by default, 10 / (0.36 + 0.04) with an epsilon of one's own."""
+    sent = reply(10, residual=0.04)
+    assert rule_of("examples/residual").weigh(sent) == pytest.approx(200)
+    rule = rule_of({"name": "examples/residual", "epsilon": 0.36})
+    assert rule.weigh(sent) == pytest.approx(25) and rule.metrics == ("train.residual",)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message", "hint"),
+    [
+        ({"name": "examples/residual", "epsilon": 0}, "'examples/residual': epsilon: Expected `float` > 0.0", None),
+        (
+            {"name": "examples/residual", "eps": 1},
+            "'examples/residual': unknown number 'eps'",
+            "did you mean 'epsilon'?",
+        ),
+        ({"name": "equal", "power": 1}, "'equal': unknown number 'power'", "weight rule 'equal' has none"),
+    ],
+)
+def test_numbers_that_a_rule_has_not(chosen: Chosen, message: str, hint: str | None) -> None:
+    with pytest.raises(ConfigError) as refused:
+        rule_of(chosen)
+    assert (refused.value.message, refused.value.hint) == (f"weight rule {message}", hint)
+
+
+def test_a_method_may_bring_a_function() -> None:
+    def root(reply: Reply) -> float:
+        return reply.examples**0.5
+
+    rule = rule_of(root)
+    assert (rule.name, rule.weigh(reply(16)), rule.of_examples) == ("root", 4, False)
+
+
 # --- what a bundle must have --------------------------------------------------------------------------------------
 
 
@@ -121,8 +155,22 @@ def test_own_rules_are_told_by_their_file() -> None:
 
 def test_a_function_of_a_reply(tmp_path: Path) -> None:
     path = write(tmp_path, "import math\ndef mine(reply):\n    return math.sqrt(reply.examples)\n")
-    rule = load_rule(path, "mine", "weights.py:mine")
-    assert rule.weigh(reply(16)) == 4
+    for rule in (load_rule(path, "mine", "weights.py:mine"), rule_of(f"{path}:mine")):
+        assert rule.name == "weights.py:mine"
+        assert rule.weigh(reply(16)) == 4
+
+
+def test_numbers_are_the_further_arguments(tmp_path: Path) -> None:
+    path = write(tmp_path, "def mine(reply, power=1, *, floor: int):\n    return reply.examples**power + floor\n")
+    assert rule_of({"name": f"{path}:mine", "power": 0.5, "floor": 3}).weigh(reply(16)) == 7
+    assert rule_of({"name": f"{path}:mine", "floor": 3}).weigh(reply(16)) == 19
+    for numbers, said in (
+        ({}, "floor is missing"),
+        ({"floor": 0.5}, "floor: Expected `int`, got `float`"),
+        ({"reply": 1}, "unknown number 'reply'"),
+    ):
+        with pytest.raises(ConfigError, match=f"^weight rule 'weights.py:mine': {said}"):
+            rule_of({"name": f"{path}:mine", **numbers})
 
 
 @pytest.mark.parametrize(
