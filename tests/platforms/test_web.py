@@ -182,6 +182,63 @@ def test_a_program_with_external_data_is_refused(bundles: list[Bundle], tmp_path
     assert done.stderr.splitlines()[0] == ours.stderr.splitlines()[0]
 
 
+# Random numbers: the same as in Python
+
+
+RANDOM = json.loads((Path(__file__).parents[1] / "vectors" / "random.json").read_text())
+
+
+def test_orders_and_seeds_are_those_of_python() -> None:
+    orders, seeds, made = evaluate(
+        f"""
+        import {{ keyOf, orderOf, seedOf, words }} from "./random_numbers.mjs";
+        const {{ keys, orders, seeds }} = {json.dumps({name: RANDOM[name] for name in ("keys", "orders", "seeds")})};
+        const all = (cases, work) => Promise.all(cases.map(work));
+        console.log(JSON.stringify([
+          await all(orders, (c) => orderOf(c.examples, c)),
+          await all(seeds, async (c) => String(await seedOf(c.seed, c.device))),
+          await all(keys, async (c) => Array.from(words(await keyOf(c.text), c.words.length), String)),
+        ]));
+        """
+    )
+    assert made == [case["words"] for case in RANDOM["keys"]]
+    assert orders == [case["order"] for case in RANDOM["orders"]]
+    assert seeds == [case["program"] for case in RANDOM["seeds"]]
+
+
+def test_noise_is_pythons_to_the_last_place() -> None:
+    noise = evaluate(
+        f"""
+        import {{ normals }} from "./random_numbers.mjs";
+        const made = {json.dumps(RANDOM["noise"])}.map((c) => normals(c.seed, c.values.length));
+        console.log(JSON.stringify((await Promise.all(made)).map((values) => [...new Int32Array(values.buffer)])));
+        """
+    )
+    for case, theirs in zip(RANDOM["noise"], noise, strict=True):
+        ours = np.array([int(bits, 16) for bits in case["values"]], np.uint32).view(np.int32).astype(np.int64)
+        assert len(theirs) == len(ours)
+        assert np.abs(ours - theirs).max(initial=0) <= 1, case["seed"]
+
+
+def test_masks_are_those_of_programs() -> None:
+    masks = evaluate(
+        f"""
+        import {{ keys, kept, uniform }} from "./random_numbers.mjs";
+        const hex = (digits) => (word) => word.toString(16).padStart(digits, "0");
+        console.log(JSON.stringify({json.dumps(RANDOM["masks"])}.map((c) => {{
+          const call = [c.seed, c.step, c.site];
+          const bits = (p) => kept(...call, c.uniform.length, Number(p)).map(Number).join("");
+          return {{
+            keys: keys(...call).map(hex(8)),
+            uniform: Array.from(uniform(...call, c.uniform.length), hex(6)),
+            kept: Object.fromEntries(Object.keys(c.kept).map((p) => [p, bits(p)])),
+          }};
+        }})));
+        """
+    )
+    assert masks == [{name: case[name] for name in ("keys", "uniform", "kept")} for case in RANDOM["masks"]]
+
+
 def verify(*arguments: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["node", "verify.mjs", *arguments], cwd=runtimes.WEB, capture_output=True, text=True)
 
