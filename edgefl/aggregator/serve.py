@@ -6,6 +6,7 @@ import contextlib
 import math
 import queue
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -238,7 +239,13 @@ class Server:
 
 @contextmanager
 def _signals_to(events: queue.SimpleQueue[Any]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM become an event, so that they never cut a fusion in two. A second Ctrl-C ends at once."""
+    """Ctrl-C and SIGTERM become an event, so that they never cut a fusion in two. A second Ctrl-C ends at once.
+
+    Beside the main thread nobody can: there they are the caller's.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def ask_to_stop(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgefl.cli.prepare import with_own_code_kept
 from edgefl.errors import ConfigError
 from edgefl.methods import METHODS, method_named
 from edgefl.methods.fedavg import FedAvg
+from edgefl.runs.prepare import with_own_code_kept
 from edgefl.runs.run_file import RunFile, make_method, parse_run_file, read_run_file, to_toml
 
 MINE = """
