@@ -33,7 +33,7 @@ VERSION = "1.19.2"  # the last: onnxruntime's release notes of 1.20.0
 INSTALL = f"pip install onnxruntime-training-cpu=={VERSION} edgefl, with Python 3.10 to 3.12 and without onnxruntime"
 TRAINING, EVAL, OPTIMIZER, CHECKPOINT = "training_model.onnx", "eval_model.onnx", "optimizer_model.onnx", "checkpoint"
 FILES = (TRAINING, EVAL, OPTIMIZER, CHECKPOINT)
-LEARNING_RATE = "learning_rate"
+LEARNING_RATE = "learning_rate"  # edgefl.names has it; this file runs where edgefl is not
 TRAINED, FROZEN = "trained.safetensors", "frozen.safetensors"  # what `main` makes the checkpoint of
 
 

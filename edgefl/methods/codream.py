@@ -27,17 +27,36 @@ from msgspec import Meta
 from edgefl.bundle import Bundle, DataContract, Manifest
 from edgefl.errors import ConfigError
 from edgefl.method import Ask, Chosen, Fused, Keep, Model, Sheet, State, Task
+from edgefl.names import (
+    DREAM_CHANGE,
+    DREAM_GRADIENT,
+    DREAMS,
+    ENTROPY,
+    FEATURES,
+    GRADIENT_SCALE,
+    L2,
+    LABELS,
+    LEARNING_RATE,
+    LIKENESS_MOST,
+    NEAREST,
+    OBSERVED_EXAMPLES,
+    OPTIMIZER,
+    PROBABILITIES,
+    STATISTICS,
+    STEP_SIZE,
+    STEPS,
+    TEMPERATURE,
+    TOTAL_VARIATION,
+)
 from edgefl.random_numbers import normals
 from edgefl.tensors import Array, Tensors
 
 METHOD = "codream"  # of bundles that can dream
-X, Y = "x", "y"  # what devices call the dreams and their labels
-COMPARED = "dreams"  # state of a device: dreams that `likeness` compares with its own images
+X, Y = FEATURES, LABELS  # what devices call the dreams and their labels
 BUFFER, CURRENT = "dreams", "current"  # buffers of a device
-GRADIENT, CHANGE, PROBABILITIES = "dream_gradient", "dream_change", "probabilities"
-LIKENESS = "likeness.likeness_most"  # metric: the greatest cosine of a dream to an own image
+LIKENESS = f"likeness.{LIKENESS_MOST}"  # metric: the greatest cosine of a dream to an own image
 STUDENT = "student."  # what its tensors in the state begin with
-UNSURE = {"entropy": 1.0, "statistics": 0.0, "total_variation": 0.0, "l2": 0.0}  # settings: entropy alone
+UNSURE = {ENTROPY: 1.0, STATISTICS: 0.0, TOTAL_VARIATION: 0.0, L2: 0.0}  # settings: entropy alone
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8  # Adam's
 FORGOTTEN = ("dreams", "labels", "change", "path", "adam.")  # tensors of an epoch that the next one does without
 PATH = 12  # pictures of one dream that are kept of an epoch, at most
@@ -157,9 +176,9 @@ class CoDream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 f"codream dreams images, and an example of the student has shape {list(self.student.data.features)}",
                 hint="export with --input CHANNELSxHEIGHTxWIDTH; the model may flatten them",
             )
-        if COMPARED not in self.initial:
+        if DREAMS not in self.initial:
             raise ConfigError("the bundles cannot dream", hint="export them with --method codream")
-        if (most := len(self.initial[COMPARED])) < self.dreams:
+        if (most := len(self.initial[DREAMS])) < self.dreams:
             raise ConfigError(
                 f"[method] dreams is {self.dreams}, but the bundles compare {most} with a device's own images",
                 hint=f"export them with --dreams {self.dreams}",
@@ -180,7 +199,7 @@ class CoDream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if place.phase == "warm up" or self.alone:
             return self._ask(self._train(place), {}, place)
         pixels = self.pixels(state.tensors["dreams"])
-        announced = {X: pixels, Y: state.tensors["labels"], COMPARED: self._compared(pixels)}
+        announced = {X: pixels, Y: state.tensors["labels"], DREAMS: self._compared(pixels)}
         keep = Keep(BUFFER, self.buffer)
         return self._ask((self._distill(f"kept:{BUFFER}", place, keep), *self._train(place)), announced, place)
 
@@ -297,10 +316,10 @@ class CoDream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def factors(self) -> dict[str, float]:
         """The weights of the terms of L_k, as settings of a program."""
         return {
-            "entropy": self.entropy,
-            "statistics": self.statistics,
-            "total_variation": self.total_variation,
-            "l2": self.l2,
+            ENTROPY: self.entropy,
+            STATISTICS: self.statistics,
+            TOTAL_VARIATION: self.total_variation,
+            L2: self.l2,
         }
 
     def pixels(self, x: Array) -> Array:
@@ -358,9 +377,9 @@ class CoDream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             announced = {X: state.tensors["change"]}
         settings = self.factors
         if self.local_steps > 1:
-            settings |= {"steps": float(self.local_steps), "step_size": self.dream_rate}
+            settings |= {STEPS: float(self.local_steps), STEP_SIZE: self.dream_rate}
         else:
-            settings["gradient_scale"] = self.gradient_scale
+            settings[GRADIENT_SCALE] = self.gradient_scale
         task = Task(
             program="dream" if self.local_steps == 1 else "dream_steps",
             feed=feed,
@@ -368,7 +387,7 @@ class CoDream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             batch_size=self.dreams if feed == "noise" else 0,
             seed=self._noise_seed(place.epoch) if feed == "noise" else None,
             settings=settings,
-            send=(GRADIENT if self.local_steps == 1 else CHANGE,),
+            send=(DREAM_GRADIENT if self.local_steps == 1 else DREAM_CHANGE,),
             encoding=self.encoding,
         )
         return self._ask((task,), announced, place, durable=durable, fusion=self.fusion)
@@ -379,7 +398,7 @@ class CoDream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         x = tensors["dreams"]
         gradient = np.zeros_like(x)
         if self.local_steps == 1:
-            gradient = fused.tensors[GRADIENT] / np.float32(self.gradient_scale)
+            gradient = fused.tensors[DREAM_GRADIENT] / np.float32(self.gradient_scale)
         if self.adversarial and place.epoch >= self.adversarial_from:
             gradient = gradient - np.float32(self.adversarial) * self._unsure(state)
         m, v = tensors["adam.m"], tensors["adam.v"]
@@ -387,7 +406,7 @@ class CoDream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             self._clipped(gradient), m, v, place.step + 1, self.dream_rate
         )
         if self.local_steps > 1:
-            step = step + fused.tensors[CHANGE]
+            step = step + fused.tensors[DREAM_CHANGE]
         moved = self._within(x - step)
         if self.dreams_as == "change":  # exactly what devices will have: they add what float16 holds of it
             tensors["change"] = (moved - x).astype(np.float16)
@@ -412,9 +431,9 @@ class CoDream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def _unsure(self, state: State) -> Array:
         """d/dX mean H(softmax s(X))."""
-        task = Task(program="dream", feed="announced", batch_size=0, settings=UNSURE, send=(GRADIENT,))
+        task = Task(program="dream", feed="announced", batch_size=0, settings=UNSURE, send=(DREAM_GRADIENT,))
         sent, _ = self.student.carry_out([task], {X: state.tensors["dreams"]}, self.student_in(state.tensors))
-        return np.asarray(sent[GRADIENT])
+        return np.asarray(sent[DREAM_GRADIENT])
 
     # --- learning ---------------------------------------------------------------------------------------------
 
@@ -435,39 +454,39 @@ class CoDream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return Ask(tasks, announced, fusion, weight, durable, certain, about)
 
     def _distill(self, feed: str, place: Place, keep: Keep | None = None) -> Task:
-        rate = {} if self.distill_rate is None else {"learning_rate": self.distill_rate}
+        rate = {} if self.distill_rate is None else {LEARNING_RATE: self.distill_rate}
         return Task(
             program="distill",
             feed=feed,
             keep=keep,
-            reset=("optimizer.*",),
+            reset=(f"{OPTIMIZER}*",),
             epochs=self.distill_epochs,
             batch_size=self.distill_batch_size,
             seed=self.seed + place.epoch,
-            settings={"temperature": self.temperature, **rate},
+            settings={TEMPERATURE: self.temperature, **rate},
         )
 
     def _train(self, place: Place) -> tuple[Task, ...]:
         """A device's own data: it trains, and measures what its next dreams need."""
         train = Task(
             program="train",
-            reset=("optimizer.*",),
+            reset=(f"{OPTIMIZER}*",),
             epochs=self.train_epochs if place.epoch else self.warm_up,
             batch_size=self.batch_size,
             seed=self.seed + place.epoch,
-            settings={} if self.learning_rate is None else {"learning_rate": self.learning_rate},
+            settings={} if self.learning_rate is None else {LEARNING_RATE: self.learning_rate},
         )
         tasks: tuple[Task, ...] = (train,) if train.epochs else ()
         # A glob, because bundles with BatchNorm have no such counter. Without it old models' features would count.
-        tasks += (Task(program="statistics", reset=("observed.examples*",), batch_size=256),)
+        tasks += (Task(program="statistics", reset=(f"{OBSERVED_EXAMPLES}*",), batch_size=256),)
         if place.epoch and not self.alone:
-            tasks += (Task(program="likeness", load=(COMPARED,), reset=("nearest",), batch_size=256),)
+            tasks += (Task(program="likeness", load=(DREAMS,), reset=(NEAREST,), batch_size=256),)
         evaluate = Task(program="evaluate", feed="test", batch_size=256)
         return (*tasks, evaluate) if self.evaluate else tasks
 
     def _compared(self, pixels: Array) -> Array:
         """As many dreams as the bundles compare: all of them, and some again."""
-        return np.resize(pixels, self.initial[COMPARED].shape)
+        return np.resize(pixels, self.initial[DREAMS].shape)
 
     def _learned(self, state: State, place: Place) -> dict[str, Array]:
         """The state's tensors after the student has learned, as devices did."""

@@ -21,11 +21,12 @@ from msgspec import Meta
 from edgefl.errors import ConfigError
 from edgefl.method import Ask, Fused, State, Task
 from edgefl.methods.codream import UNSURE, CoDream, Place, X, adam
+from edgefl.names import GENERATOR, GRADIENT, GRADIENT_SCALE, GRADIENT_Z
 from edgefl.random_numbers import normals
 from edgefl.tensors import Array, Tensors
 
-GENERATOR, ADAPTED = "generator.", "adapted."  # the meta-generator, and what an epoch makes of it
-GRADIENTS, GRADIENT_Z = "gradient.generator.", "gradient_z"
+ADAPTED = "adapted."  # what begins the names of what an epoch makes of the meta-generator
+GRADIENTS = GRADIENT + GENERATOR
 
 
 class CoDreamFast(CoDream, frozen=True):
@@ -72,7 +73,7 @@ class CoDreamFast(CoDream, frozen=True):
             load=tuple(sorted(generator)),
             batch_size=self.dreams if seeded else 0,
             seed=self._noise_seed(place.epoch) if seeded else None,
-            settings={**self.factors, "gradient_scale": self.gradient_scale},
+            settings={**self.factors, GRADIENT_SCALE: self.gradient_scale},
             send=(GRADIENTS + "*", GRADIENT_Z),
             encoding=self.encoding,
         )
@@ -87,7 +88,7 @@ class CoDreamFast(CoDream, frozen=True):
             gradients = {name: g - np.float32(self.adversarial) * unsure[name] for name, g in gradients.items()}
         for name, gradient in gradients.items():
             latent = name == GRADIENT_Z
-            mine = "z" if latent else ADAPTED + name.removeprefix("gradient.")
+            mine = "z" if latent else ADAPTED + name.removeprefix(GRADIENT)
             m, v = f"adam.m.{mine}", f"adam.v.{mine}"
             rate = self.dream_rate if latent else self.generator_rate
             step, tensors[m], tensors[v] = adam(

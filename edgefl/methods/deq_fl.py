@@ -18,6 +18,7 @@ from msgspec.structs import replace
 
 from edgefl.method import State, Task
 from edgefl.methods.fedavg import FedAvg
+from edgefl.names import MAX_STEPS, TOLERANCE
 
 
 class DeqFl(FedAvg, frozen=True):
@@ -34,6 +35,6 @@ class DeqFl(FedAvg, frozen=True):
     tolerance: Annotated[float, Meta(ge=0)] | None = None
 
     def tasks(self, state: State) -> tuple[Task, ...]:
-        given = {"max_steps": self.max_steps, "tolerance": self.tolerance}
+        given = {MAX_STEPS: self.max_steps, TOLERANCE: self.tolerance}
         budget = {name: float(value) for name, value in given.items() if value is not None}
         return tuple(replace(task, settings=budget | task.settings) for task in super().tasks(state))

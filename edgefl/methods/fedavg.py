@@ -20,6 +20,7 @@ from msgspec import Meta
 from edgefl.bundle import select
 from edgefl.errors import ConfigError, nearest
 from edgefl.method import Ask, Fused, State, Task
+from edgefl.names import LEARNING_RATE, OPTIMIZER
 from edgefl.tensors import Array
 
 
@@ -53,7 +54,7 @@ class FedAvg(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     learning_rate: Annotated[float, Meta(gt=0)] | None = None
     decay: Annotated[float, Meta(gt=0, le=1)] = 1.0
     settings: dict[str, float] = {}
-    reset: tuple[str, ...] = ("optimizer.*",)
+    reset: tuple[str, ...] = (f"{OPTIMIZER}*",)
     send_as: Literal["value", "delta"] = "value"
     encoding: Literal["float32", "float16"] = "float32"
     evaluate: bool = False
@@ -100,7 +101,7 @@ class FedAvg(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """The task that trains, and sends what is averaged."""
         settings = dict(self.settings)
         if self.learning_rate is not None:
-            settings["learning_rate"] = self.learning_rate * self.decay**state.round
+            settings[LEARNING_RATE] = self.learning_rate * self.decay**state.round
         return Task(
             program="train",
             load=("*",),

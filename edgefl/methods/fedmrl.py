@@ -13,6 +13,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from edgefl.methods.fedavg import FedAvg
+from edgefl.names import SMALL
 
 
 class FedMRL(FedAvg, frozen=True):
@@ -23,7 +24,7 @@ class FedMRL(FedAvg, frozen=True):
     decay of 0.001 and clipping to 50 belong to the export); it runs 500 rounds with 10 of 100 devices in each.
     """
 
-    share: tuple[str, ...] = ("small.*",)
+    share: tuple[str, ...] = (f"{SMALL}*",)
     epochs: Annotated[int, Meta(ge=1)] = 10
     batch_size: Annotated[int, Meta(ge=0)] = 512
     learning_rate: Annotated[float, Meta(gt=0)] | None = 0.01

@@ -19,9 +19,7 @@ from msgspec.structs import replace
 
 from edgefl.method import Fused, State, Task
 from edgefl.methods.fedavg import FedAvg
-
-PROTOTYPES, KNOWN = "prototypes", "known"
-SUMS, COUNTS = "prototype_sums", "prototype_counts"
+from edgefl.names import KNOWN, PROTOTYPE_COUNTS, PROTOTYPE_SUMS, PROTOTYPE_WEIGHT, PROTOTYPES
 
 
 class FedProto(FedAvg, frozen=True):
@@ -43,17 +41,19 @@ class FedProto(FedAvg, frozen=True):
         return []
 
     def tasks(self, state: State) -> tuple[Task, ...]:
-        count = Task(program="prototypes", batch_size=256, send=(SUMS, COUNTS), encoding=self.encoding)
+        count = Task(
+            program="prototypes", batch_size=256, send=(PROTOTYPE_SUMS, PROTOTYPE_COUNTS), encoding=self.encoding
+        )
         return (*super().tasks(state), count)
 
     def train(self, state: State) -> Task:
         task = super().train(state)
-        own = {} if self.prototype_weight is None else {"prototype_weight": self.prototype_weight}
+        own = {} if self.prototype_weight is None else {PROTOTYPE_WEIGHT: self.prototype_weight}
         return replace(task, settings=task.settings | own)
 
     def advance(self, state: State, fused: Fused) -> State:
         """Sums and counts come as means over devices, all weighted the same: their quotient is that of the sums."""
-        sums, counts = fused.tensors[SUMS], fused.tensors[COUNTS]  # [classes, d], [classes]
+        sums, counts = fused.tensors[PROTOTYPE_SUMS], fused.tensors[PROTOTYPE_COUNTS]  # [classes, d], [classes]
         seen = counts > 0
         before = state.tensors[PROTOTYPES]
         means = np.divide(sums, counts[:, None], out=before.copy(), where=seen[:, None])

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from edgefl.method import State, Task
 from edgefl.methods.fedavg import FedAvg
+from edgefl.names import PROXIMAL
 
 
 class FedProx(FedAvg, frozen=True):
@@ -35,5 +36,5 @@ class FedProx(FedAvg, frozen=True):
 
     def train(self, state: State) -> Task:
         task = super().train(state)
-        own = {} if self.proximal is None else {"proximal": self.proximal}
+        own = {} if self.proximal is None else {PROXIMAL: self.proximal}
         return replace(task, settings=task.settings | own)

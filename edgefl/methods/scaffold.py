@@ -21,9 +21,7 @@ from msgspec.structs import replace
 from edgefl.errors import ConfigError
 from edgefl.method import Fused, State, Task
 from edgefl.methods.fedavg import FedAvg
-
-CONTROL, CHANGE = "control.", "control_change."
-SUM, STEPS = "optimizer.control_sum.", "optimizer.control_steps"
+from edgefl.names import CONTROL, CONTROL_CHANGE, CONTROL_STEPS, CONTROL_SUM
 
 
 class Scaffold(FedAvg, frozen=True, kw_only=True):
@@ -63,8 +61,8 @@ class Scaffold(FedAvg, frozen=True, kw_only=True):
 
     def tasks(self, state: State) -> tuple[Task, ...]:
         *before, train = super().tasks(state)
-        count = replace(train, reset=(*train.reset, SUM + "*", STEPS))
-        changes = tuple(sorted(CHANGE + name for name in self.controlled))
+        count = replace(train, reset=(*train.reset, CONTROL_SUM + "*", CONTROL_STEPS))
+        changes = tuple(sorted(CONTROL_CHANGE + name for name in self.controlled))
         return (*before, count, Task(program="control", steps=1, batch_size=1, send=changes, encoding=self.encoding))
 
     def advance(self, state: State, fused: Fused) -> State:
@@ -80,5 +78,5 @@ class Scaffold(FedAvg, frozen=True, kw_only=True):
         for name in self.controlled:
             x, c = state.tensors[name], state.tensors[CONTROL + name]
             tensors[name] = (x + self.server_learning_rate * self.change(state, fused, name)).astype(x.dtype)
-            tensors[CONTROL + name] = (c + part * fused.tensors[CHANGE + name]).astype(c.dtype)
+            tensors[CONTROL + name] = (c + part * fused.tensors[CONTROL_CHANGE + name]).astype(c.dtype)
         return State(after.round, tensors, after.numbers)

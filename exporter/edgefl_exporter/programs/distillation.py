@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edgefl.bundle import Input
+from edgefl.names import TEMPERATURE
 from edgefl_exporter.programs.losses import NEAR_TIE, Labels, Loss
 from edgefl_exporter.programs.program import Definition
 from edgefl_exporter.programs.supervised import Supervised
 
-TEMPERATURE = "temperature"
 LEAST = 1e-6  # a probability below counts as this: a label may be zero, its logarithm may not be infinite
 
 

@@ -23,19 +23,28 @@ from torch.distributions import Categorical
 
 from edgefl.bundle import Bundle, Input, Normalisation, Output
 from edgefl.errors import InputError
+from edgefl.names import (
+    DREAM_CHANGE,
+    DREAM_GRADIENT,
+    DREAMS,
+    FEATURES,
+    GENERATOR,
+    GRADIENT_SCALE,
+    PROBABILITIES,
+    STEP_SIZE,
+    STEPS,
+)
 from edgefl_exporter.export import PROGRAMS, export
 from edgefl_exporter.lowering.loop import repeat
 from edgefl_exporter.programs.distillation import distill
-from edgefl_exporter.programs.generator import PREFIX, generate, generator_step
-from edgefl_exporter.programs.likeness import DREAMS, likeness
-from edgefl_exporter.programs.objective import FACTORS, SCALE, SCALING, Objective, factors_of, logits_of
+from edgefl_exporter.programs.generator import generate, generator_step
+from edgefl_exporter.programs.likeness import likeness
+from edgefl_exporter.programs.objective import FACTORS, SCALING, Objective, factors_of, logits_of
 from edgefl_exporter.programs.observed import statistics
-from edgefl_exporter.programs.program import FEATURES, Definition, Values
+from edgefl_exporter.programs.program import Definition, Values
 from edgefl_exporter.programs.supervised import Supervised
 
 METHOD = "codream"
-STEPS, STEP_SIZE = "steps", "step_size"
-GRADIENT, CHANGE, PROBABILITIES = "dream_gradient", "dream_change", "probabilities"
 BETAS, EPS = (0.9, 0.999), 1e-8  # of Adam
 
 
@@ -78,7 +87,7 @@ def export_dreams(
             *(fast if generator else ()),
         ),
         private=("*",),
-        announced=(DREAMS, *([f"{PREFIX}*"] if generator else [])),
+        announced=(DREAMS, *([f"{GENERATOR}*"] if generator else [])),
         method=METHOD,
         normalisation=normalisation,
         **options,
@@ -94,17 +103,17 @@ def dream(task: Supervised) -> Definition:
 
     def step(values: Values) -> dict[str, Tensor]:
         terms, gradient = objective.differentiate(values, values[FEATURES])
-        return {GRADIENT: gradient * values[SCALE]} | objective.report(terms, values)
+        return {DREAM_GRADIENT: gradient * values[GRADIENT_SCALE]} | objective.report(terms, values)
 
     def oracle(values: Values) -> dict[str, Tensor]:
         x = values[FEATURES].clone().requires_grad_()
         terms = objective.torch(values, x)
         (terms @ factors_of(values)).backward()  # type: ignore[no-untyped-call]
         assert x.grad is not None
-        return {GRADIENT: x.grad * values[SCALE]} | objective.report(terms.detach(), values)
+        return {DREAM_GRADIENT: x.grad * values[GRADIENT_SCALE]} | objective.report(terms.detach(), values)
 
     inputs = (task.features(None), *objective.settings, SCALING)
-    outputs = (Output(GRADIENT, *_like(task)), *objective.outputs)
+    outputs = (Output(DREAM_GRADIENT, *_like(task)), *objective.outputs)
     return Definition("dream", inputs, outputs, {}, step, oracle, brings=objective.eyes.state())
 
 
@@ -130,7 +139,7 @@ def dream_steps(task: Supervised) -> Definition:
         x = values[FEATURES]
         start = (x, torch.zeros_like(x), torch.zeros_like(x), torch.tensor(0), torch.zeros(len(FACTORS)))
         after, _, _, _, terms = repeat(body, start, values[STEPS])
-        return {CHANGE: x - after} | objective.report(terms, values)
+        return {DREAM_CHANGE: x - after} | objective.report(terms, values)
 
     def oracle(values: Values) -> dict[str, Tensor]:
         x = values[FEATURES].clone().requires_grad_()
@@ -142,11 +151,11 @@ def dream_steps(task: Supervised) -> Definition:
             (terms @ factors_of(values)).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             first = first if turn else terms.detach()
-        return {CHANGE: values[FEATURES] - x.detach()} | objective.report(first, values)
+        return {DREAM_CHANGE: values[FEATURES] - x.detach()} | objective.report(first, values)
 
     own = (Input(STEPS, "int64", (), "setting", 5.0), Input(STEP_SIZE, "float32", (), "setting", 0.05))
     inputs = (task.features(None), *objective.settings, *own)
-    outputs = (Output(CHANGE, *_like(task)), *objective.outputs)
+    outputs = (Output(DREAM_CHANGE, *_like(task)), *objective.outputs)
     brings = objective.eyes.state()
     return Definition("dream_steps", inputs, outputs, {}, step, oracle, brings=brings)
 

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from edgefl.errors import InputError, LoweringError
+from edgefl.names import MAX_STEPS, TOLERANCE
 from edgefl_exporter.lowering.loop import repeat
 from edgefl_exporter.models.parts import declare_setting
 from edgefl_exporter.programs.losses import Labels, Loss
 from edgefl_exporter.torch_internals import AnyDropout, AnyNorm
 
-MAX_STEPS, TOLERANCE = "max_steps", "tolerance"
 SOLVER_STEPS, RESIDUAL = "solver_steps", "residual"
 TINY = 1e-6  # added to norms that divide
 MOST_PHANTOM_STEPS, MOST_HISTORY = 3, 5

@@ -14,15 +14,14 @@ from torch.func import functional_call
 
 from edgefl.bundle import Input, Normalisation, Output
 from edgefl.errors import LoweringError
-from edgefl_exporter.programs.objective import SCALE, SCALING, Objective, factors_of
-from edgefl_exporter.programs.program import GRADIENT, Definition, Values
+from edgefl.names import GENERATOR, GRADIENT, GRADIENT_SCALE, GRADIENT_Z
+from edgefl_exporter.programs.objective import SCALING, Objective, factors_of
+from edgefl_exporter.programs.program import Definition, Values
 from edgefl_exporter.programs.samples import Samples
 from edgefl_exporter.programs.supervised import Supervised
 
-PREFIX = "generator."
 LATENT = "z"
 NUMBERS, WIDTH = 64, 32  # of z, and channels of the first layers
-GRADIENT_Z = "gradient_z"
 
 
 class Generator(nn.Module):
@@ -100,7 +99,7 @@ def generator_step(task: Supervised, *, normalisation: Normalisation) -> Definit
             z = values[LATENT].detach().requires_grad_()
             weights = {name: w.detach().requires_grad_() for name, w in _given(module, values).items()}
             terms = objective.terms(values, functional_call(module, weights, z))
-            loss = (terms * factors_of(values)).sum() * values[SCALE]
+            loss = (terms * factors_of(values)).sum() * values[GRADIENT_SCALE]
             by_z, *by_weight = torch.autograd.grad(loss, [z, *weights.values()])
         found = dict(zip(map(_gradient, names), by_weight, strict=True))
         return found | {GRADIENT_Z: by_z} | objective.report(terms.detach(), values)
@@ -109,7 +108,7 @@ def generator_step(task: Supervised, *, normalisation: Normalisation) -> Definit
         mine = _loaded(task, normalisation, values)
         z = values[LATENT].clone().requires_grad_()
         terms = objective.torch(values, mine(z))
-        (terms @ factors_of(values) * values[SCALE]).backward()  # type: ignore[no-untyped-call]
+        (terms @ factors_of(values) * values[GRADIENT_SCALE]).backward()  # type: ignore[no-untyped-call]
         found = {_gradient(name): w.grad for name, w in mine.named_parameters() if w.grad is not None}
         assert z.grad is not None
         return found | {GRADIENT_Z: z.grad} | objective.report(terms.detach(), values)
@@ -145,12 +144,12 @@ def _generator(task: Supervised, normalisation: Normalisation) -> Generator:
 
 
 def _state(module: Generator) -> dict[str, Tensor]:
-    return {f"{PREFIX}{name}": w.detach() for name, w in module.named_parameters()}
+    return {f"{GENERATOR}{name}": w.detach() for name, w in module.named_parameters()}
 
 
 def _given(module: Generator, values: Values) -> dict[str, Tensor]:
     """The generator's own names -> the values."""
-    return {name: values[f"{PREFIX}{name}"] for name, _ in module.named_parameters()}
+    return {name: values[f"{GENERATOR}{name}"] for name, _ in module.named_parameters()}
 
 
 def _loaded(task: Supervised, normalisation: Normalisation, values: Values) -> Generator:
@@ -161,4 +160,4 @@ def _loaded(task: Supervised, normalisation: Normalisation, values: Values) -> G
 
 
 def _gradient(name: str) -> str:
-    return f"{GRADIENT}{PREFIX}{name}"
+    return f"{GRADIENT}{GENERATOR}{name}"

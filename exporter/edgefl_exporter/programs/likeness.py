@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edgefl.bundle import Normalisation, Output
-from edgefl_exporter.programs.program import FEATURES, Definition, Values, following
+from edgefl.names import DREAMS, FEATURES, LIKENESS_MOST, NEAREST
+from edgefl_exporter.programs.program import Definition, Values, following
 from edgefl_exporter.programs.supervised import Supervised
 
-DREAMS, NEAREST = "dreams", "nearest"
-MEAN, MOST = "likeness", "likeness_most"
+MEAN = "likeness"
 LEAST = -1.0  # of a cosine
 TINY = 1e-8  # added to squared norms: an image of one colour is like nothing
 
@@ -41,13 +41,13 @@ def likeness(task: Supervised, *, dreams: int, normalisation: Normalisation) -> 
         cosines = F.cosine_similarity(theirs[:, None], own[None], dim=2)  # [dreams, batch]
         return _measured(torch.cat([values[NEAREST][:, None], cosines], 1).max(1).values)
 
-    outputs = tuple(Output(name, "float32", (), "last") for name in (MEAN, MOST))
+    outputs = tuple(Output(name, "float32", (), "last") for name in (MEAN, LIKENESS_MOST))
     inputs = (task.features(None),)
     return Definition("likeness", inputs, outputs, {NEAREST: following(NEAREST)}, step, oracle, brings=brings)
 
 
 def _measured(nearest: Tensor) -> dict[str, Tensor]:
-    return {following(NEAREST): nearest, MEAN: nearest.mean(), MOST: nearest.amax(0)}
+    return {following(NEAREST): nearest, MEAN: nearest.mean(), LIKENESS_MOST: nearest.amax(0)}
 
 
 def _unit(x: Tensor) -> Tensor:

@@ -11,14 +11,15 @@ from torch.distributions import Categorical
 
 from edgefl.bundle import Input, Output
 from edgefl.errors import LoweringError
+from edgefl.names import ENTROPY, GRADIENT_SCALE, L2, STATISTICS, TOTAL_VARIATION
 from edgefl_exporter.programs.observed import Observed, distance, norm, observed, torch_distance, torch_norm
 from edgefl_exporter.programs.program import Values
 from edgefl_exporter.programs.supervised import Supervised
 
 # The settings that are factors of L's terms, with the defaults of the paper's code.
-FACTORS = {"entropy": 1.0, "statistics": 10.0, "total_variation": 2.5e-5, "l2": 3e-8}
-SCALE = "gradient_scale"  # times each gradient that is sent: float16 loses numbers below 6e-8
-SCALING = Input(SCALE, "float32", (), "setting", 1.0)
+FACTORS = {ENTROPY: 1.0, STATISTICS: 10.0, TOTAL_VARIATION: 2.5e-5, L2: 3e-8}
+# Times each gradient that is sent: float16 loses numbers below 6e-8.
+SCALING = Input(GRADIENT_SCALE, "float32", (), "setting", 1.0)
 
 
 class Objective:

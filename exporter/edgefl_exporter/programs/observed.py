@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from edgefl.bundle import Output
 from edgefl.errors import LoweringError
+from edgefl.names import FEATURES, OBSERVED_EXAMPLES
 from edgefl_exporter.models.parts import Parts
-from edgefl_exporter.programs.program import FEATURES, Definition, Values, following
+from edgefl_exporter.programs.program import Definition, Values, following
 from edgefl_exporter.programs.supervised import Supervised, count_of
 from edgefl_exporter.torch_internals import AnyBatchNorm, AnyConvolution
 
-EXAMPLES, MEAN, VARIANCE = "observed.examples", "observed.mean", "observed.variance"
+MEAN, VARIANCE = "observed.mean", "observed.variance"
 MEAN_BEFORE, VARIANCE_BEFORE = "observed.mean_before", "observed.variance_before"
 DISTANCE = "distance"
 # Added to the sum of squares under each norm, whose gradient jumps where the distance is 0.
@@ -61,7 +62,7 @@ class Observed:
             return {}
         zeros, ones = torch.zeros(sum(self.widths)), torch.ones(sum(self.widths))
         return {
-            EXAMPLES: torch.tensor(0.0),
+            OBSERVED_EXAMPLES: torch.tensor(0.0),
             MEAN: zeros,
             VARIANCE: ones,
             MEAN_BEFORE: zeros.clone(),
@@ -161,7 +162,7 @@ def statistics(task: Supervised) -> Definition:
         with torch.enable_grad():
             look = eyes.look(values, values[FEATURES])
         mean, variance = (torch.cat([one[i].detach() for one in look.found]) for i in (0, 1))
-        seen = values[EXAMPLES]
+        seen = values[OBSERVED_EXAMPLES]
         total = seen + count_of(values)
         part = (total - seen) / total
         first = seen == 0
@@ -177,7 +178,7 @@ def statistics(task: Supervised) -> Definition:
         far = distance(eyes.split(after[MEAN], after[VARIANCE]), eyes.split(*before))
         return {
             DISTANCE: far,
-            following(EXAMPLES): total,
+            following(OBSERVED_EXAMPLES): total,
             following(MEAN): after[MEAN],
             following(VARIANCE): after[VARIANCE],
             following(MEAN_BEFORE): before[0],
@@ -189,7 +190,7 @@ def statistics(task: Supervised) -> Definition:
         look = eyes.look_again(values, values[FEATURES])
         means = [torch.cat([one.mean.detach() for one in look.found]), values[MEAN]]
         variances = [torch.cat([one.variance.detach() for one in look.found]), values[VARIANCE]]
-        counts = [float(len(values[FEATURES])), float(values[EXAMPLES])]
+        counts = [float(len(values[FEATURES])), float(values[OBSERVED_EXAMPLES])]
         names = (MEAN, VARIANCE) if counts[1] == 0 else (MEAN_BEFORE, VARIANCE_BEFORE)
         total = sum(counts)
         mean = sum(n * m for n, m in zip(counts, means, strict=True)) / total
@@ -198,7 +199,7 @@ def statistics(task: Supervised) -> Definition:
         far = torch_distance(eyes.split(mean, variance), eyes.split(*(values[name] for name in names)))
         return {
             DISTANCE: far,
-            following(EXAMPLES): torch.full_like(values[EXAMPLES], total),
+            following(OBSERVED_EXAMPLES): torch.full_like(values[OBSERVED_EXAMPLES], total),
             following(MEAN): mean,
             following(VARIANCE): variance,
             following(MEAN_BEFORE): values[names[0]].clone(),

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.optim import Optimizer as TorchOptimizer
 
 from edgefl.errors import InputError
+from edgefl.names import OPTIMIZER
 
 Tensors = Mapping[str, Tensor]
-STATE = "optimizer."  # what every name of an optimizer's state begins with
 
 
 class Optimizer(Protocol):
@@ -29,7 +29,7 @@ class Optimizer(Protocol):
     def weight_decay(self) -> float: ...
 
     def state(self, parameters: Tensors) -> dict[str, Tensor]:
-        """The optimizer's own state before the first step; every name begins with STATE."""
+        """The optimizer's own state before the first step; every name begins with OPTIMIZER."""
         ...
 
     def typical(self, parameters: Tensors) -> dict[str, float]:
@@ -173,11 +173,11 @@ class Adam:
         return found
 
 
-_STEP = f"{STATE}step"
+_STEP = f"{OPTIMIZER}step"
 
 
 def _of(kind: str, parameter: str) -> str:
-    return f"{STATE}{kind}.{parameter}"
+    return f"{OPTIMIZER}{kind}.{parameter}"
 
 
 def _check_numbers(optimizer: object, *names: str) -> None:

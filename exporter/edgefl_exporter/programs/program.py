@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from edgefl.bundle import Input, Output
+from edgefl.names import GRADIENT_Z
 from edgefl_exporter.programs.samples import Samples
 
 Values = Mapping[str, Tensor]
-FEATURES, LABELS, PRESENT = "x", "y", "present"
-GRADIENT = "gradient."  # what the outputs that hold a parameter's gradient begin with
-DREAM = ("dream_", "gradient_z")  # and those that hold how dreams, or what they are made of, should change
+PRESENT = "present"
+DREAM = ("dream_", GRADIENT_Z)  # and those that hold how dreams, or what they are made of, should change
 
 
 @dataclass(frozen=True)

@@ -22,16 +22,16 @@ from torch import Tensor, nn
 
 from edgefl.bundle import Bundle, Output
 from edgefl.errors import LoweringError
+from edgefl.names import FEATURES, KNOWN, LABELS, PROTOTYPE_COUNTS, PROTOTYPE_SUMS, PROTOTYPE_WEIGHT, PROTOTYPES
 from edgefl_exporter.export import PROGRAMS, export
 from edgefl_exporter.models.parts import declare_setting
 from edgefl_exporter.programs.losses import NEAR_TIE, Labels, Loss
-from edgefl_exporter.programs.program import FEATURES, LABELS, Definition, Values
+from edgefl_exporter.programs.program import Definition, Values
 from edgefl_exporter.programs.split import Split
 from edgefl_exporter.programs.supervised import Supervised
 
 METHOD = "fedproto"
-PRIVATE, ANNOUNCED = ("extractor.*", "head.*"), ("prototypes", "known")
-SUMS, COUNTS = "prototype_sums", "prototype_counts"
+PRIVATE, ANNOUNCED = ("extractor.*", "head.*"), (PROTOTYPES, KNOWN)
 
 
 def export_prototypes(
@@ -82,13 +82,13 @@ class Prototypes(nn.Module):
         super().__init__()
         split = Split(model, example_input)
         self.extractor, self.head = split.extractor, split.head
-        self.register_buffer("prototypes", torch.zeros(self.head.out_features, self.head.in_features))
-        self.register_buffer("known", torch.zeros(self.head.out_features))
-        declare_setting(self, "prototype_weight", 1.0)
+        self.register_buffer(PROTOTYPES, torch.zeros(self.head.out_features, self.head.in_features))
+        self.register_buffer(KNOWN, torch.zeros(self.head.out_features))
+        declare_setting(self, PROTOTYPE_WEIGHT, 1.0)
 
     def forward(self, x: Tensor) -> Seen:
         features = self.extractor(x)
-        return Seen(self.head(features), features, self.prototypes, self.known, self.get_buffer("prototype_weight"))
+        return Seen(self.head(features), features, self.prototypes, self.known, self.get_buffer(PROTOTYPE_WEIGHT))
 
     def read_by(self, loss: Loss) -> Loss:
         return PrototypeLoss(loss)
@@ -150,19 +150,19 @@ def prototypes(task: Supervised) -> Definition:
         seen, _ = task.parts.call(values, values[FEATURES], training=False)
         assert isinstance(seen, Seen)
         hot = _hot(values[LABELS], seen)
-        return {SUMS: hot.transpose(0, 1) @ seen.features, COUNTS: hot.sum(0)}
+        return {PROTOTYPE_SUMS: hot.transpose(0, 1) @ seen.features, PROTOTYPE_COUNTS: hot.sum(0)}
 
     def oracle(values: Values) -> dict[str, Tensor]:
         with torch.no_grad():
             seen = task.parts.load(values).eval()(values[FEATURES])
         y = values[LABELS]
         return {
-            SUMS: torch.zeros_like(seen.prototypes).index_add(0, y, seen.features),
-            COUNTS: torch.bincount(y, minlength=len(seen.known)).to(torch.float32),
+            PROTOTYPE_SUMS: torch.zeros_like(seen.prototypes).index_add(0, y, seen.features),
+            PROTOTYPE_COUNTS: torch.bincount(y, minlength=len(seen.known)).to(torch.float32),
         }
 
-    shape = tuple(task.parts.buffers["prototypes"].shape)
-    outputs = (Output(SUMS, "float32", shape, "sum"), Output(COUNTS, "float32", shape[:1], "sum"))
+    shape = tuple(task.parts.buffers[PROTOTYPES].shape)
+    outputs = (Output(PROTOTYPE_SUMS, "float32", shape, "sum"), Output(PROTOTYPE_COUNTS, "float32", shape[:1], "sum"))
     inputs = (task.features(None), task.labels(None), *task.parts.settings(training=False))
     return Definition("prototypes", inputs, outputs, {}, step, oracle)
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from edgefl.bundle import Output
+from edgefl.names import CONTROL_CHANGE, CONTROL_STEPS
 from edgefl_exporter.programs.program import Definition, Values, following
 from edgefl_exporter.programs.supervised import Supervised
-from edgefl_exporter.programs.update import CONTROL_STEPS, control_sum, own_control
+from edgefl_exporter.programs.update import control_sum, own_control
 
 
 def control(task: Supervised) -> Definition:
@@ -45,4 +46,4 @@ def control(task: Supervised) -> Definition:
 
 
 def _change(name: str) -> str:
-    return f"control_change.{name}"
+    return f"{CONTROL_CHANGE}{name}"

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from edgefl.bundle import Input, Output
 from edgefl.errors import LoweringError, first_line
+from edgefl.names import FEATURES, GRADIENT, LABELS
 from edgefl_exporter.models.parts import DTYPES, Parts
 from edgefl_exporter.programs.losses import Adjustable, Loss
-from edgefl_exporter.programs.program import FEATURES, GRADIENT, LABELS, PRESENT, Definition, Values, following
+from edgefl_exporter.programs.program import PRESENT, Definition, Values, following
 from edgefl_exporter.programs.samples import Samples
 from edgefl_exporter.programs.update import Update, anchor
 

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from edgefl.bundle import Input, select
 from edgefl.errors import InputError
-from edgefl_exporter.programs.optimizers import STATE, Optimizer
+from edgefl.names import CONTROL, CONTROL_STEPS, CONTROL_SUM, LEARNING_RATE, OPTIMIZER, PROXIMAL
+from edgefl_exporter.programs.optimizers import Optimizer
 
 Tensors = Mapping[str, Tensor]
 
-LEARNING_RATE, CLIP_NORM, PROXIMAL, MICRO_BATCHES = "learning_rate", "clip_norm", "proximal", "micro_batches"
-EXAMPLES, COUNT = f"{STATE}examples", f"{STATE}micro_batch"
-CONTROL_STEPS = f"{STATE}control_steps"
+CLIP_NORM, MICRO_BATCHES = "clip_norm", "micro_batches"
+EXAMPLES, COUNT = f"{OPTIMIZER}examples", f"{OPTIMIZER}micro_batch"
 CLIP_EPSILON = 1e-6  # torch.nn.utils.clip_grad_norm_'s
 
 
@@ -237,7 +237,7 @@ class Update:
         return self.optimizer.weight_decay if group.weight_decay is None else group.weight_decay
 
 
-ANCHOR, CONTROL, OWN_CONTROL = "anchor.", "control.", "own_control."
+ANCHOR, OWN_CONTROL = "anchor.", "own_control."
 
 
 def anchor(parameter: str) -> str:
@@ -257,11 +257,11 @@ def own_control(parameter: str) -> str:
 
 def control_sum(parameter: str) -> str:
     """The sum of a parameter's gradients since the optimizer was reset."""
-    return f"{STATE}control_sum.{parameter}"
+    return f"{CONTROL_SUM}{parameter}"
 
 
 def _sum(parameter: str) -> str:
-    return f"{STATE}gradient.{parameter}"
+    return f"{OPTIMIZER}gradient.{parameter}"
 
 
 def _some(names: Mapping[str, object]) -> str:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from edgefl.names import FEATURES, LEARNING_RATE, OPTIMIZER, PROXIMAL
 from edgefl_exporter.models.randomness import SEED
-from edgefl_exporter.programs.optimizers import STATE
-from edgefl_exporter.programs.program import FEATURES, Definition
+from edgefl_exporter.programs.program import Definition
 from edgefl_exporter.programs.samples import Samples
-from edgefl_exporter.programs.update import CLIP_NORM, COUNT, LEARNING_RATE, MICRO_BATCHES, PROXIMAL
+from edgefl_exporter.programs.update import CLIP_NORM, COUNT, MICRO_BATCHES
 from edgefl_exporter.proof.sides import Values, finite
 
 TOLERANCE = 1e-4
@@ -136,4 +136,4 @@ def _moved(
 
 def _counts(name: str, value: Tensor) -> bool:
     """Whether this is a counter of steps, which some steps have moved."""
-    return name.startswith(STATE) and value.dtype == torch.int64
+    return name.startswith(OPTIMIZER) and value.dtype == torch.int64

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgefl.bundle import Program
+from edgefl.names import GRADIENT
 from edgefl.replay import compare, require
 from edgefl.tensors import Array
-from edgefl_exporter.programs.program import DREAM, GRADIENT
+from edgefl_exporter.programs.program import DREAM
 from edgefl_exporter.proof.cases import Case
 from edgefl_exporter.proof.sides import Sides, Values, arrays
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from edgefl.bundle import Program
+from edgefl.names import FEATURES, OPTIMIZER
 from edgefl.replay import Runs
 from edgefl.tensors import Array
-from edgefl_exporter.programs.optimizers import STATE
-from edgefl_exporter.programs.program import FEATURES, PRESENT, Definition
+from edgefl_exporter.programs.program import PRESENT, Definition
 
 Values = dict[str, Tensor]
 
@@ -64,7 +64,7 @@ class Sides:
             if value.is_floating_point() and name not in exact and value.numel():
                 scale = value.abs().amax().clamp(min=1.0) if name == FEATURES else value
                 part = ROUNDING * torch.randn(value.shape, generator=self.generator) * scale
-                if not name.startswith(STATE) and not bool(value.any()):
+                if not name.startswith(OPTIMIZER) and not bool(value.any()):
                     part = ZERO_ROUNDING * torch.randn(value.shape, generator=self.generator)
                 moved = torch.where(value.isfinite(), value + part, value)
                 near[name] = moved.abs() if name != FEATURES and bool((value >= 0).all()) else moved

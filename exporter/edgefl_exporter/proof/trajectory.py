@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
+from edgefl.names import LEARNING_RATE
 from edgefl_exporter.programs.program import Definition
 from edgefl_exporter.programs.samples import Samples
-from edgefl_exporter.programs.update import LEARNING_RATE
 from edgefl_exporter.proof.cases import FREE, STEPS, Case
 from edgefl_exporter.proof.judge import Question, judge, question
 from edgefl_exporter.proof.sides import Sides, Values, finite

@@ -16,8 +16,8 @@ import onnx.compose
 from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from edgefl.errors import LoweringError
+from edgefl.names import LEARNING_RATE
 from edgefl.tensors import Array
-from edgefl.training_artifacts import LEARNING_RATE
 
 PORTABLE = "leave out --target: the portable programs run on every current onnxruntime"
 MOST = 2**24  # every integer below is exact in float32

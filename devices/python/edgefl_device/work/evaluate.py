@@ -10,13 +10,12 @@ import numpy as np
 from edgefl.bundle import Bundle
 from edgefl.errors import DataError
 from edgefl.method import Task
+from edgefl.names import GRADIENT
 from edgefl.tensors import Array, Tensors
 from edgefl_device.data.contract import fit_to_contract
 from edgefl_device.data.dataset import Dataset
 from edgefl_device.engines.runtime import Runtime
 from edgefl_device.work.interpreter import perform
-
-GRADIENT = "gradient."  # what the outputs that hold a gradient begin with
 
 
 def evaluator(
