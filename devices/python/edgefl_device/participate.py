@@ -39,7 +39,7 @@ from edgefl_device.wire.session import (
 )
 from edgefl_device.work.interpreter import Answer, Outcome, answer
 from edgefl_device.work.kept import Buffers
-from edgefl_device.work.plan import check_own_settings
+from edgefl_device.work.plan import all_settings, check_own_settings
 from edgefl_device.work.state_folder import sweep_state
 from edgefl_device.work.stopping import Stop, Stopped
 
@@ -324,7 +324,7 @@ class _Participant:
             feeds,
             self._session.private,
             device=self._options.name,
-            own={**job.settings, **self._options.settings},
+            own=all_settings(own=self._options.settings, of_class=job.settings),
             buffers=Buffers(
                 self._options.state / f"{self._session.run}.kept",
                 round=job.announcement.round,

@@ -256,6 +256,11 @@ def _matches(where: str, what: str, globs: tuple[str, ...], names: list[str]) ->
     return tuple(select(names, globs))
 
 
+def all_settings(*, own: Mapping[str, float], of_class: Mapping[str, float]) -> dict[str, float]:
+    """The settings that count more than a task's: a device's own, and those of its class where it has none itself."""
+    return {**of_class, **own}
+
+
 def check_own_settings(own: Mapping[str, float], manifest: Manifest) -> None:
     """Raises InputError for a setting of the device's own that no program of the bundle has."""
     known = {i.name for program in manifest.programs.values() for i in program.inputs if i.source == "setting"}
