@@ -81,6 +81,18 @@ class Runs(Protocol):
         ...
 
 
+def replay_all(bundle: Bundle) -> tuple[dict[str, float], dict[str, dict[str, float] | None]]:
+    """`replay` for the stock runtime, and for each other engine that the bundle has files for: None where that one is
+    not installed here."""
+    targets: dict[str, dict[str, float] | None] = {}
+    for engine in bundle.manifest.targets:
+        try:
+            targets[engine] = replay(bundle, engine)
+        except ImportError:  # needs an environment of its own
+            targets[engine] = None
+    return replay(bundle), targets
+
+
 class Runner:
     """One program in onnxruntime: named arrays in, named arrays out. For proofs; a device keeps state in place."""
 

@@ -7,12 +7,9 @@ from typing import Any
 
 import click
 
-from edgefl.bundle import Bundle, Parity, StateTensor, check_tensors, read
+from edgefl.bundle import Bundle, Parity, StateTensor, read
 from edgefl.cli.output import format_option, print_json, print_table
-from edgefl.errors import InputError
-from edgefl.files import read_bytes
 from edgefl.results.report import size
-from edgefl.tensors import load_tensors
 
 
 @click.command()
@@ -82,16 +79,10 @@ def verify(bundle: Path, form: str) -> None:
     Example:
       edgefl verify digits.bundle
     """
-    from edgefl.replay import replay
+    from edgefl.replay import replay_all
 
     found = read(bundle)
-    errors = replay(found)
-    targets: dict[str, dict[str, float] | None] = {}
-    for engine in found.manifest.targets:
-        try:
-            targets[engine] = replay(found, engine)
-        except ImportError:  # needs an environment of its own
-            targets[engine] = None
+    errors, targets = replay_all(found)
     if form == "json":
         print_json({"bundle": str(bundle), "proven": True, "errors": errors, "targets": targets})
         return
@@ -122,22 +113,14 @@ def model(bundle: Path, weights: Path, out: Path, form: str) -> None:
     Example:
       edgefl model runs/fedmrl-.../bundles/tiny ~/.edgefl/pi-1/fedmrl-....safetensors -o pi-1.onnx
     """
-    from edgefl.results.inference import write_model
+    from edgefl.results.inference import predictor
 
-    found = read(bundle)
-    names = {t.public_name: t.name for t in found.manifest.state} | {t.name: t.name for t in found.manifest.state}
-    tensors = load_tensors(read_bytes(weights), weights)
-    if unknown := sorted(tensors.keys() - names.keys()):
-        raise InputError(f"{weights}: {unknown[0]!r} is no tensor of bundle {found.manifest.name!r}")
-    given = {names[name]: value for name, value in tensors.items()}
-    check_tensors(given, [found.manifest.tensor(name) for name in sorted(given)], where=str(weights))
-    write_model(found, found.weights() | given, out)
-    left = [t.name for t in found.manifest.state if t.role == "parameter" and t.name not in given]
-    about = {"path": str(out), "size_bytes": out.stat().st_size, "from_weights": len(given), "from_bundle": left}
+    given, left = predictor(read(bundle), weights, out)
+    about = {"path": str(out), "size_bytes": out.stat().st_size, "from_weights": given, "from_bundle": left}
     if form == "json":
         print_json(about)
         return
-    click.echo(f"wrote {out} ({size(out.stat().st_size)}), {len(given)} tensors of {weights}")
+    click.echo(f"wrote {out} ({size(out.stat().st_size)}), {given} tensors of {weights}")
     if left:
         click.echo(f"as the bundle has them: {', '.join(left[:5])}{' ...' if len(left) > 5 else ''}", err=True)
 
@@ -151,21 +134,9 @@ def zoo(form: str) -> None:
     Example:
       edgefl zoo
     """
-    from edgefl_exporter.zoo import ZOO
+    from edgefl_exporter.zoo import catalogue
 
-    rows: list[dict[str, Any]] = []
-    for name, entry in ZOO.items():
-        module, example = entry.make()
-        rows.append(
-            {
-                "name": name,
-                "parameters": sum(p.numel() for p in module.parameters()),
-                "input": list(example.shape[1:]),
-                "loss": entry.loss,
-                "about": entry.about,
-                "reference": entry.reference,
-            }
-        )
+    rows = catalogue()
     if form == "json":
         print_json(rows)
         return

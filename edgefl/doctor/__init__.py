@@ -5,6 +5,7 @@
     speed.py      how fast this machine is
     devices.py    how fast others are, as published
     diagnosis.py  all of it for one bundle: read this first
+    examine.py    the verb: a bundle, or a model that is exported for the occasion
 
-Needs onnx and onnxruntime, not torch: `edgefl doctor x.bundle` runs on a board too.
+A bundle needs onnx and onnxruntime, not torch: `edgefl doctor x.bundle` runs on a board too.
 """

@@ -6,10 +6,28 @@ from pathlib import Path
 
 import numpy as np
 
-from edgefl.bundle import Bundle
+from edgefl.bundle import Bundle, check_tensors
 from edgefl.errors import InputError
-from edgefl.files import write_atomic
-from edgefl.tensors import Array
+from edgefl.files import read_bytes, write_atomic
+from edgefl.tensors import Array, load_tensors
+
+
+def predictor(bundle: Bundle, weights: Path, out: Path) -> tuple[int, list[str]]:
+    """Write a model that predicts, of a bundle and a file of weights: what a run has fused, or a device has trained.
+
+    Tensors have the names of the state or of its fusion groups. Gives how many the file had, and which parameters are
+    the bundle's.
+
+    Raises InputError for a tensor that the bundle has not, and what `write_model` raises.
+    """
+    names = {t.public_name: t.name for t in bundle.manifest.state} | {t.name: t.name for t in bundle.manifest.state}
+    tensors = load_tensors(read_bytes(weights), weights)
+    if unknown := sorted(tensors.keys() - names.keys()):
+        raise InputError(f"{weights}: {unknown[0]!r} is no tensor of bundle {bundle.manifest.name!r}")
+    given = {names[name]: value for name, value in tensors.items()}
+    check_tensors(given, [bundle.manifest.tensor(name) for name in sorted(given)], where=str(weights))
+    write_model(bundle, bundle.weights() | given, out)
+    return len(given), [t.name for t in bundle.manifest.state if t.role == "parameter" and t.name not in given]
 
 
 def write_model(bundle: Bundle, state: dict[str, Array], path: Path) -> None:

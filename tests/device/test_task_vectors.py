@@ -66,8 +66,8 @@ def test_some_of_them_by_hand() -> None:
     # Digits show their order: that of the last epoch, the second.
     digits = by_name("the order of a seed")[0]["reply"]["tensors"]["predicted"]["values"]
     assert digits == order_of(7, seed=42, device="pi-1", epoch=1).tolist()
-    # 6 examples in batches of 4: of the second, two rows are there and two fill it up. The first features 1, 2, 3, 4 and
-    # 6, 8 are normalised to 2, 6, 10, 14 and 22, 30: means 8 and 26, and 14 for all six.
+    # 6 examples in batches of 4: of the second, two rows are there and two fill it up. The first features 1, 2, 3, 4
+    # and 6, 8 are normalised to 2, 6, 10, 14 and 22, 30: means 8 and 26, and 14 for all six.
     counted = by_name("a fixed batch is filled up, and a program's own seed")[0]["reply"]["metrics"]
     assert counted["count.total"] == 2 * 6 and counted["count.examples"] == 6 and counted["count.first"] == 14
     assert counted["count.drawn"] == seed_of(3, "pi-1") % 1000

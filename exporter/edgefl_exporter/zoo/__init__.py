@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from edgefl_exporter.zoo import attention, classifiers, equilibrium, mobile, recurrent, residual, segmentation, sensors
 from edgefl_exporter.zoo.entry import Entry
 
@@ -52,3 +54,21 @@ ZOO: dict[str, Entry] = {
     "autoencoder": Entry(sensors.autoencoder, _TINY, loss="mse"),
     "regression": Entry(sensors.regression, "edgefl's own", loss="mse"),
 }
+
+
+def catalogue() -> list[dict[str, Any]]:
+    """What a person chooses by: each model's name, parameters, input [...], loss, what it is and where it is from."""
+    rows = []
+    for name, entry in ZOO.items():
+        module, example = entry.make()
+        rows.append(
+            {
+                "name": name,
+                "parameters": sum(p.numel() for p in module.parameters()),
+                "input": list(example.shape[1:]),
+                "loss": entry.loss,
+                "about": entry.about,
+                "reference": entry.reference,
+            }
+        )
+    return rows

@@ -1,0 +1,149 @@
+"""What a model asks of a device, as one verb: export it for the occasion, count, time a step here, judge."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgefl.bundle import MANIFEST, Bundle, read
+from edgefl.doctor.devices import DEVICES
+from edgefl.doctor.diagnosis import Costs, Verdict, count, judge
+from edgefl.doctor.shapes import example_inputs
+from edgefl.doctor.speed import Speed, best_seconds, measure_speed
+from edgefl.errors import EdgeflError, InputError, LoweringError, ParityError
+
+PROGRAMS = ("train", "evaluate", "predict")
+TIMED_STEPS = 10
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What a model asks of devices, and whether it fits each of them.
+
+    here, step_s    this machine's speed, and the seconds of a training step of `batch_size` on one core of it
+    examples        in a device's data set
+    """
+
+    bundle: Bundle
+    costs: Costs
+    here: Speed
+    step_s: float
+    batch_size: int
+    examples: int
+    verdicts: list[Verdict]
+
+
+class Refused(Exception):
+    """What lowers and what does not: program -> its error, None where there is none."""
+
+    def __init__(self, model: str, programs: dict[str, EdgeflError | None]) -> None:
+        super().__init__(model)
+        self.model = model
+        self.programs = programs
+
+    @property
+    def exit_code(self) -> int:
+        return next(error.exit_code for error in self.programs.values() if error)
+
+
+def examine(
+    model: str,
+    *,
+    device: str | None = None,
+    examples: int = 1000,
+    batch_size: int = 32,
+    shape: Sequence[int] | None = None,
+    loss: str | None = None,
+    train: Sequence[str] = (),
+    progress: Callable[[str], None] = lambda line: None,
+) -> Examined:
+    """What `model` (FILE:OBJECT, zoo:NAME or a bundle) asks of a device, or of all that are known.
+
+    shape       of one example, where the model gives only a module; loss, train: as of an export; a bundle has its own
+
+    Raises Refused where it cannot be lowered or is not proven, InputError.
+    """
+    with _bundle(model, shape, loss, train, progress) as bundle:
+        return _examine(bundle, device, examples, batch_size, progress)
+
+
+@contextlib.contextmanager
+def _bundle(
+    model: str, shape: Sequence[int] | None, loss: str | None, train: Sequence[str], tell: Callable[[str], None]
+) -> Iterator[Bundle]:
+    """The bundle MODEL names, or one made for the occasion. Raises Refused."""
+    if (Path(model) / MANIFEST).is_file():
+        if shape or loss or train:
+            raise InputError("--input, --loss and --train are for a model; a bundle has its own")
+        yield read(model)
+        return
+    if ":" not in model:
+        raise InputError(f"{model!r} is no bundle, FILE:OBJECT or zoo:NAME", hint="for example zoo:digits")
+    from edgefl.runs.run_file import bundle_name
+    from edgefl_exporter import export
+    from edgefl_exporter.models.load_model import load_loss, load_model
+
+    loaded = load_model(model, shape)
+    chosen = load_loss(loss or loaded.loss, loaded.labels)
+    with tempfile.TemporaryDirectory() as folder:
+
+        def attempt(*programs: str) -> Bundle:
+            return export(
+                loaded.module,
+                loaded.example,
+                out=Path(folder) / "model.bundle",
+                name=bundle_name(model),
+                loss=chosen,
+                train=train,
+                programs=programs,
+                progress=tell,
+            )
+
+        def error(program: str) -> EdgeflError | None:
+            try:
+                attempt(program)
+            except (LoweringError, ParityError) as error:
+                return error
+            return None
+
+        try:
+            bundle = attempt(*PROGRAMS)
+        except (LoweringError, ParityError):
+            raise Refused(model, {name: error(name) for name in PROGRAMS}) from None
+        yield bundle
+
+
+def _examine(
+    bundle: Bundle, device: str | None, examples: int, batch_size: int, tell: Callable[[str], None]
+) -> Examined:
+    tell("counting work and memory")
+    costs, train = count(bundle, examples)
+    batch_size = train.batch or min(batch_size, examples)
+    tell(f"timing steps of {batch_size} on this machine")
+    here, step_s = measure_speed(), _step_seconds(bundle, batch_size)
+    verdicts = [
+        judge(
+            name,
+            DEVICES[name],
+            bundle,
+            train,
+            batch_size=batch_size,
+            examples=examples,
+            step_s=step_s,
+            here=here,
+        )
+        for name in ([device] if device else DEVICES)
+    ]
+    return Examined(bundle, costs, here, step_s, batch_size, examples, verdicts)
+
+
+def _step_seconds(bundle: Bundle, batch_size: int) -> float:
+    """The shortest of some training steps, driven as a device drives them, on one core."""
+    from edgefl_device.engines.runtime import Runtime
+
+    runtime = Runtime(bundle)
+    inputs = example_inputs(bundle.manifest.program("train"), batch_size)
+    return best_seconds(lambda: runtime.step("train", inputs), tries=TIMED_STEPS)
