@@ -5,19 +5,19 @@ same object:
 
     actions = coordinator.begin(now_s)
     actions = coordinator.joined("pi-1", now_s) | left(...) | replied(reply, ...) | failed(...) | tick(now_s)
-    ... RoundDone among the actions: make its state durable where it says so, then coordinator.begin(now_s) again;
-        or, when that state is found to be no use, coordinator.undo(why, now_s)
+    ... RoundDone among the actions: coordinator.begin(now_s) when its state is kept, durably where it says so;
+        or, when that state is found to be no use, coordinator.undo(why, now_s). Events may come before that
 
 `now_s` is any clock that never goes back. The driver carries out actions in order.
 
 A round, from announcement to fusion:
 
-    waiting --enough devices--> open --all asked replied, or left, or deadline; quorum--> fused, next round
+    waiting --enough devices--> open --all asked replied, or left, or deadline; quorum--> closing --kept--> next round
                                   |--the same without quorum--> open again: other devices are asked too
-                                  `--fused to no use--> undone, and open again without those who are to blame
+                                  `--fused to no use, or undone--> open again without those who are to blame
 
-A reply counts at most `max_share` times the median, one that is far larger than others is refused, and a state that is
-not finite is never given out: no single reply owns a run or ends it.
+How much a reply counts is edgefl/aggregator/tally.py. A state that is not finite is never given out: no single reply
+ends a run.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
-from edgefl.aggregator.fusion import Clipped, Fusing, Fusion, fusing
-from edgefl.aggregator.norms import Usual, lower_median, norm_of, too_large
-from edgefl.aggregator.weights import Rule, weight_limit
+from edgefl.aggregator.fusion import Fusing, fusing
+from edgefl.aggregator.norms import Usual
+from edgefl.aggregator.tally import Tally
 from edgefl.errors import EdgeflError, InputError, NotFinite, RemoteProtocolError
 from edgefl.method import Ask, Fused, Method, Reply, State
 from edgefl.protocol import MAX_DEVICES
@@ -87,8 +87,8 @@ class Announce:
 
 @dataclass(frozen=True)
 class RoundDone:
-    """A round is fused. Make `state` durable, unless `durable` says that it need not be; then call `begin` for the next
-    round."""
+    """A round is fused. Keep `state`, durably unless `durable` says that it need not be; then call `begin` for the next
+    round, or `undo` where it is no use."""
 
     round: int
     state: State
@@ -140,33 +140,19 @@ class OpenRound:
 
 @dataclass
 class _Round:
-    ask: Ask
+    """The round that is open, or closing: who was asked in it, and what became of them."""
+
+    tally: Tally
     nonce: str
-    fusion: Fusion
-    rule: Rule
     opened_s: float
     quorum: int = 1
-    weight_limit: float = 0.0
     attempt: int = 0
     deadline_s: float = 0.0
     first: tuple[str, ...] = ()  # asked when the round was opened
     asked: set[str] = field(default_factory=set)
-    replied: set[str] = field(default_factory=set)
     failed: set[str] = field(default_factory=set)
     gone: set[str] = field(default_factory=set)  # asked, and left since
-    norms: dict[str, float] = field(default_factory=dict)  # of the replies that are counted
-    barred: dict[str, str] = field(default_factory=dict)  # whose replies are refused in this attempt, and why
-    clipped: set[str] = field(default_factory=set)  # whose replies were said to count less than they would
-
-
-@dataclass(frozen=True)
-class _Closed:
-    """The round that was closed last, and what it began with: what `undo` goes back to."""
-
-    round: _Round
-    state: State
-    durable: bool
-    before: str
+    closing: RoundDone | None = None  # until its state is kept, or the round undone
 
 
 class Coordinator:
@@ -205,29 +191,26 @@ class Coordinator:
         self._missed: dict[str, int] = {}  # deadlines, of devices that have never replied
         self.stated: dict[str, int] = {}  # how many training examples devices say they have
         self._round: _Round | None = None
-        self._closed: _Closed | None = None  # until the next round begins
         self._usual = Usual()
-        self._next: tuple[int, Ask | None] | None = None  # a round and what the method asks in it
+        self._next: tuple[State, Ask | None] | None = None  # a state and what the method asks then
         self._before = ""  # the nonce of the last round of this start
         self._durable = True  # whether `state` is on disk, or is the method's first
 
     # --- events -----------------------------------------------------------------------------------------------
 
     def begin(self, now_s: float) -> list[Action]:
-        """Open the next round: at the start, after a resume, and whenever a `RoundDone` is durable."""
-        if self._closed is not None:
-            self._usual.note(self._closed.round.ask, self._closed.round.norms.values())
-            self._closed = None
+        """Open the next round: at the start, after a resume, and whenever the state of a `RoundDone` is kept."""
+        if self._round is not None and (done := self._round.closing) is not None:
+            self._round.tally.keep()
+            self.state, self._durable, self._before = done.state, done.durable, self._round.nonce
+            self._round = None
         return self._open_round(now_s)
 
     def undo(self, why: str, now_s: float) -> list[Action]:
         """The state of the last `RoundDone` is no use, and nothing of it was kept: do that round again, without the
         devices whose replies have moved the model most."""
-        assert self._closed is not None
-        closed, self._closed = self._closed, None
-        self._round, self.state, self._durable, self._before = closed.round, closed.state, closed.durable, closed.before
-        self._next = None  # what the method asked after the state that is gone
-        return self._repeat(why, self._largest(), now_s)
+        assert self._round is not None and self._round.closing is not None
+        return self._repeat(why, self._round.tally.largest(), now_s)
 
     def joined(self, device: str, now_s: float, *, examples: int | None = None) -> list[Action]:
         """A device is there, with so many training examples; None: as many as it stated before. Joining twice changes
@@ -270,18 +253,20 @@ class Coordinator:
             return verdict, [Note(verdict.status, reply.round, reply.device, verdict.reason)]
         assert self._round is not None
         try:
-            clipped = self._count(self._round, reply)
+            clipped = self._round.tally.count(reply, self.stated.get(reply.device))
         except RemoteProtocolError as error:
             verdict = Verdict("refused", error.message)
             return verdict, self.failed(reply.device, reply.round, verdict.reason, now_s)
-        self._round.replied.add(reply.device)
         self._replied.add(reply.device)
         self._round.failed.discard(reply.device)
-        return verdict, [Note("replied", reply.round, reply.device), *clipped, *self._close_if_done(now_s)]
+        notes = [Note("replied", reply.round, reply.device)]
+        if clipped:
+            notes.append(Note("clipped", reply.round, reply.device, clipped))
+        return verdict, [*notes, *self._close_if_done(now_s)]
 
     def tick(self, now_s: float) -> list[Action]:
         """Time has passed."""
-        if self._round is None or now_s < self._round.deadline_s:
+        if self.deadline_s is None or now_s < self.deadline_s:
             return []
         notes = self._pass_over_strangers()
         if self._has_quorum():
@@ -310,7 +295,7 @@ class Coordinator:
     def stop(self, now_s: float) -> list[Action]:
         """Fuse what came, when that is a quorum, and open no further round."""
         self.stopping = True
-        if self._round is not None and self._has_quorum():
+        if self.deadline_s is not None and self._has_quorum():
             return self._close(now_s)
         return []
 
@@ -328,33 +313,36 @@ class Coordinator:
             return Verdict("refused", f"round {round} was not announced with this nonce")
         if device not in self._round.asked:
             return Verdict("refused", "the device was not asked in this round")
-        if device in self._round.replied:
+        tally = self._round.tally
+        if device in tally.replied:
             return Verdict("duplicate", "this device's reply is counted already")
-        if device in self._round.barred:
-            return Verdict("refused", self._round.barred[device])
+        if self._round.closing is not None:
+            return Verdict("late", f"round {round} is closed")
+        if device in tally.barred:
+            return Verdict("refused", tally.barred[device])
         return Verdict("accepted")
 
     @property
     def deadline_s(self) -> float | None:
         """When `tick` has something to do; None when nothing is open."""
-        return self._round.deadline_s if self._round else None
+        return self._round.deadline_s if self._round is not None and self._round.closing is None else None
 
     @property
     def about(self) -> str:
         """What the method says of the open round; "" when none is open."""
-        return self._round.ask.about if self._round else ""
+        return self._round.tally.ask.about if self._round else ""
 
     @property
     def replies(self) -> tuple[int, int]:
         """Replies so far and devices asked, of the open round."""
-        return (len(self._round.replied), len(self._round.asked)) if self._round else (0, 0)
+        return (len(self._round.tally.replied), len(self._round.asked)) if self._round else (0, 0)
 
     # --- rounds -----------------------------------------------------------------------------------------------
 
     def _open_round(self, now_s: float) -> list[Action]:
         if self._round is not None or self.finished:
             return []
-        ask = None if self._satisfied else self._ask()
+        ask = None if self._satisfied else self._ask(self.state)
         if ask is None:
             self.finished = True
             return [Finished(self.state)]
@@ -364,15 +352,16 @@ class Coordinator:
         self._resumed = None
         if resumed is None and len(self.present) < self.settings.min_devices:
             return []
-        self._round = _Round(ask, self._nonce(), *self._fusion_of(ask), opened_s=now_s)
+        limits = {"max_share": self.settings.max_share, "max_norm": self.settings.max_norm}
+        self._round = _Round(Tally(ask, self._fusing, self._usual, **limits), self._nonce(), opened_s=now_s)
         if resumed is not None:
-            self._round.attempt = resumed.attempt
-        devices = (
-            resumed.devices if resumed else self._sample(self.present - self._silent or self.present, self._wanted(), 0)
-        )
-        self._round.first = tuple(devices)
-        self._round.quorum = resumed.quorum if resumed else self._quorum_of(len(devices))
-        self._round.weight_limit = resumed.weight_limit if resumed else self._weight_limit(devices)
+            devices, self._round.attempt, self._round.quorum = resumed.devices, resumed.attempt, resumed.quorum
+            self._round.tally.weight_limit = resumed.weight_limit
+        else:
+            devices = tuple(self._sample(self.present - self._silent or self.present, self._wanted(), 0))
+            self._round.quorum = self._quorum_of(len(devices))
+            self._round.tally.limit_weights([self.stated.get(device, 0) for device in devices])
+        self._round.first = devices
         return self._announce(devices, now_s)
 
     def _announce(self, devices: Iterable[str], now_s: float) -> list[Action]:
@@ -384,13 +373,13 @@ class Coordinator:
                 round=self.state.round,
                 attempt=self._round.attempt,
                 nonce=self._round.nonce,
-                ask=self._round.ask,
+                ask=self._round.tally.ask,
                 devices=tuple(sorted(self._round.asked)),
                 duration_s=self.settings.deadline_s,
                 quorum=self._round.quorum,
                 durable=self._durable,
                 before=self._before,
-                weight_limit=self._round.weight_limit,
+                weight_limit=self._round.tally.weight_limit,
             )
         ]
 
@@ -398,11 +387,12 @@ class Coordinator:
         """No quorum: replies so far stay counted (the announced tensors are the same), others are asked too, and who
         was barred may try once more."""
         assert self._round is not None
-        text = f"{len(self._round.replied)} of {len(self._round.asked)} replied"
-        if self._round.barred:
-            text += f"; no reply of {_some(self._round.barred)} is refused unseen any more"
+        barred = self._round.tally.barred
+        text = f"{len(self._round.tally.replied)} of {len(self._round.asked)} replied"
+        if barred:
+            text += f"; no reply of {_some(barred)} is refused unseen any more"
         others = self._others()
-        self._round.barred.clear()
+        barred.clear()
         self._round.failed.clear()  # they may try again, but nobody counts on them
         self._round.attempt += 1
         return [Note("asked again", self.state.round, text=text), *self._announce(others, now_s)]
@@ -412,54 +402,47 @@ class Coordinator:
         assert self._round is not None
         spare = self.present - self._round.asked
         wanted = max(self._wanted(), self._round.quorum)
-        missing = wanted - len(self._round.replied) - len(self._outstanding() & self.present)
+        missing = wanted - len(self._round.tally.replied) - len(self._outstanding() & self.present)
         return self._sample(spare, max(0, missing), self._round.attempt + 1)
 
     def _close_if_done(self, now_s: float) -> list[Action]:
-        if self._round is None or self._outstanding():
+        if self._round is None or self._round.closing is not None or self._outstanding():
             return []
         if self._has_quorum():
             return self._close(now_s)
         # Nobody is left to wait for. With other devices there, ask them at once; else wait: devices come back. Where
         # so many were too large for what was usual, what is usual has changed: they are judged by each other then.
-        stale = bool(self._round.barred) and self._usual.forget(self._round.ask)
+        stale = bool(self._round.tally.barred) and self._round.tally.forget_usual()
         if stale or self.present - self._round.asked:
             return self._ask_again(now_s)
         return []
 
     def _close(self, now_s: float) -> list[Action]:
-        """Fuse what came, and go on to the state that follows; or undo the round, where that is no state."""
+        """Fuse what came to the state that follows; or undo the round, where that is no state."""
         assert self._round is not None
-        closed = self._round
-        if outliers := self._outliers(closed):
-            usual = lower_median(closed.norms.values())
-            largest = max(closed.norms.values())
-            why = f"a change of norm {largest:.3g} beside a median of {usual:.3g}"
-            return self._repeat(why, outliers, now_s)
+        closed, tally = self._round, self._round.tally
+        if outliers := tally.outliers():
+            return self._repeat(*outliers, now_s)
         try:
-            fused, state = self._advance(closed)
+            fused, state = self._advance(tally)
         except NotFinite as error:
-            return self._repeat(error.message, self._largest(), now_s)
-        round = self.state.round
-        self._closed = _Closed(closed, self.state, self._durable, self._before)
-        clipped = self._clipped_late(closed)
-        closed.fusion, closed.rule = self._fusion_of(closed.ask)  # the replies are let go
-        self.state = state
-        self._round, self._before = None, closed.nonce
-        following = self._ask()
+            return self._repeat(error.message, tally.largest(), now_s)
+        clipped = [Note("clipped", self.state.round, device, text) for device, text in tally.clipped()]
+        tally.let_go()
+        following = self._ask(state)
         # A resume must not go back behind a durable ask: devices may have carried it out.
-        self._durable = closed.ask.durable or following is None or following.durable
+        durable = tally.ask.durable or following is None or following.durable
         seconds = now_s - closed.opened_s
-        return [
-            *clipped,
-            RoundDone(round, self.state, fused, closed.attempt + 1, len(closed.asked), seconds, durable=self._durable),
-        ]
+        closed.closing = RoundDone(
+            self.state.round, state, fused, closed.attempt + 1, len(closed.asked), seconds, durable=durable
+        )
+        return [*clipped, closed.closing]
 
-    def _advance(self, closed: _Round) -> tuple[Fused, State]:
+    def _advance(self, tally: Tally) -> tuple[Fused, State]:
         """What the replies make of the state. Raises NotFinite where that is no state."""
         try:
             with np.errstate(all="ignore"):  # a number that is none is found below
-                fused = closed.fusion.finish()
+                fused = tally.fuse()
                 state = self.method.advance(self.state, fused)
         except InputError:
             raise  # a setting that is wrong, and would be in every attempt
@@ -474,102 +457,39 @@ class Coordinator:
         return fused, state
 
     def _repeat(self, why: str, moved: Collection[str], now_s: float) -> list[Action]:
-        """The open round from its beginning, without some devices: the others offer again what they have. Who has not
+        """The round from its beginning, without some devices: the others offer again what they have. Who has not
         replied until now is not waited for."""
         assert self._round is not None
-        text = f"{why}; asked again without {_some(moved)}"
+        self._round.closing = None
         self._round.failed |= self._outstanding()
-        self._round.barred |= dict.fromkeys(moved, f"round {self.state.round + 1} was undone: {why}"[:MOST_TEXT])
-        self._round.replied.clear()
-        self._round.norms.clear()
-        self._round.fusion, self._round.rule = self._fusion_of(self._round.ask)
-        note = Note("undone", self.state.round, text=text)
+        self._round.tally.undo(moved, f"round {self.state.round + 1} was undone: {why}"[:MOST_TEXT])
+        note = Note("undone", self.state.round, text=f"{why}; asked again without {_some(moved)}")
         if self.stopping:
             return [note]  # a resume asks again
         others = self._others()
         self._round.attempt += 1
         return [note, *self._announce(others, now_s)]
 
-    # --- how much a reply counts, and whether it may ----------------------------------------------------------
-
-    def _count(self, round: _Round, reply: Reply) -> list[Action]:
-        """Add a reply to the round; a note where it counts less than it would. Raises RemoteProtocolError for a reply
-        that may not count."""
-        stated = self.stated.get(reply.device)
-        if stated is not None and reply.examples > stated:
-            raise RemoteProtocolError(
-                f"{reply.examples} examples; device {reply.device!r} stated {stated} when it joined"
-            )
-        norm, usual = norm_of(reply, round.ask), self._usual.of(round.ask)
-        if 0 < self.settings.max_norm * usual < norm:
-            reason = f"a change of norm {norm:.3g}, more than {self.settings.max_norm:g} times the usual {usual:.3g}"
-            round.barred[reply.device] = reason
-            raise RemoteProtocolError(reason)
-        weight = round.rule.weigh(reply)
-        limit = round.weight_limit or math.inf
-        round.fusion.add(reply, min(weight, limit))
-        round.norms[reply.device] = norm
-        return self._say_clipped(round, reply.device, limit, weight) if weight > limit else []
-
-    def _clipped_late(self, round: _Round) -> list[Action]:
-        """Notes on the replies whose weight was clipped when the last of them was there."""
-        if not isinstance(round.fusion, Clipped):
-            return []
-        clipped = round.fusion.clipped.items()
-        return [note for device, (counts, of) in clipped for note in self._say_clipped(round, device, counts, of)]
-
-    def _say_clipped(self, round: _Round, device: str, counts: float, of: float) -> list[Action]:
-        if device in round.clipped:
-            return []
-        round.clipped.add(device)
-        return [Note("clipped", self.state.round, device, f"counts as {counts:g} of {of:g}")]
-
-    def _weight_limit(self, devices: Iterable[str]) -> float:
-        """The most that a reply to the open round may count, by what the devices stated that are asked in it first."""
-        assert self._round is not None
-        if not self.settings.max_share or not self._round.rule.of_examples or not self._round.fusion.weighs:
-            return 0.0
-        stated = [self.stated.get(device, 0) for device in devices]
-        return weight_limit(self._round.rule, stated, self.settings.max_share)
-
-    def _fusion_of(self, ask: Ask) -> tuple[Fusion, Rule]:
-        """A new fusion for an ask; one that holds the replies, where their weights are bounded by each other."""
-        fusion, rule = self._fusing(ask)
-        if self.settings.max_share and fusion.weighs and not rule.of_examples:
-            fusion = Clipped(fusion, self.settings.max_share)
-        return fusion, rule
-
-    def _outliers(self, round: _Round) -> list[str]:
-        """Devices whose replies are too large beside the others of the round."""
-        return too_large(round.norms, self.settings.max_norm) if self.settings.max_norm else []
-
-    def _largest(self) -> list[str]:
-        """The device whose reply changes most; as many more as are barred already, so that a round in which nothing
-        can be fused is soon left to its deadline."""
-        assert self._round is not None
-        norms = self._round.norms
-        return sorted(norms, key=lambda device: (-norms[device], device))[: max(1, len(self._round.barred))]
-
     # --- small questions --------------------------------------------------------------------------------------
 
-    def _ask(self) -> Ask | None:
-        """What the method asks now. It is asked once a round: an ask may be work."""
-        if self._next is None or self._next[0] != self.state.round:
-            self._next = (self.state.round, self.method.ask(self.state))
+    def _ask(self, state: State) -> Ask | None:
+        """What the method asks. It is asked once in each state: an ask may be work."""
+        if self._next is None or self._next[0] is not state:
+            self._next = (state, self.method.ask(state))
         return self._next[1]
 
     def _outstanding(self) -> set[str]:
         """Asked devices that may still reply. After a resume that includes those not heard of yet."""
         assert self._round is not None
-        barred = self._round.barred.keys()
-        return self._round.asked - self._round.replied - self._round.failed - self._round.gone - barred
+        replied, barred = self._round.tally.replied, self._round.tally.barred.keys()
+        return self._round.asked - replied - self._round.failed - self._round.gone - barred
 
     def _quorum_of(self, devices: int) -> int:
         return max(1, math.ceil(self.settings.quorum * devices))
 
     def _has_quorum(self) -> bool:
         assert self._round is not None
-        return len(self._round.replied) >= self._round.quorum
+        return len(self._round.tally.replied) >= self._round.quorum
 
     def _wanted(self) -> int:
         """m = max(C*K, 1), K the devices that are there (McMahan et al. 2017, Algorithm 1)."""

@@ -64,6 +64,11 @@ class Traffic:
     def up_total(self) -> int:
         return sum(self.up.values())
 
+    def __add__(self, other: Traffic) -> Traffic:
+        devices = self.up.keys() | other.up.keys()
+        up = {device: self.up.get(device, 0) + other.up.get(device, 0) for device in devices}
+        return Traffic(up, self.down + other.down)
+
 
 def record_of(done: RoundDone, traffic: Traffic, evaluated: Mapping[str, float], elapsed_s: float) -> Record:
     """The record of a round. `evaluated`: metrics of the fused model on the aggregator's data; empty where nobody

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import queue
 import signal
 import threading
@@ -15,16 +14,18 @@ from types import FrameType
 from typing import Any
 
 from edgefl import protocol
+from edgefl.aggregator.actions import Action, Evaluate, SaveDevice, SaveOpenRound, SaveRound
 from edgefl.aggregator.classes import DeviceClass
-from edgefl.aggregator.coordinator import Coordinator, Note, RoundDone, RoundSettings
+from edgefl.aggregator.coordinator import Coordinator, Note, RoundSettings
 from edgefl.aggregator.fusion import Fusing, fusing
-from edgefl.aggregator.record import Record, Traffic, record_of
+from edgefl.aggregator.record import Record
 from edgefl.aggregator.session import REQUESTS_BURST, REQUESTS_PER_S, Aggregator
 from edgefl.aggregator.store import Store
 from edgefl.errors import BrokerError, EdgeflError, NotFinite
 from edgefl.memory import keep_freed
 from edgefl.method import Method, State
 from edgefl.mqtt import Address, Connection, Tls
+from edgefl.protocol import Outgoing
 from edgefl.tensors import Array
 from edgefl.transport import Broken, Connected, Disconnected, Received, Transport
 
@@ -42,8 +43,8 @@ _SAID = (
 )
 FAREWELL_S = 2.0  # devices leave within a tenth of that; some may be gone already
 
-# What the method has fused -> "evaluate.loss", "evaluate.correct" ...
-Evaluate = Callable[[Mapping[str, Array]], dict[str, float]]
+# The tensors of a state -> "evaluate.loss", "evaluate.correct" ... Raises NotFinite for a state that has diverged.
+Measure = Callable[[Mapping[str, Array]], dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Server:
         *,
         settings: RoundSettings,
         seed: int,
-        evaluate: Evaluate | None = None,
+        evaluate: Measure | None = None,
         fusing: Fusing = fusing,
         target_accuracy: float | None = None,
         tls: Tls | None = None,
@@ -82,11 +83,8 @@ class Server:
         """`requests`: how many answers a second each device gets, and how many at once."""
         self.store = store
         self._evaluate = evaluate
-        self._target = target_accuracy
         self._watcher = watcher
-        self._started_s = time.monotonic()
         records = store.records()
-        self._seconds_before = records[-1].elapsed_s if records else 0.0
         self.coordinator = Coordinator(
             method,
             store.load_state() or method.start(),
@@ -98,8 +96,6 @@ class Server:
             replied={device for record in records for device in record.devices},
             fusing=fusing,
         )
-        if records and self._reached(records[-1]):
-            self.coordinator.finish()
         self._connection: Transport = Connection(address, f"edgefl-{run}-aggregator", will=self._will, tls=tls)
         self._aggregator = Aggregator(
             run,
@@ -111,10 +107,8 @@ class Server:
             room=self._connection.room,
             requests_per_s=requests[0],
             requests_burst=requests[1],
-            on_assign=store.save_device,
-            on_announce=store.save_open_round,
-            on_round=self._round_done,
-            on_note=self._note,
+            last=records[-1] if records else None,
+            target_accuracy=target_accuracy,
         )
 
     def serve(self, check: Callable[[], None] | None = None) -> bool:
@@ -133,7 +127,7 @@ class Server:
         self.store.event("started", epoch=self.store.epoch, broker=str(self._connection.address))
         try:
             with _signals_to(events):
-                self._publish(self._aggregator.start(time.monotonic()))
+                self._carry_out(self._aggregator.start(time.monotonic()))
                 self._check_room()
                 while not self._aggregator.finished and self._step(events):
                     if check is not None and time.monotonic() >= next_check_s:
@@ -176,45 +170,53 @@ class Server:
         now_s = time.monotonic()
         match event:
             case Received(topic, payload, _):
-                self._publish(self._aggregator.receive(topic, payload, now_s))
+                self._carry_out(self._aggregator.receive(topic, payload, now_s))
             case Connected(first) if not first:
                 self.store.event("connected again")
                 self._watcher.progress("connected to the broker again")
-                self._publish(self._aggregator.reconnected())
+                self._carry_out(self._aggregator.reconnected())
             case Disconnected(reason):
                 self.store.event("connection lost", text=reason)
                 self._watcher.progress(f"connection to the broker lost ({reason}); connecting again")
             case Broken(error):
                 raise error
             case _StopRequest():
-                self._publish(self._aggregator.stop(now_s))
+                self._carry_out(self._aggregator.stop(now_s))
                 return False
-        self._publish(self._aggregator.tick(now_s))
+        self._carry_out(self._aggregator.tick(now_s))
         return True
 
-    def _publish(self, messages: list[protocol.Outgoing]) -> None:
-        for message in messages:
-            self._connection.publish(message.topic, message.payload, retain=message.retain)
+    # --- what the session wants done --------------------------------------------------------------------------
 
-    # --- rounds -----------------------------------------------------------------------------------------------
+    def _carry_out(self, actions: Sequence[Action]) -> None:
+        """In this order: what is to be durable is, before anybody hears what follows from it."""
+        for action in actions:
+            match action:
+                case Outgoing(topic, payload, retain):
+                    self._connection.publish(topic, payload, retain=retain)
+                case SaveDevice(device, class_name, examples):
+                    self.store.save_device(device, class_name, examples)
+                case SaveOpenRound(announce):
+                    self.store.save_open_round(announce)
+                case Evaluate(state):
+                    self._carry_out(self._measure(state))
+                case SaveRound(state, record):
+                    self._keep(state, record)
+                case Note():
+                    self._note(action)
 
-    def _round_done(self, done: RoundDone, traffic: Traffic) -> bool:
-        """Evaluate, make durable, show. Whether there should be a next round. Raises NotFinite, before anything is
-        kept, where the state cannot be evaluated.
-        """
-        evaluated = self._evaluate(done.state.tensors) if self._evaluate is not None and done.durable else {}
-        elapsed_s = self._seconds_before + time.monotonic() - self._started_s
-        record = record_of(done, traffic, evaluated, elapsed_s)
-        if evaluated and (record.loss is None or not math.isfinite(record.loss)):
-            raise NotFinite(f"the held-out loss would be {record.loss}")
-        self.store.save_round(done.state, record)
+    def _measure(self, state: State) -> list[Action]:
+        try:
+            metrics = {} if self._evaluate is None else self._evaluate(state.tensors)
+        except NotFinite as error:
+            return self._aggregator.evaluation_failed(error.message, time.monotonic())
+        return self._aggregator.evaluated(metrics, time.monotonic())
+
+    def _keep(self, state: State, record: Record) -> None:
+        self.store.save_round(state, record)
         if record.durable:
             self.store.event("round done", round=record.round, replies=record.replies)
-        self._watcher.round_done(record, done.state)
-        return not self._reached(record)
-
-    def _reached(self, record: Record) -> bool:
-        return self._target is not None and record.accuracy is not None and record.accuracy >= self._target
+        self._watcher.round_done(record, state)
 
     def _note(self, note: Note) -> None:
         self.store.note(note)

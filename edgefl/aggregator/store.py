@@ -8,7 +8,7 @@
         weights.py            where the run has a weight rule of its own, its file
         state.safetensors     the method's state after the last durable round, with that round's record
         open.json             the round that is announced, if one is
-        metrics.jsonl         one record per round
+        metrics.jsonl         one record per round (edgefl/aggregator/record.py)
         events.jsonl          what happened, for a person
         weights.safetensors   the fused weights at the end
         model.onnx            an inference model with these weights

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from edgefl.aggregator.classes import DeviceClass
-from edgefl.aggregator.serve import Evaluate
+from edgefl.aggregator.serve import Measure
 from edgefl.errors import ConfigError
 from edgefl.method import Method
 from edgefl.runs.questions import has_models, models_of, personal_of
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from edgefl_device.data import Dataset
 
 
-def evaluator_of(config: RunFile, classes: Sequence[DeviceClass], method: Method) -> Evaluate | None:
+def evaluator_of(config: RunFile, classes: Sequence[DeviceClass], method: Method) -> Measure | None:
     """A function: the tensors of a method's state -> metrics over the evaluation data, the mean over its models.
 
     None where the run evaluates nothing, or the state holds no model. Raises ConfigError where only devices have whole

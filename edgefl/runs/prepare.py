@@ -18,7 +18,7 @@ from edgefl.aggregator.classes import DeviceClass, check_classes, initial, parse
 from edgefl.aggregator.coordinator import RoundSettings
 from edgefl.aggregator.fusion import Fusing, fusing
 from edgefl.aggregator.learned import learning
-from edgefl.aggregator.serve import Evaluate
+from edgefl.aggregator.serve import Measure
 from edgefl.aggregator.weights import LEARNED
 from edgefl.bundle import Bundle, read
 from edgefl.errors import ConfigError
@@ -45,7 +45,7 @@ class Prepared:
     method: Method
     fusing: Fusing
     settings: RoundSettings
-    evaluate: Evaluate | None
+    evaluate: Measure | None
 
 
 def prepare(config: RunFile, place: Path, progress: Progress) -> Prepared:

@@ -121,7 +121,7 @@ def test_work_ends_by_the_devices_own_clock(world: World) -> None:
 def test_a_round_that_is_asked_again_gives_more_time(world: World) -> None:
     """The deadline passed, the aggregator asks again, and the slow device goes on with what it does."""
     world.run(lambda: world.now_s > DURATION_S + 1)
-    world.publish(type(world.aggregator).tick(world.aggregator, world.now_s))
+    world.carry_out(type(world.aggregator).tick(world.aggregator, world.now_s))
     world.run(lambda: world.now_s > LATE_S + 5)
     assert working(world) and not failures(world)
     world.run(lambda: bool(failures(world)))

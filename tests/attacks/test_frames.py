@@ -126,7 +126,7 @@ def test_chunks_that_nobody_permitted_are_not_kept(make_world: Any, wide: Bundle
     world = make_world(wide, devices=2, max_devices=300, min_devices=202)
     names = [f"pi-{i}" for i in range(3, 203)]
     for name in names:
-        world.aggregator.receive(protocol.device_topic(RUN, name), protocol.encode(Presence(name, 1, "up", name)), 0.0)
+        world.receive(protocol.device_topic(RUN, name), protocol.encode(Presence(name, 1, "up", name)), 0.0)
     world.run(lambda: bool(world.broker.said(Announcement)))
     (announcement,) = world.broker.said(Announcement)
     size = wide.manifest.tensor("w").size_bytes + 100
@@ -137,13 +137,13 @@ def test_chunks_that_nobody_permitted_are_not_kept(make_world: Any, wide: Bundle
         for name in names:
             up = protocol.up_topic(RUN, name)
             offer = Offer(name, 0, announcement.nonce, A, size, chunk_bytes, 1, {})
-            answers = world.aggregator.receive(up, protocol.encode(offer), 0.0)
+            answers = world.receive(up, protocol.encode(offer), 0.0)
             sent = any(isinstance(protocol.decode(m.payload)[0], Permit) for m in answers)
             permitted += sent
             if not sent:
-                world.aggregator.receive(up, frame, 0.0)
+                world.receive(up, frame, 0.0)
     assert permitted == 64 * 2**20 // size
-    held = [len(u.assembly._data) + len(u.assembly._early) for u in world.aggregator._uploads.values()]
+    held = [len(u.assembly._data) + len(u.assembly._early) for u in world.aggregator._uploads._of.values()]
     assert len(held) == 200 and not any(held)
 
 
@@ -151,19 +151,19 @@ def test_uploads_that_never_end_hold_nobody_up_for_longer_than_an_attempt(
     make_world: Any, wide: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There is room for one upload at a time; a device sends the next chunk of its own every 25 s, and copies of it."""
-    monkeypatch.setattr("edgefl.aggregator.session.UPLOAD_BUDGET_BYTES", 2 * 10**6)
+    monkeypatch.setattr("edgefl.aggregator.uploads.UPLOAD_BUDGET_BYTES", 2 * 10**6)
     world = make_world(wide, devices=3, quorum=0.6, deadline_s=60.0)
     world.run(lambda: bool(world.broker.said(Announcement)))
     (announcement,) = world.broker.said(Announcement)
     up, size = protocol.up_topic(RUN, "pi-1"), wide.manifest.tensor("w").size_bytes + 100
     world.broker.forget(world.nodes.pop("pi-1").client)
     offer = protocol.encode(Offer("pi-1", 0, announcement.nonce, A, size, 64 * 1024, 1, {}))
-    world.publish(world.aggregator.receive(up, offer, world.now_s))
-    assert world.aggregator._uploads["pi-1"].permitted
+    world.carry_out(world.aggregator.receive(up, offer, world.now_s))
+    assert world.aggregator._uploads._of["pi-1"].permitted
 
     def done() -> bool:
         chunk = protocol.encode(UploadChunk(A, int(world.now_s // 25)), bytes(64 * 1024))
-        world.publish(world.aggregator.receive(up, chunk, world.now_s))
+        world.carry_out(world.aggregator.receive(up, chunk, world.now_s))
         return len(world.rounds) == 1
 
     world.run(done)
@@ -176,14 +176,14 @@ def test_copies_of_a_chunk_keep_no_upload_alive(make_world: Any, wide: Bundle) -
     world.run(lambda: bool(world.broker.said(Announcement)))
     (announcement,) = world.broker.said(Announcement)
     size = wide.manifest.tensor("w").size_bytes + 100
-    world.aggregator.receive(UP, protocol.encode(Offer("pi-1", 0, announcement.nonce, A, size, 65536, 1, {})), 0.0)
+    world.receive(UP, protocol.encode(Offer("pi-1", 0, announcement.nonce, A, size, 65536, 1, {})), 0.0)
     chunk = protocol.encode(UploadChunk(A, 0), bytes(65536))
     for second in range(31):
-        world.aggregator.receive(UP, chunk, float(second))
-        world.aggregator.tick(float(second))
+        world.receive(UP, chunk, float(second))
+        world.tick(float(second))
     assert "pi-1" in world.aggregator._uploads
-    world.aggregator.receive(UP, chunk, 31.0)
-    world.aggregator.tick(31.0)
+    world.receive(UP, chunk, 31.0)
+    world.tick(31.0)
     assert "pi-1" not in world.aggregator._uploads
 
 
@@ -208,8 +208,8 @@ def test_a_thousand_requests_are_a_handful_of_publications(make_world: Any, wide
     said, now_s = 0, world.now_s
     for _ in range(1000):  # in ten seconds
         now_s += 0.01
-        said += len(chunks_of(world.aggregator.receive(UP, request, now_s), sha256))
-        said += len(chunks_of(world.aggregator.tick(now_s), sha256))
+        said += len(chunks_of(world.receive(UP, request, now_s), sha256))
+        said += len(chunks_of(world.tick(now_s), sha256))
     # The burst of 32 MiB, and 2 MiB a second.
     assert said * protocol.CHUNK_BYTES <= (32 + 20 + 2) * 2**20
     assert world.events("too many requests") == [("pi-1", "what is too much is passed over")]
@@ -222,31 +222,31 @@ def test_one_publication_of_a_blob_is_under_way_at_a_time(make_world: Any, wide:
     world = make_world(wide)
     sha256, request = joined(world)
     count = protocol.chunk_count(wide.manifest.weights.size_bytes, protocol.CHUNK_BYTES)
-    world.aggregator._publications.clear()  # of the round that is open
+    world.aggregator._publications._waiting.clear()  # of the round that is open
     room = 10 * protocol.CHUNK_BYTES
     world.aggregator._room = lambda: room
     now_s = world.now_s + 1
-    world.aggregator.receive(UP, request, now_s)
-    first = chunks_of(world.aggregator.tick(now_s + 0.01), sha256)
+    world.receive(UP, request, now_s)
+    first = chunks_of(world.tick(now_s + 0.01), sha256)
     assert first == list(range(10))
     room = 0
-    assert chunks_of(world.aggregator.tick(now_s + 0.02), sha256) == []
+    assert chunks_of(world.tick(now_s + 0.02), sha256) == []
     assert world.aggregator.wake_s(now_s + 0.02) > now_s + 0.02  # nobody turns in circles
-    world.aggregator.receive(protocol.up_topic(RUN, "pi-2"), request, now_s + 0.02)
+    world.receive(protocol.up_topic(RUN, "pi-2"), request, now_s + 0.02)
     room = protocol.MAX_BLOB_BYTES
-    assert chunks_of(world.aggregator.tick(now_s + 0.03), sha256) == list(range(count))
-    assert chunks_of(world.aggregator.tick(now_s + 1), sha256) == []
+    assert chunks_of(world.tick(now_s + 0.03), sha256) == list(range(count))
+    assert chunks_of(world.tick(now_s + 1), sha256) == []
 
 
 def test_the_room_is_shared_by_all_that_goes_out(make_world: Any, wide: Bundle) -> None:
     world = make_world(wide)
     _, request = joined(world)
-    world.aggregator._bundle_blobs["b" * 64] = bytes(10**6)
+    world.aggregator._publications._blobs["b" * 64] = bytes(10**6)
     world.aggregator._room = lambda: 12 * protocol.CHUNK_BYTES
     now_s = world.now_s + 1
-    world.aggregator.receive(UP, request, now_s)
-    world.aggregator.receive(UP, protocol.encode(BlobRequest("b" * 64, [])), now_s)
-    said = [m for m in world.aggregator.tick(now_s + 0.01) if "/blob/" in m.topic]
+    world.receive(UP, request, now_s)
+    world.receive(UP, protocol.encode(BlobRequest("b" * 64, [])), now_s)
+    said = [m for m in world.tick(now_s + 0.01) if "/blob/" in m.topic]
     assert len(said) == 12
 
 
@@ -256,7 +256,7 @@ def test_a_device_that_keeps_restating_is_written_down_once_a_round(make_world: 
     lines = (world.store.path / "devices.jsonl").read_text().count("\n")
     for number in range(15):
         frame = protocol.encode(Presence("pi-1", 2 + number, "up", "pi-1, life 1", train_examples=100 + number))
-        world.aggregator.receive(protocol.device_topic(RUN, "pi-1"), frame, world.now_s)
+        world.receive(protocol.device_topic(RUN, "pi-1"), frame, world.now_s)
     assert (world.store.path / "devices.jsonl").read_text().count("\n") == lines + 1
     assert world.coordinator.stated["pi-1"] == 100
 
@@ -266,8 +266,8 @@ def test_what_a_device_lost_on_its_link_it_gets_again(make_world: Any, wide: Bun
     sha256, _ = joined(world)
     lost = protocol.encode(BlobRequest(sha256, [(3, 5), (9, 10)]))
     now_s = world.now_s + 1
-    world.aggregator.receive(UP, lost, now_s)
-    assert chunks_of(world.aggregator.tick(now_s + 0.01), sha256) == [3, 4, 9]
+    world.receive(UP, lost, now_s)
+    assert chunks_of(world.tick(now_s + 0.01), sha256) == [3, 4, 9]
 
 
 def test_a_bucket_fills_as_time_passes() -> None:
@@ -292,7 +292,7 @@ def test_made_up_names_are_turned_away_when_the_run_is_full(make_world: Any, reg
     for i in range(3000):
         name = f"made-up-{i}"
         frame = protocol.encode(Presence(name, 1, "up", name))
-        answers += world.aggregator.receive(protocol.device_topic(RUN, name), frame, world.now_s)
+        answers += world.receive(protocol.device_topic(RUN, name), frame, world.now_s)
     said = [protocol.decode(m.payload)[0] for m in answers]
     why = "the run has 2 devices, as many as it takes ([round] max_devices)"
     assert said == [Assignment(1, None, reason=why)] * 20
@@ -315,7 +315,7 @@ def test_a_run_takes_no_more_devices_than_an_announcement_can_name(make_world: A
     for i in range(40):
         name = f"{i:036}"
         frame = protocol.encode(Presence(name, 1, "up", name))
-        world.aggregator.receive(protocol.device_topic(RUN, name), frame, world.now_s)
+        world.receive(protocol.device_topic(RUN, name), frame, world.now_s)
     assert len(world.store.classes()) == most
     everybody = [f"{i:036}" for i in range(most)]
     full = Announcement(**{f: getattr(world.broker.said(Announcement)[0], f) for f in Announcement.__struct_fields__})

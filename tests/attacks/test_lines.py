@@ -45,7 +45,7 @@ def test_a_reason_is_a_line(world: World) -> None:
     world.run(lambda: bool(world.broker.said(Announcement)))
     (announcement,) = world.broker.said(Announcement)
     failed = TaskFailed("pi-1", 0, announcement.nonce, LOUD * 30)  # type: ignore[union-attr]
-    world.aggregator.receive(protocol.up_topic(RUN, "pi-1"), protocol.encode(failed), world.now_s)
+    world.receive(protocol.up_topic(RUN, "pi-1"), protocol.encode(failed), world.now_s)
     (line,) = said(world)
     assert line.startswith("\\x1b[2J") and line.endswith("\u2026")
 
@@ -63,10 +63,10 @@ def test_a_tensors_name_is_cut(world: World) -> None:
 
 def test_a_topic_and_what_a_device_states_are_lines(world: World) -> None:
     world.run(lambda: len(world.coordinator.present) == 2)
-    world.aggregator.receive(f"edgefl/1/{RUN}/up/0/{LOUD}" + "x" * 60_000, b"", 0.0)
-    world.aggregator.receive(f"{LOUD}/" * 9, b"", 0.0)
+    world.receive(f"edgefl/1/{RUN}/up/0/{LOUD}" + "x" * 60_000, b"", 0.0)
+    world.receive(f"{LOUD}/" * 9, b"", 0.0)
     stranger = Presence("pi-9", 1, "up", "a", cores=100, runtime=LOUD * 30)
-    world.aggregator.receive(protocol.device_topic(RUN, "pi-9"), protocol.encode(stranger), 0.0)
+    world.receive(protocol.device_topic(RUN, "pi-9"), protocol.encode(stranger), 0.0)
     lines = said(world)
     assert len(lines) == 3
     assert [note.event for note in world.notes if note.text] == ["protocol error", "protocol error", "no bundle"]

@@ -21,15 +21,11 @@ from records import record
 
 from edgefl import protocol
 from edgefl.aggregator.classes import Examples
-from edgefl.aggregator.coordinator import RoundDone, RoundSettings
-from edgefl.aggregator.record import Traffic
-from edgefl.aggregator.serve import Server
-from edgefl.aggregator.store import Store
+from edgefl.aggregator.coordinator import RoundSettings
 from edgefl.bundle import Bundle
 from edgefl.errors import NotFinite
-from edgefl.method import Fused, State
+from edgefl.method import State
 from edgefl.methods import METHODS
-from edgefl.mqtt import Address
 from edgefl.protocol import Announcement, Offer, Receipt
 from edgefl_device.data.dataset import Dataset
 from edgefl_device.work.interpreter import Outcome
@@ -283,48 +279,41 @@ def test_what_cannot_be_evaluated_is_not_saved_and_done_again(make_world: MakeWo
     world = make_world(limits={"max_norm": 0})
     saved: list[int | None] = []
 
-    def evaluate(moment: str) -> None:
-        state = world.coordinator.state
-        if moment.startswith("before") and np.abs(state.tensors["w"]).max() > 50:
+    def evaluate(state: State) -> dict[str, float]:
+        if np.abs(state.tensors["w"]).max() > 50:
             kept = world.store.load_state()
             saved.append(kept and kept.round)
             raise NotFinite("evaluate.loss is nan")
+        return {"evaluate.loss": 0.5}
 
-    world.kill = evaluate
+    world.evaluate = evaluate
     got = run(world, times(-1000))
     alone = make_world(devices=HONEST)
     np.testing.assert_array_equal(got, run(alone))
-    honest = alone.traffic[1].up["pi-1"]  # of an offer
+    honest = alone.records[1].bytes_up_by_device["pi-1"]  # of an offer
     assert saved == [None, 1, 2]
     offers = [message for message in world.broker.said(Offer) if message.device == "pi-1"]
     assert len(offers) == 2 * ROUNDS
-    assert all(traffic.up["pi-1"] > 1.9 * honest for traffic in world.traffic)  # both offers, in one record
+    assert all(kept.bytes_up_by_device["pi-1"] > 1.9 * honest for kept in world.records)  # both offers, in one record
     assert world.events("undone") == [("", "evaluate.loss is nan; asked again without mallory")] * ROUNDS
     assert once_a_round(world)
     refused = [text for device, text in world.events("refused") if device == "mallory"]
     assert refused == [f"round {n + 1} was undone: evaluate.loss is nan" for n in range(ROUNDS)]
 
 
-def test_a_held_out_loss_that_is_no_number_is_found_before_anything_is_kept(
-    make_world: MakeWorld, tmp_path: Path
-) -> None:
-    world = make_world(rounds=1)
-    store = Store.create(tmp_path / "served", "")
-    server = Server(
-        "served",
-        world.classes,
-        world.method,
-        store,
-        Address.parse("mqtt://127.0.0.1:1"),
-        settings=RoundSettings(),
-        seed=0,
-        evaluate=lambda tensors: {"evaluate.loss": math.nan},
-    )
-    fused = Fused({}, {}, ("pi-1",), 2)
-    with pytest.raises(NotFinite, match="the held-out loss would be nan"):
-        server._round_done(RoundDone(0, State(1, {}), fused, 1, 1, 0.0), Traffic())
-    assert store.load_state() is None and store.records() == []
-    store.close()
+def test_a_held_out_loss_that_is_no_number_is_found_before_anything_is_kept(make_world: MakeWorld) -> None:
+    world = make_world(limits={"max_norm": 0})
+    kept: list[State | None] = []
+
+    def evaluate(state: State) -> dict[str, float]:
+        kept.append(world.store.load_state())
+        return {"evaluate.loss": math.nan if np.abs(state.tensors["w"]).max() > 50 else 0.5}
+
+    world.evaluate = evaluate
+    np.testing.assert_array_equal(run(world, times(-1000)), run(make_world(devices=HONEST)))
+    assert world.events("undone") == [("", "the held-out loss would be nan; asked again without mallory")] * ROUNDS
+    assert [state and state.round for state in kept] == [None, None, 1, 1, 2, 2]
+    assert [record.loss for record in world.store.records()] == [0.5] * ROUNDS
 
 
 def test_an_honest_divergence_is_said_and_waits(make_world: MakeWorld) -> None:
@@ -347,8 +336,8 @@ def test_metrics_that_cannot_be_are_left_out_and_the_reply_counts(make_world: Ma
     world = make_world(rounds=1)
     run(world, lambda outcome: replace(outcome, metrics=bad))
     assert world.rounds == [(0, tuple(sorted(SIZES)))]
-    assert world.fused[0].measured["mallory"] == {}
-    assert all(math.isfinite(value) for value in world.fused[0].metrics.values())
+    assert world.records[0].measured["mallory"] == {}
+    assert all(math.isfinite(value) for value in world.records[0].metrics.values())
 
 
 def test_infinity_never_reaches_a_file(make_world: MakeWorld) -> None:

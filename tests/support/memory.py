@@ -13,14 +13,15 @@ from pathlib import Path
 from types import MappingProxyType
 
 from edgefl import protocol
+from edgefl.aggregator.actions import Action, Evaluate, SaveDevice, SaveOpenRound, SaveRound
 from edgefl.aggregator.classes import DeviceClass
-from edgefl.aggregator.coordinator import Coordinator, Note, RoundDone, RoundSettings
-from edgefl.aggregator.record import Traffic, record_of
+from edgefl.aggregator.coordinator import Coordinator, Note, RoundSettings
+from edgefl.aggregator.record import Record
 from edgefl.aggregator.session import Aggregator
 from edgefl.aggregator.store import Store
 from edgefl.bundle import PORTABLE, Bundle
-from edgefl.errors import BundleError
-from edgefl.method import Fused, Method
+from edgefl.errors import BundleError, NotFinite
+from edgefl.method import Method, State
 from edgefl.protocol import Message, Outgoing
 from edgefl_device.data.contract import fit_to_contract
 from edgefl_device.data.dataset import Dataset
@@ -255,9 +256,8 @@ class World:
         self.settings = settings or RoundSettings(min_devices=len(data), quorum=1.0, deadline_s=60.0)
         self.now_s = 0.0
         self.notes: list[Note] = []
-        self.rounds: list[tuple[int, tuple[str, ...]]] = []  # (round, who was counted) of each durable round
-        self.fused: list[Fused] = []  # of these rounds
-        self.traffic: list[Traffic] = []
+        self.records: list[Record] = []  # of each round that was kept
+        self.evaluate: Callable[[State], dict[str, float]] = lambda state: {}
         self.kill: Callable[[str], None] = lambda moment: None
         self.store = Store.create(directory / "run", "")
         self._start_aggregator()
@@ -286,14 +286,11 @@ class World:
             assigned=self.store.classes(),
             examples=self.store.examples(),
             inline_bytes=self.inline_bytes,
-            on_assign=self.store.save_device,
-            on_announce=self.store.save_open_round,
-            on_round=self._round_done,
-            on_note=self.notes.append,
+            last=next(reversed(self.store.records()), None),
         )
         for pattern in self.aggregator.subscriptions():
             self.broker.subscribe(AGGREGATOR, pattern)
-        self.publish(self.aggregator.start(self.now_s))
+        self.carry_out(self.aggregator.start(self.now_s))
 
     def restart_aggregator(self) -> None:
         """kill -9, then --resume. The broker says the will of the first."""
@@ -303,18 +300,47 @@ class World:
         self.store = Store.open(self.directory / "run")
         self._start_aggregator()
 
-    def _round_done(self, done: RoundDone, traffic: Traffic) -> bool:
-        self.kill("before the round is durable")
-        self.store.save_round(done.state, record_of(done, traffic, {}, self.now_s))
-        self.rounds.append((done.round, done.fused.devices))
-        self.fused.append(done.fused)
-        self.traffic.append(traffic)
-        self.kill("after the round is durable")
-        return True
+    def carry_out(self, actions: list[Action], say: Callable[[Outgoing], None] | None = None) -> None:
+        """What `edgefl.aggregator.serve` does. `say`: instead of publishing."""
+        for action in actions:
+            match action:
+                case Outgoing():
+                    (say or self.broker.publish)(action)
+                case SaveDevice(device, class_name, examples):
+                    self.store.save_device(device, class_name, examples)
+                case SaveOpenRound(announce):
+                    self.store.save_open_round(announce)
+                case Evaluate(state):
+                    self.carry_out(self._measure(state), say)
+                case SaveRound(state, record):
+                    self.kill("before the round is durable")
+                    self.store.save_round(state, record)
+                    self.records.append(record)
+                    self.kill("after the round is durable")
+                case Note():
+                    self.notes.append(action)
+                case _:
+                    raise AssertionError(action)
 
-    def publish(self, messages: list[Outgoing]) -> None:
-        for message in messages:
-            self.broker.publish(message)
+    def _measure(self, state: State) -> list[Action]:
+        try:
+            metrics = self.evaluate(state)
+        except NotFinite as error:
+            return self.aggregator.evaluation_failed(error.message, self.now_s)
+        return self.aggregator.evaluated(metrics, self.now_s)
+
+    def receive(self, topic: str, payload: bytes, now_s: float) -> list[Outgoing]:
+        """What the aggregator answers a frame with: nobody hears it, but everything else is done."""
+        return self._answers(self.aggregator.receive(topic, payload, now_s))
+
+    def tick(self, now_s: float) -> list[Outgoing]:
+        """What it says as time passes, as `receive`."""
+        return self._answers(self.aggregator.tick(now_s))
+
+    def _answers(self, actions: list[Action]) -> list[Outgoing]:
+        said: list[Outgoing] = []
+        self.carry_out(actions, said.append)
+        return said
 
     # --- time -------------------------------------------------------------------------------------------------
 
@@ -337,19 +363,24 @@ class World:
         if self.broker.pending:
             client, topic, payload, retained = self.broker.next()
             if client == AGGREGATOR:
-                self.publish(self.aggregator.receive(topic, payload, self.now_s))
+                self.carry_out(self.aggregator.receive(topic, payload, self.now_s))
             else:
                 next(n for n in self.nodes.values() if n.client == client).receive(topic, payload, retained)
             return
         for node in self.nodes.values():
             if not node.conflict:
                 node.step()
-        self.publish(self.aggregator.tick(self.now_s))
+        self.carry_out(self.aggregator.tick(self.now_s))
         if not self.broker.pending and not any(node.busy for node in self.nodes.values()):
             wakes = [node.session.wake_s(self.now_s) for node in self.nodes.values() if not node.conflict]
             self.now_s = max(self.now_s, min([self.aggregator.wake_s(self.now_s), *wakes])) + 0.001
 
     # --- questions --------------------------------------------------------------------------------------------
+
+    @property
+    def rounds(self) -> list[tuple[int, tuple[str, ...]]]:
+        """(round, who was counted) of each round that was kept."""
+        return [(record.round - 1, tuple(record.devices)) for record in self.records]
 
     def events(self, event: str) -> list[tuple[str, str]]:
         """(device, text) of the notes of one kind."""

@@ -218,8 +218,8 @@ def test_replies_that_nobody_permits_are_together_no_more_than_the_budget(
     names = tuple(f"d{i}" for i in range(devices))
     ask = world.method.ask(world.method.start())
     world.aggregator._announce(Announce(0, 0, "0" * 16, ask, names, 60.0))
-    announced, _ = protocol.decode(world.aggregator._take_out()[0].payload)
-    assert announced.inline_bytes == allowed
+    _, announced = world.aggregator._take_actions()
+    assert protocol.decode(announced.payload)[0].inline_bytes == allowed
 
 
 def test_private_tensors_never_travel(make_world: MakeWorld, regression: Bundle) -> None:
@@ -263,7 +263,7 @@ def test_a_third_of_all_messages_is_lost(make_world: MakeWorld, bundle: Bundle, 
             world.broker.forget(AGGREGATOR)
             for pattern in world.aggregator.subscriptions():
                 world.broker.subscribe(AGGREGATOR, pattern)
-            world.publish(world.aggregator.reconnected())
+            world.carry_out(world.aggregator.reconnected())
         return all(node.done for node in world.nodes.values())
 
     world.run(finished)
@@ -708,7 +708,7 @@ def test_a_claimed_size_is_checked_before_anything_is_kept(make_world: MakeWorld
     world.run(lambda: world.coordinator.deadline_s is not None)
     announcement = world.broker.said(protocol.Announcement)[0]
     offer = Offer("pi-1", 0, announcement.nonce, "a" * 64, 2**31, 2**20, 5, {})  # type: ignore[union-attr]
-    (answer,) = world.aggregator.receive(protocol.up_topic(RUN, "pi-1"), protocol.encode(offer), world.now_s)
+    (answer,) = world.receive(protocol.up_topic(RUN, "pi-1"), protocol.encode(offer), world.now_s)
     receipt, _ = protocol.decode(answer.payload)
     assert isinstance(receipt, Receipt)
     assert receipt.status == "refused"
@@ -728,7 +728,7 @@ def test_noise_is_noted_and_changes_nothing(make_world: MakeWorld, regression: B
         (up, protocol.encode(UploadChunk("a" * 64, 0), b"x")),
         ("edgefl/9/toy/up/0/pi-1", protocol.encode(somebody)),
     ]:
-        assert world.aggregator.receive(topic, payload, 0.0) == []
+        assert world.receive(topic, payload, 0.0) == []
     says = [text for _, text in world.events("protocol error")]
     assert [text.split(": ", 1)[1][:30] for text in says] == [
         "not an edgefl frame: it begins",
@@ -766,18 +766,18 @@ def test_requests_that_come_together_are_answered_by_one_publication(make_world:
     program = wide.manifest.program("train").file
     request = protocol.encode(protocol.BlobRequest(program.sha256, []))
     for name in SIZES:
-        sent = world.aggregator.receive(protocol.up_topic(RUN, name), request, now_s)
+        sent = world.receive(protocol.up_topic(RUN, name), request, now_s)
         assert not [message for message in sent if "/blob/" in message.topic]
     # Who speaks is there, even if its presence was lost on the way.
     assert world.coordinator.present == set(SIZES)
-    assert world.aggregator.tick(now_s + 0.001) == []
+    assert world.tick(now_s + 0.001) == []
     assert world.aggregator.wake_s(now_s + 0.001) == now_s + 0.005
-    (answer,) = world.aggregator.tick(now_s + 0.006)
+    (answer,) = world.tick(now_s + 0.006)
     message, body = protocol.decode(answer.payload)
     assert answer.topic == protocol.blob_topic(RUN, program.sha256)
     assert message == BlobChunk(program.sha256, program.size_bytes, protocol.CHUNK_BYTES, 0)
     assert bytes(body) == wide.bytes_of(program)
-    assert world.aggregator.tick(1.012) == []
+    assert world.tick(1.012) == []
 
 
 def test_an_announcement_of_an_older_aggregator_is_ignored(make_world: MakeWorld, regression: Bundle) -> None:
@@ -838,9 +838,9 @@ def test_a_late_will_of_an_older_connection_is_ignored(
     old = device.will
     getattr(device, replaced_by)()
     world.run(lambda: not world.broker.pending)
-    assert world.aggregator.receive(old.topic, old.payload, world.now_s) == []
+    assert world.receive(old.topic, old.payload, world.now_s) == []
     assert "pi-1" in world.coordinator.present
-    assert world.aggregator.receive(device.will.topic, device.will.payload, world.now_s) == []
+    assert world.receive(device.will.topic, device.will.payload, world.now_s) == []
     assert "pi-1" not in world.coordinator.present
     device.reconnect()
     world.run()

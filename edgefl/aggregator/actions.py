@@ -1,0 +1,53 @@
+"""What an aggregator's session wants done. A driver does it in this order, which is what makes a run durable:
+
+    a device's place is on disk before the device hears of it           SaveDevice, then Outgoing
+    a round is on disk before it is announced                           SaveOpenRound, then Outgoing
+    a round's state is on disk before the next is announced             Evaluate; SaveRound, then SaveOpenRound ...
+
+Where saving fails, nothing after it is said.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgefl.aggregator.classes import Examples
+from edgefl.aggregator.coordinator import Announce, Note
+from edgefl.aggregator.record import Record
+from edgefl.method import State
+from edgefl.protocol import Outgoing
+
+
+@dataclass(frozen=True)
+class SaveDevice:
+    """Write down which class a device has and what it states."""
+
+    device: str
+    class_name: str
+    examples: Examples
+
+
+@dataclass(frozen=True)
+class SaveOpenRound:
+    """Write down who is asked, and durably where a resume may open this round."""
+
+    announce: Announce
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure a state on the aggregator's own data, then call the session's `evaluated` or `evaluation_failed`. The
+    next round waits for that; frames may come meanwhile."""
+
+    state: State
+
+
+@dataclass(frozen=True)
+class SaveRound:
+    """Keep the state after a round, durably where its record says so, and the record."""
+
+    state: State
+    record: Record
+
+
+Action = Outgoing | SaveDevice | SaveOpenRound | Evaluate | SaveRound | Note
