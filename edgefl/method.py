@@ -110,6 +110,7 @@ class Reply(msgspec.Struct, frozen=True):
     examples    training examples of the device that the tasks saw (one epoch's worth)
     metrics     "PROGRAM.OUTPUT" -> number over the task's batches, e.g. "train.loss"; "PROGRAM.examples" says
                 over how many
+    steps       of the optimizer, in the tasks that were fed "train" and sent state; 0 without such a task
     """
 
     device: str
@@ -117,6 +118,7 @@ class Reply(msgspec.Struct, frozen=True):
     examples: int
     tensors: Mapping[str, Array]
     metrics: Mapping[str, float]
+    steps: int = 0
 
 
 class Fused(msgspec.Struct, frozen=True):
@@ -124,6 +126,7 @@ class Fused(msgspec.Struct, frozen=True):
 
     weights     how much each device counted; they sum to 1
     measured    the metrics of each device
+    steps       how many each device took
     """
 
     tensors: Mapping[str, Array]
@@ -132,6 +135,7 @@ class Fused(msgspec.Struct, frozen=True):
     examples: int
     weights: Mapping[str, float] = {}
     measured: Mapping[str, Mapping[str, float]] = {}
+    steps: Mapping[str, int] = {}
 
 
 class State(msgspec.Struct, frozen=True):

@@ -179,7 +179,10 @@ class BlobChunk(_Message, frozen=True, tag="blob_chunk"):
 
 
 class Offer(_Message, frozen=True, tag="offer"):
-    """A reply is ready: everything of it but its tensors, which are the body when they are small."""
+    """A reply is ready: everything of it but its tensors, which are the body when they are small.
+
+    `steps` of the optimizer are of the tasks that were fed "train" and whose state is sent.
+    """
 
     device: Name
     round: Count
@@ -189,6 +192,7 @@ class Offer(_Message, frozen=True, tag="offer"):
     chunk_bytes: ChunkBytes
     examples: Count
     metrics: Annotated[dict[Annotated[str, Meta(max_length=200)], float], Meta(max_length=200)]
+    steps: Count = 0
 
 
 class UploadChunk(_Message, frozen=True, tag="upload_chunk"):

@@ -214,6 +214,18 @@ def _most_examples(ask: Ask, examples: Examples | None) -> dict[str, float]:
     return most
 
 
+def trained_by(ask: Ask, manifest: Manifest) -> tuple[Task, ...]:
+    """The tasks of an ask whose steps a reply counts: fed the device's own data, and their state is sent."""
+    groups = manifest.fusion_map()
+    return tuple(task for task in ask.tasks if task.feed == "train" and select(groups, task.send))
+
+
+def most_steps(tasks: Iterable[Task], examples: int) -> int:
+    """How many steps of the optimizer a device with so many examples can take in these tasks: one for each batch."""
+    batches = [math.ceil(examples / (task.batch_size or max(1, examples))) for task in tasks]
+    return sum(task.steps or task.epochs * count for task, count in zip(tasks, batches, strict=True))
+
+
 def check_reply(
     tensors: Mapping[str, Array], expected: Expected, device: str, certain: Collection[str] = ()
 ) -> dict[str, Array]:

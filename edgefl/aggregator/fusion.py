@@ -79,6 +79,7 @@ class WeightedMean:
         self._examples = 0
         self._metrics = _Metrics()
         self._measured: dict[str, Mapping[str, float]] = {}
+        self._steps: dict[str, int] = {}
 
     def add(self, reply: Reply, weight: float) -> None:
         assert math.isfinite(weight) and weight > 0, weight
@@ -97,6 +98,7 @@ class WeightedMean:
         self._examples += reply.examples
         self._metrics.add(reply.metrics)
         self._measured[reply.device] = reply.metrics
+        self._steps[reply.device] = reply.steps
 
     def merge(self, other: WeightedMean) -> None:
         """Count everything `other` has counted. The two must hold different devices."""
@@ -110,6 +112,7 @@ class WeightedMean:
         self._examples += other._examples
         self._metrics.merge(other._metrics)
         self._measured |= other._measured
+        self._steps |= other._steps
 
     def finish(self) -> Fused:
         assert self.devices, "finish() before any reply"
@@ -117,7 +120,8 @@ class WeightedMean:
         devices = tuple(sorted(self.devices))
         weights = shares({device: self._by_device[device] for device in devices})
         measured = {device: self._measured[device] for device in devices}
-        return Fused(tensors, self._metrics.finish(), devices, self._examples, weights, measured)
+        steps = {device: self._steps[device] for device in devices}
+        return Fused(tensors, self._metrics.finish(), devices, self._examples, weights, measured, steps)
 
 
 class Replies:
@@ -166,6 +170,7 @@ class Replies:
             sum(reply.examples for reply in replies),
             weights,
             {reply.device: reply.metrics for reply in replies},
+            {reply.device: reply.steps for reply in replies},
         )
 
 

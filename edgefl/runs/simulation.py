@@ -92,7 +92,7 @@ class Simulation:
             sent = sum(array.nbytes for array in outcome.tensors.values())
             self.traffic.up[name] = self.traffic.up.get(name, 0) + sent
             self.traffic.down += sum(array.nbytes for array in announce.ask.tensors.values())
-            reply = Reply(name, announce.round, outcome.examples, outcome.tensors, outcome.metrics)
+            reply = Reply(name, announce.round, outcome.examples, outcome.tensors, outcome.metrics, outcome.steps)
             verdict, wanted = coordinator.replied(reply, announce.nonce, time.monotonic())
             assert verdict.status == "accepted", verdict
             actions += wanted

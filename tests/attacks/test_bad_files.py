@@ -257,7 +257,7 @@ def test_mutated_safetensors(changed: bytes) -> None:
 # --- a device's journal and buffers -------------------------------------------------------------------------------
 
 W = {"w": np.array([1, 2], np.float32)}
-KEPT = Kept("0" * 64, 3, "0" * 16, 5, {"train.loss": 0.5}, reply=W, private=W)
+KEPT = Kept("0" * 64, 3, "0" * 16, 5, 3, {"train.loss": 0.5}, reply=W, private=W)
 
 
 def journal(folder: Path) -> bytes:
@@ -271,11 +271,16 @@ def journal(folder: Path) -> bytes:
         *ODD_TENSORS.values(),
         *(about("kept", text) for text in ODD_JSON),
         about("other", "{}"),
-        about("kept", json.dumps({"bundle": "b", "round": 1, "nonce": "n", "examples": 1, "metrics": []})),
-        about("kept", json.dumps({"bundle": "b", "round": 1, "nonce": "n", "examples": 1, "metrics": {"a": "b"}})),
-        about("kept", json.dumps({"bundle": "b", "round": "1", "nonce": "n", "examples": 1, "metrics": {}})),
-        about("kept", '{"bundle":"b","round":1e30,"nonce":"n","examples":1,"metrics":{}}'),
-        about("kept", '{"bundle":"b","round":1,"nonce":"n","examples":1,"metrics":{"a":' + "9" * 400 + "}}"),
+        about("kept", json.dumps({"bundle": "b", "round": 1, "nonce": "n", "examples": 1, "steps": 1, "metrics": []})),
+        about(
+            "kept",
+            json.dumps({"bundle": "b", "round": 1, "nonce": "n", "examples": 1, "steps": 1, "metrics": {"a": "b"}}),
+        ),
+        about(
+            "kept", json.dumps({"bundle": "b", "round": "1", "nonce": "n", "examples": 1, "steps": 1, "metrics": {}})
+        ),
+        about("kept", '{"bundle":"b","round":1e30,"nonce":"n","examples":1,"steps":1,"metrics":{}}'),
+        about("kept", '{"bundle":"b","round":1,"nonce":"n","examples":1,"steps":1,"metrics":{"a":' + "9" * 400 + "}}"),
     ],
     ids=short,
 )

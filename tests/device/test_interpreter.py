@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from toy import write_regression
 
+from edgefl.aggregator.checks import most_steps, trained_by
 from edgefl.bundle import Bundle, DataContract, File, Input, Manifest, Normalisation, Parity, Program
 from edgefl.errors import DataError, EdgeflError, InputError
-from edgefl.method import Task
+from edgefl.method import Ask, Task
 from edgefl.random_numbers import order_of, seed_of
 from edgefl_device.data.contract import batches
 from edgefl_device.data.dataset import Dataset
@@ -95,6 +97,42 @@ def test_examples_and_steps(runtime: Runtime, task: Task, examples: int, steps: 
     assert outcome.examples == examples
     assert seen == [("train", i + 1, steps) for i in range(steps)]
     assert runtime.state()["count"] == steps
+
+
+@pytest.mark.parametrize(
+    ("tasks", "steps"),
+    [
+        ([Task(program="train", epochs=3, batch_size=2, settings=LR, send=("w",))], 6),
+        ([Task(program="train", steps=5, batch_size=2, settings=LR, send=("*",))], 5),
+        ([Task(program="train", batch_size=0, settings=LR, send=("w",), send_as="delta")], 1),
+        ([Task(program="train", settings=LR)], 0),  # nothing of it is sent
+        ([Task(program="train", settings=LR, send=("gradient",))], 0),  # an output, no state
+        ([Task(program="train", feed="test", settings=LR, send=("w",))], 0),
+        ([Task(program="train", batch_size=1, settings=LR), Task(program="train", settings=LR, send=("w",))], 1),
+        ([Task(program="evaluate", feed="test")], 0),
+    ],
+)
+def test_steps_are_those_of_the_tasks_whose_state_is_sent(runtime: Runtime, tasks: list[Task], steps: int) -> None:
+    outcome = run(runtime, *tasks, data=THREE)
+    assert outcome.steps == steps
+    manifest = runtime.manifest
+    assert most_steps(trained_by(Ask(tuple(tasks), {}), manifest), outcome.examples) == steps
+
+
+def test_steps_of_tasks_add_up(runtime: Runtime) -> None:
+    """Two in batches of two, three in batches of one: only the sending differs, and each tensor is sent once."""
+    tasks = [
+        Task(program="train", batch_size=2, settings=LR, send=("w",)),
+        Task(program="train", batch_size=1, settings=LR, send=("count",)),
+    ]
+    plans = [plan(i, t, shared(runtime), {}, {"train": THREE, "test": THREE}, {}) for i, t in enumerate(tasks, 1)]
+    assert [one.steps for one in plans] == [2, 3]
+
+
+def shared(runtime: Runtime) -> Manifest:
+    """The manifest, with every tensor of the state shared."""
+    state = tuple(replace(tensor, fuse="mean") for tensor in runtime.manifest.state)
+    return replace(runtime.manifest, state=state)
 
 
 def test_reset_and_what_stays(runtime: Runtime) -> None:

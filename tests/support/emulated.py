@@ -35,7 +35,7 @@ class Devices:
             done = answer(Runtime(bundle), ask.tasks, announced, feeds, Private(self.kept[name]), device=name)
             outcome, self.kept[name] = done.outcome, done.private.tensors
             sent = check_reply(outcome.tensors, reply_names(ask, bundle.manifest), name)
-            found.append(Reply(name, number, outcome.examples, sent, outcome.metrics))
+            found.append(Reply(name, number, outcome.examples, sent, outcome.metrics, outcome.steps))
         return found
 
     def carry_on(self, method: Method, state: State, rounds: int, names: Iterable[str] | None = None) -> State:

@@ -80,7 +80,8 @@ def test_micro_batches_add_up_to_the_whole_batch(plain: Bundle, tmp_path: Path) 
     _, parts = carried_out(micro, Task(program="train", batch_size=4, settings=LR))
     assert_equal(parts, whole)
     assert parts["optimizer.micro_batch"] == 0 and not parts["optimizer.gradient.0.weight"].any()
-    _, more = carried_out(micro, Task(program="train", batch_size=4, steps=5, settings=LR))
+    one, more = carried_out(micro, Task(program="train", batch_size=4, steps=5, settings=LR, send=("0.*",)))
+    assert one.steps == 1  # of the optimizer: the fourth and fifth batch wait for a sixth
     assert_equal(more, whole)  # nothing more is applied before the sixth batch
     assert more["optimizer.micro_batch"] == 2 and more["optimizer.examples"] == 8
     with pytest.raises(InputError, match="2 batches, but a step needs 3, so nothing would train"):

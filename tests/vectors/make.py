@@ -98,6 +98,7 @@ VALID: dict[str, tuple[Message, bytes]] = {
         Offer("pi-1", 9, NONCE, A, len(W), 65024, 600, {"train.loss": 0.25, "train.examples": 600.0}),
         W,
     ),
+    "offer, steps": (Offer("pi-1", 9, NONCE, A, len(W), 65024, 600, {}, 300), W),
     "offer, tensors later": (Offer("pi-1", 0, NONCE, A, 2**31, 4096, 0, {}), b""),
     "upload chunk": (UploadChunk(A, 2**53), bytes(range(256))),
     "permit": (Permit(A, [(0, 160)]), b""),
@@ -122,11 +123,14 @@ def presence(**changed: Any) -> bytes:
 GOOD = protocol.encode(*VALID["presence"])
 
 
-def offer(size_bytes: int = 10, chunk_bytes: int = 4096, examples: int = 1, metrics: str = "{}") -> bytes:
+def offer(
+    size_bytes: int = 10, chunk_bytes: int = 4096, examples: int = 1, metrics: str = "{}", steps: int = 0
+) -> bytes:
     """An offer; `metrics` is written as it is, so that it can hold what JSON has no word for."""
     about = f'"type":"offer","device":"pi-1","round":0,"nonce":"{NONCE}","upload":"{A}"'
     sizes = f'"size_bytes":{size_bytes},"chunk_bytes":{chunk_bytes},"examples":{examples}'
-    return frame(f'{{{about},{sizes},"metrics":{metrics}}}'.encode())
+    more = f',"steps":{steps}' if steps else ""
+    return frame(f'{{{about},{sizes},"metrics":{metrics}{more}}}'.encode())
 
 
 INVALID: dict[str, tuple[bytes, str]] = {
@@ -173,6 +177,8 @@ INVALID: dict[str, tuple[bytes, str]] = {
     "claims more than 2 GiB": (offer(size_bytes=2**31 + 1), "at `$.size_bytes`"),
     "chunks of one byte": (offer(chunk_bytes=1), "at `$.chunk_bytes`"),
     "negative examples": (offer(examples=-1), "at `$.examples`"),
+    "negative steps": (offer(steps=-1), "at `$.steps`"),
+    "steps past 2^53": (offer(steps=2**53 + 1), "at `$.steps`"),
     "NaN": (offer(metrics='{"loss":NaN}'), "cannot be read"),
     "infinity": (offer(metrics='{"loss":1e999}'), "out of range"),
     "null, which some languages write for NaN": (offer(metrics='{"loss":null}'), "Expected `float`, got `null`"),

@@ -8,6 +8,7 @@ same weights" means the same bits.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -144,6 +145,8 @@ def test_several_epochs_in_batches_are_numpys(make_world: MakeWorld, regression:
     world = make_world(regression, method=fedavg(regression, epochs=2, batch_size=3, seed=5))
     world.run()
     data = make_data(2)
+    taken = {name: 2 * math.ceil(len(own) / 3) for name, own in data.items()}
+    assert len(set(taken.values())) > 1 and [fused.steps for fused in world.fused] == [taken] * ROUNDS
     w = np.zeros(2)
     for number in range(ROUNDS):
         total = np.zeros(2)
@@ -677,8 +680,12 @@ BAD: dict[str, tuple[Callable[[Outcome], Outcome], str]] = {
         "an upload of 40000",
     ),
     "no examples": (
-        lambda o: replace(o, examples=0),
+        lambda o: replace(o, examples=0, steps=0),
         "weight rule 'examples' gives 0.0; expected above 0",
+    ),
+    "too many steps": (
+        lambda o: replace(o, steps=o.steps + 1),
+        "2 steps of the optimizer; with 2 examples the tasks have at most 1",
     ),
 }
 

@@ -29,6 +29,7 @@ class Offering:
             chunk_bytes=chunk_bytes,
             examples=kept.examples,
             metrics=dict(kept.metrics),
+            steps=kept.steps,
         )
         self._inline = len(self._data) <= inline_bytes
         self._accepted = False

@@ -233,6 +233,7 @@ class Session:
             round=job.announcement.round,
             nonce=job.announcement.nonce,
             examples=answer.outcome.examples,
+            steps=answer.outcome.steps,
             metrics=answer.outcome.metrics,
             reply=answer.outcome.tensors,
             private=answer.private.tensors,

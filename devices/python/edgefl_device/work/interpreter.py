@@ -35,6 +35,7 @@ class Outcome:
     tensors: Mapping[str, Array]
     metrics: Mapping[str, float]
     examples: int
+    steps: int
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,8 @@ def perform(
 
     Metrics are "PROGRAM.OUTPUT" for every output that is one number, over the batches of the last epoch, and
     "PROGRAM.examples", the examples of that epoch. When two tasks run one program, the later one's are kept.
-    `examples` is how many different examples of the "train" feed the tasks saw.
+    `examples` is how many different examples of the "train" feed the tasks saw, `steps` how many steps of the optimizer
+    those of them took whose state is sent.
 
     A "delta" is the difference to the state right after the task's `load` and `reset`; outputs are always values.
 
@@ -127,7 +129,8 @@ def perform(
         runtime.load(before)
         raise
     seen = [one.examples for one in plans if one.task.feed == "train"]
-    return Outcome(tensors=tensors, metrics=metrics, examples=max(seen, default=0))
+    steps = sum(one.steps for one in plans)
+    return Outcome(tensors=tensors, metrics=metrics, examples=max(seen, default=0), steps=steps)
 
 
 def _carry_out(

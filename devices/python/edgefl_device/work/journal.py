@@ -31,6 +31,7 @@ class Kept:
     round: int
     nonce: str
     examples: int
+    steps: int
     metrics: Mapping[str, float]
     reply: Tensors
     private: Tensors
@@ -47,6 +48,7 @@ class _About(msgspec.Struct, frozen=True):
     round: Count
     nonce: Text
     examples: Count
+    steps: Count
     metrics: dict[str, float]
 
 
@@ -73,7 +75,7 @@ class Journal:
     def write(self, kept: Kept) -> None:
         """Keep this instead of what was kept before; durable when it returns."""
         tensors = {_REPLY + k: v for k, v in kept.reply.items()} | {_STATE + k: v for k, v in kept.private.items()}
-        about = _About(kept.bundle, kept.round, kept.nonce, kept.examples, dict(kept.metrics))
+        about = _About(kept.bundle, kept.round, kept.nonce, kept.examples, kept.steps, dict(kept.metrics))
         write_atomic(self.path, save_tensors(tensors, {"kept": json.dumps(msgspec.structs.asdict(about))}))
 
 

@@ -48,6 +48,17 @@ class Plan:
         return self.task.steps or self.task.epochs * self.batches_per_epoch
 
     @property
+    def micro_batches(self) -> int:
+        """How many batches a step of the optimizer takes."""
+        return max(1, math.ceil(self.settings.get("micro_batches", np.ones(()))))
+
+    @property
+    def steps(self) -> int:
+        """How many steps of the optimizer the task is: of a program that trains on the device's own data and whose
+        state is sent."""
+        return self.batches // self.micro_batches if self.task.feed == "train" and self.send_state else 0
+
+    @property
     def examples(self) -> int:
         """How many different examples of its feed the task sees."""
         return min(len(self.data), self.batches * (self.task.batch_size or len(self.data)))
@@ -113,7 +124,7 @@ def own_state(manifest: Manifest, tasks: Sequence[Task], announced: Tensors) -> 
 
 def _check_micro_batches(one: Plan) -> None:
     """Gradients that are added up over more batches than there are would never be applied."""
-    wanted = int(one.settings.get("micro_batches", 1))
+    wanted = one.micro_batches
     if wanted > 1 and one.batches < wanted:
         raise InputError(
             f"{one.where}: {one.batches} batches, but a step needs {wanted}, so nothing would train",
