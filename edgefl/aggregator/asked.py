@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from edgefl import protocol
-from edgefl.aggregator.checks import check_reply, largest_reply_bytes, metrics_of, reply_names
+from edgefl.aggregator.checks import (
+    check_reply,
+    largest_reply_bytes,
+    metrics_of,
+    most_steps,
+    reply_names,
+    trained_by,
+)
 from edgefl.aggregator.classes import DeviceClass, Examples
 from edgefl.aggregator.coordinator import Announce
 from edgefl.aggregator.uploads import UPLOAD_BUDGET_BYTES
@@ -16,15 +23,20 @@ from edgefl.protocol import Announcement, BlobRef, Offer
 class Asked:
     """An ask that was announced under `nonce`, as devices of each class understand it."""
 
-    def __init__(self, ask: Ask, nonce: str, classes: Iterable[DeviceClass]) -> None:
+    def __init__(self, ask: Ask, nonce: str, classes: Sequence[DeviceClass]) -> None:
         self.nonce = nonce
         self._ask = ask
         self._expected = {one.name: reply_names(ask, one.bundle.manifest) for one in classes}
         self._largest = {name: largest_reply_bytes(names) for name, names in self._expected.items()}
+        self._trained_by = {one.name: trained_by(ask, one.bundle.manifest) for one in classes}
 
     def largest_upload(self, one: DeviceClass) -> int:
         """The most bytes of a reply of this class."""
         return self._largest[one.name]
+
+    def most_steps(self, one: DeviceClass, examples: int) -> int:
+        """How many steps of the optimizer a device of this class with so many examples can take."""
+        return most_steps(self._trained_by[one.name], examples)
 
     def reply(self, offer: Offer, upload: bytes, one: DeviceClass, examples: Examples | None) -> Reply:
         """The reply of a device of this class that states so many examples. Raises ProtocolError where that may not
@@ -32,7 +44,7 @@ class Asked:
         tensors = protocol.bytes_to_tensors(upload, f"the upload of device {offer.device!r}")
         checked = check_reply(tensors, self._expected[one.name], offer.device, self._ask.certain)
         metrics = metrics_of(self._ask, one.bundle.manifest, offer.metrics, examples)
-        return Reply(offer.device, offer.round, offer.examples, checked, metrics)
+        return Reply(offer.device, offer.round, offer.examples, checked, metrics, offer.steps)
 
 
 def announcement_of(

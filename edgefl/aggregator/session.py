@@ -29,11 +29,7 @@ from edgefl.aggregator.record import Record, Traffic, record_of
 from edgefl.aggregator.uploads import Upload, Uploads
 from edgefl.errors import ProtocolError, RemoteProtocolError, one_line
 from edgefl.files import sha256_hex
-<<<<<<< HEAD
 from edgefl.method import Ask
-=======
-from edgefl.method import Ask, Reply, Task
->>>>>>> f075ba9 (Every reply says its steps)
 from edgefl.protocol import (
     AggregatorStatus,
     Announcement,
@@ -96,26 +92,9 @@ class Aggregator:
         self._requests = Limits(requests_per_s, requests_burst)
         self._places = Places(classes, assigned, examples)
         coordinator.stated |= {device: known.train for device, known in examples.items()}
-<<<<<<< HEAD
         self._publications = Publications(run, _blobs_of(classes))
         self._uploads = Uploads()
         self._asked = Asked(Ask((), {}), "", classes)  # nothing, until the first announcement
-=======
-        self._bundle_blobs: dict[str, bytes] = {}
-        for bundle in (one.bundle for one in classes):
-            self._bundle_blobs[bundle.sha256] = bundle.manifest_bytes
-            self._bundle_blobs |= {f.sha256: bundle.bytes_of(f) for f in bundle.manifest.files()}
-        self._tensor_blobs: dict[str, bytes] = {}
-        self._publications: dict[str, _Publication] = {}  # by SHA-256: one of each blob is under way at a time
-        self._sent: set[tuple[str, str]] = set()  # (device, SHA-256) of what was sent once
-        self._connections: dict[str, Presence] = {}  # the newest of each device
-        self._uploads: dict[str, _Upload] = {}  # by device
-        self._ask = Ask((), {})  # of the open round
-        self._expected: dict[str, asks.Expected] = {}  # by class
-        self._largest_uploads: dict[str, int] = {}
-        self._trained_by: dict[str, tuple[Task, ...]] = {}
-        self._nonce = ""
->>>>>>> f075ba9 (Every reply says its steps)
         self._announced: Outgoing | None = None
         self._traffic = Traffic()
         self._ended: tuple[RoundDone, Traffic] | None = None  # the round that is being evaluated
@@ -323,21 +302,14 @@ class Aggregator:
             reason = f"an upload of {offer.size_bytes} bytes; the asked tensors have at most {largest}"
             self._refuse(offer, reason, now_s)
             return
-<<<<<<< HEAD
-        upload = self._uploads.offered(offer, now_s)
-=======
-        most = asks.most_steps(self._trained_by[self._assigned[offer.device].name], offer.examples)
+        most = self._asked.most_steps(self._places.of(offer.device), offer.examples)
         if offer.steps > most:
             reason = (
                 f"{offer.steps} steps of the optimizer; with {offer.examples} examples the tasks have at most {most}"
             )
             self._refuse(offer, reason, now_s)
             return
-        upload = self._uploads.get(offer.device)
-        if upload is None or upload.offer != offer:
-            assembly = Assembly(offer.upload, offer.size_bytes, offer.chunk_bytes)
-            upload = self._uploads[offer.device] = _Upload(offer, assembly, now_s)
->>>>>>> f075ba9 (Every reply says its steps)
+        upload = self._uploads.offered(offer, now_s)
         if len(body) == offer.size_bytes:
             upload.assembly = Assembly(offer.upload, offer.size_bytes, max(1, offer.size_bytes))
             upload.assembly.add(0, body)
@@ -357,15 +329,7 @@ class Aggregator:
         except ProtocolError as error:
             self._refuse(offer, error.message, now_s)
         else:
-<<<<<<< HEAD
             verdict, following = self.coordinator.replied(reply, offer.nonce, now_s)
-=======
-            examples = self._examples.get(offer.device)
-            metrics = asks.metrics_of(self._ask, one.bundle.manifest, offer.metrics, examples)
-            reply = Reply(offer.device, offer.round, offer.examples, checked, metrics, offer.steps)
-            verdict, actions = self.coordinator.replied(reply, offer.nonce, now_s)
-            self._carry_out(actions, now_s)  # first what others wait for, perhaps the next round
->>>>>>> f075ba9 (Every reply says its steps)
             now = self.coordinator.judge(offer.device, offer.round, offer.nonce)
             counts = verdict.status == "accepted" and now.status == "duplicate"
             if counts:  # said first: what follows may take long, or undo the round, and then it is to offer again
@@ -462,17 +426,7 @@ class Aggregator:
         frame = frame_of(announcement, data, most_bytes=most_bytes, frame_bytes=self.frame_bytes)
         self._announced = Outgoing(protocol.round_topic(self.run), frame, retain=True)
         self._traffic.down += self._announced.wire_bytes * max(1, len(self.coordinator.present))
-<<<<<<< HEAD
         self._actions.append(self._announced)
-=======
-        self._out.append(self._announced)
-
-    def _expect(self, ask: Ask) -> None:
-        self._ask = ask
-        self._expected = {name: asks.reply_names(ask, one.bundle.manifest) for name, one in self._classes.items()}
-        self._trained_by = {name: asks.trained_by(ask, one.bundle.manifest) for name, one in self._classes.items()}
-        self._largest_uploads = {name: asks.largest_reply_bytes(names) for name, names in self._expected.items()}
->>>>>>> f075ba9 (Every reply says its steps)
 
     def _publish_status(self, status: str) -> None:
         message = AggregatorStatus(self._epoch, status)  # type: ignore[arg-type]
