@@ -10,8 +10,8 @@ ROUNDS ?= 10
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow test-web test-arm64 test-runtimes test-ort-training check fix bench coverage soak package \
-  clean mosquitto ort-training
+.PHONY: help demo test slow test-web test-arm64 test-runtimes test-ort-training check fix bench coverage soak mutate \
+  package clean mosquitto ort-training
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-17s %s\n", $$1, $$2 }' Makefile
@@ -67,6 +67,9 @@ soak: $(VENV)/.test mosquitto ## Run the tests ROUNDS times (10), each time with
 	  echo "== round $$round of $(ROUNDS)"; \
 	  EDGEFL_SIEGE_S=60 PYTHONHASHSEED=$$round $(BIN)/pytest -n 2 --dist worksteal --hypothesis-seed=$$round || exit 1; \
 	done
+
+mutate: $(VENV)/.mutate ## Say how many small mistakes in the core its tests see; an hour, or some minutes with MODULES=journal
+	$(BIN)/python tests/mutate.py $(MODULES)
 
 package: $(VENV)/.test ## Build the wheel and the source archive into dist/
 	$(BIN)/python -m hatchling build -d dist
