@@ -415,7 +415,7 @@ class Aggregator:
         self._requests.refill()
         self._noted.clear()
         self._places.next_round()
-        self._asked = Asked(action.ask, action.nonce, self._places.classes.values())
+        self._asked = Asked(action.ask, action.nonce, list(self._places.classes.values()))
         small_bytes = min(self.chunk_bytes, self.inline_bytes)  # travel inside, whoever hears it
         announcement = announcement_of(
             action, ref, epoch=self._epoch, small_bytes=small_bytes, inline_bytes=self.inline_bytes
