@@ -179,8 +179,8 @@ class Bench:
 
     def export(self) -> None:
         """Every bundle that the data set's setting names, to the folder."""
-        from edgefl_exporter import Adam  # torch takes seconds to import; --help need not wait
-        from edgefl_exporter.methods import EXPORTERS
+        from edgefl_exporter import Adam, export  # torch takes seconds to import; --help need not wait
+        from edgefl_exporter.methods import CoDream, FedAvg
         from edgefl_exporter.zoo import ZOO
 
         setting = self.setting(read_splits(self.data))
@@ -190,10 +190,11 @@ class Bench:
             "optimizer": Adam(learning_rate=setting.learning_rate),
         }
         for model in sorted({*setting.models, setting.student, setting.common}):
-            for method, more in ("codream", {"dreams": setting.codream["dreams"]}), ("fedavg", {}):
-                if (method == "codream" or model == setting.common) and not self.path(method, model).exists():
-                    print(f"exporting {model} for {method}", file=sys.stderr)
-                    EXPORTERS[method](*ZOO[model].make(), out=self.path(method, model), name=model, **common, **more)
+            for method in CoDream(dreams=setting.codream["dreams"]), FedAvg():
+                path = self.path(method.name, model)
+                if (method.name == "codream" or model == setting.common) and not path.exists():
+                    print(f"exporting {model} for {method.name}", file=sys.stderr)
+                    export(*ZOO[model].make(), out=path, name=model, method=method, **common)
 
     def path(self, method: str, model: str) -> Path:
         return self.folder / f"{method}-{model}.bundle"

@@ -208,7 +208,7 @@ def main(data: Path, form: str, quick: bool, seeds: int, rounds: int | None, alp
 def _export(net: Net, cell: Cell, out: Path) -> Bundle:
     from deq_stack import stack  # torch takes seconds to import; --help need not wait
 
-    from edgefl_exporter.export import export
+    from edgefl_exporter import export
     from edgefl_exporter.zoo import ZOO
 
     module, example = stack(cell.equilibrium.model, net.layers) if net.layers else ZOO[net.model].make()

@@ -85,7 +85,7 @@ def resident(pid: int) -> dict[str, float]:
 @data_option
 @options
 def main(data: Path, form: str, quick: bool, epochs: int) -> None:
-    from edgefl_exporter.export import export
+    from edgefl_exporter import export
     from edgefl_exporter.zoo import ZOO
 
     train = read(data)

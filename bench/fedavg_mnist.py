@@ -136,7 +136,7 @@ def main(
 
 
 def _export(model: str, out: Path) -> Bundle:
-    from edgefl_exporter.export import export  # torch takes seconds to import; --help need not wait
+    from edgefl_exporter import export  # torch takes seconds to import; --help need not wait
     from edgefl_exporter.zoo import ZOO
 
     module, example = ZOO[model].make()

@@ -193,8 +193,8 @@ def bundles_for(cell: Cell, folder: Path, *, quick: bool) -> dict[str, Bundle]:
 
 
 def export_one(cell: Cell, kind: str, out: Path) -> Bundle:
-    from edgefl_exporter import export, export_matryoshka  # torch takes seconds to import; --help need not wait
-    from edgefl_exporter.programs.matryoshka import CLIP_NORM, OPTIMIZER
+    from edgefl_exporter import SGD, export  # torch takes seconds to import; --help need not wait
+    from edgefl_exporter.methods import FedMRL
     from edgefl_exporter.zoo import ZOO
     from edgefl_exporter.zoo.classifiers import cnn5, fedmrl_cnn
 
@@ -204,14 +204,16 @@ def export_one(cell: Cell, kind: str, out: Path) -> Bundle:
         "name": out.stem,
         "programs": ("train", "evaluate"),
         "normalisation": NORMALISATION,
-        "optimizer": OPTIMIZER,
-        "clip_norm": CLIP_NORM,
+        "optimizer": SGD(**FedMRL.sgd()),
+        "clip_norm": FedMRL.defaults["clip_norm"],
     }
     local = fedmrl_cnn(4, 20) if kind == TINY else ZOO[kind].make()
     if cell.method == ALONE:
         return export(*local, private=("*",), **common)
     small = fedmrl_cnn(4, 20, cell.d1) if kind == TINY else cnn5(cell.d1)
-    return export(*small, **common) if cell.method == FEDAVG else export_matryoshka(small[0], *local, **common)
+    return (
+        export(*small, **common) if cell.method == FEDAVG else export(*local, method=FedMRL(small=small[0]), **common)
+    )
 
 
 def cells(devices: Sequence[int], widths: Sequence[int], **same: Any) -> list[Cell]:

@@ -145,18 +145,18 @@ def export_for(name: str, out: Path) -> Bundle:
     import torch  # takes seconds to import; --help need not wait
     from torch import nn
 
-    from edgefl_exporter import SGD, export_matryoshka
-    from edgefl_exporter.methods import EXPORTERS
+    from edgefl_exporter import SGD, export
+    from edgefl_exporter.methods import FedMRL
     from edgefl_exporter.zoo import ZOO
 
     module, example = ZOO["mnist-2nn"].make()
     common = {"out": out, "name": name, "programs": ("train", "evaluate")}
     if name != "fedmrl":
-        return EXPORTERS[name](module, example, **common)
+        return export(module, example, method=name, **common)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         small = nn.Sequential(nn.Flatten(), nn.Linear(784, SMALL), nn.ReLU(), nn.Linear(SMALL, 10))
-    return export_matryoshka(small, module, example, optimizer=SGD(), **common)
+    return export(module, example, method=FedMRL(small=small), optimizer=SGD(), **common)
 
 
 @click.command(help=__doc__)

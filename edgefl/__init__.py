@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from edgefl.runs.simulate import Simulated as Simulated
     from edgefl.runs.simulate import simulate as simulate
     from edgefl_device.device import device as device
-    from edgefl_exporter.export import export as export
+    from edgefl_exporter.build import export as export
 
 __version__ = "0.1.0"
 

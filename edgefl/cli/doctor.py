@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgefl.cli.export import parse_shape, parts
 from edgefl.cli.output import format_option, print_json, print_table, working
 from edgefl.doctor.devices import DEVICES
 from edgefl.results.report import size
@@ -55,9 +54,9 @@ def doctor(
                 device=device,
                 examples=examples,
                 batch_size=batch_size,
-                shape=parse_shape(shape) if shape else None,
+                shape=shape,
                 loss=loss,
-                train=parts(train),
+                train=train,
                 progress=tell,
             )
         except Refused as refused:

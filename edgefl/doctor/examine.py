@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,14 +55,15 @@ def examine(
     device: str | None = None,
     examples: int = 1000,
     batch_size: int = 32,
-    shape: Sequence[int] | None = None,
+    shape: str | None = None,
     loss: str | None = None,
-    train: Sequence[str] = (),
+    train: str | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Examined:
     """What `model` (FILE:OBJECT, zoo:NAME or a bundle) asks of a device, or of all that are known.
 
-    shape       of one example, where the model gives only a module; loss, train: as of an export; a bundle has its own
+    shape       of one example ("1x8x8"), where the model gives only a module; loss, train: as of `edgefl export`; a
+                bundle has its own
 
     Raises Refused where it cannot be lowered or is not proven, InputError.
     """
@@ -72,7 +73,7 @@ def examine(
 
 @contextlib.contextmanager
 def _bundle(
-    model: str, shape: Sequence[int] | None, loss: str | None, train: Sequence[str], tell: Callable[[str], None]
+    model: str, shape: str | None, loss: str | None, train: str | None, tell: Callable[[str], None]
 ) -> Iterator[Bundle]:
     """The bundle MODEL names, or one made for the occasion. Raises Refused."""
     if (Path(model) / MANIFEST).is_file():
@@ -83,24 +84,15 @@ def _bundle(
     if ":" not in model:
         raise InputError(f"{model!r} is no bundle, FILE:OBJECT or zoo:NAME", hint="for example zoo:digits")
     from edgefl.runs.run_file import bundle_name
-    from edgefl_exporter import export
-    from edgefl_exporter.models.load_model import load_loss, load_model
+    from edgefl_exporter import export_source
 
-    loaded = load_model(model, shape)
-    chosen = load_loss(loss or loaded.loss, loaded.labels)
+    options = {"input": shape, "loss": loss, "train": train}
+    given = {name: value for name, value in options.items() if value is not None}
     with tempfile.TemporaryDirectory() as folder:
 
         def attempt(*programs: str) -> Bundle:
-            return export(
-                loaded.module,
-                loaded.example,
-                out=Path(folder) / "model.bundle",
-                name=bundle_name(model),
-                loss=chosen,
-                train=train,
-                programs=programs,
-                progress=tell,
-            )
+            out = Path(folder) / "model.bundle"
+            return export_source(model, {**given, "programs": programs}, out, bundle_name(model), progress=tell)
 
         def error(program: str) -> EdgeflError | None:
             try:

@@ -93,9 +93,11 @@ def _bundle_of(section: ModelSection, inside: Path, seed: int, name: str, progre
     assert section.model is not None
     options = {"seed": seed, **section.options}
     where = f"{'[[bundle]]' if isinstance(section, BundleSection) else '[student]'} {name!r} options"
-    from edgefl.cli.export import export_from
+    from edgefl_exporter import export_source
 
-    return export_from(section.model, options, inside, name, lambda line: progress(f"{name}: {line}"), where=where)
+    return export_source(
+        section.model, options, inside, name, where=where, progress=lambda line: progress(f"{name}: {line}")
+    )
 
 
 def student_of(config: RunFile, place: Path, progress: Progress) -> Student | None:

@@ -13,7 +13,7 @@ from edgefl.errors import DataError, EdgeflError
 from edgefl.method import Reply
 from edgefl_device.data.dataset import Dataset
 from edgefl_device.work.evaluate import HeldOut, evaluator, set_aside
-from edgefl_exporter.export import export
+from edgefl_exporter import export
 
 WEIGHTS = np.array([[2.0, -1.0]], np.float32)
 

@@ -36,4 +36,5 @@ def exported(name: str, out: Path) -> Bundle:
         return export_classifier(out, deep=name == "deep")
     if name == "solved":
         return export_equilibrium(out)
-    return export_layers(out, proximal=0.0 if name == "anchored" else None, controls=name == "controlled")
+    method = "scaffold" if name == "controlled" else "fedavg"
+    return export_layers(out, proximal=0.0 if name == "anchored" else None, method=method)

@@ -21,7 +21,8 @@ from edgefl_device.data.dataset import Dataset
 from edgefl_device.engines.runtime import Runtime
 from edgefl_device.work.interpreter import Outcome, perform
 from edgefl_exporter import SGD, export
-from edgefl_exporter.programs.dreams import dream, export_dreams
+from edgefl_exporter.methods import CoDream
+from edgefl_exporter.programs.dreams import dream
 from edgefl_exporter.programs.generator import NUMBERS, Generator
 from edgefl_exporter.programs.objective import FACTORS
 from edgefl_exporter.programs.observed import statistics
@@ -63,15 +64,14 @@ MODELS: dict[str, Callable[[], nn.Module]] = {"batch norm": with_norms, "none": 
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
     folder = tmp_path_factory.mktemp("dreams")
     return {
-        name: export_dreams(
+        name: export(
             make(),
             torch.zeros(1, *SHAPE),
             out=folder / name,
             name="b",
-            dreams=DREAMS,
             normalisation=NORMALISATION,
             optimizer=SGD(0.1, momentum=0.9),
-            generator=name == "none",
+            method=CoDream(dreams=DREAMS, generator=name == "none"),
         )
         for name, make in MODELS.items()
     }
@@ -237,7 +237,8 @@ def two_layers() -> nn.Module:
 
 
 def test_features_in_a_row_have_no_total_variation(tmp_path: Path) -> None:
-    bundle = export_dreams(two_layers(), torch.zeros(1, 4), out=tmp_path / "b", name="b", dreams=2, programs=("train",))
+    method = CoDream(dreams=2)
+    bundle = export(two_layers(), torch.zeros(1, 4), out=tmp_path / "b", name="b", method=method, programs=("train",))
     x = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
     outcome = carried_out_alone(bundle, dreaming(), x)
     assert outcome.metrics["dream.total_variation_term"] == 0
@@ -446,7 +447,8 @@ def test_a_dream_that_is_an_own_image_is_found_out(bundles: dict[str, Bundle]) -
 
 def test_images_of_one_colour_are_like_nothing(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.ReLU(), nn.Linear(4, CLASSES))
-    bundle = export_dreams(model, torch.zeros(1, 1, 4, 4), out=tmp_path / "b", name="b", dreams=2, programs=("train",))
+    method = CoDream(dreams=2)
+    bundle = export(model, torch.zeros(1, 1, 4, 4), out=tmp_path / "b", name="b", method=method, programs=("train",))
     dreams = np.full((2, 1, 4, 4), 128, np.uint8)
     data = Dataset(np.random.default_rng(0).random((5, 1, 4, 4), np.float32), np.zeros(5, np.int64))
     feeds = {"train": fit_to_contract(data, bundle.manifest.data, "test")}
@@ -526,7 +528,8 @@ def test_generating_changes_nothing(bundles: dict[str, Bundle]) -> None:
 
 def test_a_generator_makes_images_only(tmp_path: Path) -> None:
     with pytest.raises(LoweringError, match="a generator makes images, .channels, height, width."):
-        export_dreams(two_layers(), torch.zeros(1, 4), out=tmp_path / "b", name="b", generator=True)
+        method = CoDream(generator=True)
+        export(two_layers(), torch.zeros(1, 4), out=tmp_path / "b", name="b", method=method)
 
 
 # --- what travels, and what is refused ----------------------------------------------------------------------------
@@ -565,12 +568,12 @@ class Named(nn.Module):
             "the example input is torch.int64; a dream is float32",
         ),
         (Named(), torch.zeros(1, 4), {}, LoweringError, "a parameter or buffer is called 'dreams', as state of"),
-        (Named(), torch.zeros(1, 4), {"dreams": 0}, InputError, "0 dreams; expected at least 1"),
+        (Named(), torch.zeros(1, 4), {"method": CoDream(dreams=0)}, InputError, "0 dreams; expected at least 1"),
     ],
 )
 def test_models_that_cannot_dream(
     tmp_path: Path, model: nn.Module, x: Tensor, options: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        export_dreams(model, x, out=tmp_path / "b", name="b", **{"dreams": 2} | options)
+        export(model, x, out=tmp_path / "b", name="b", **{"method": CoDream(dreams=2)} | options)
     assert not (tmp_path / "b").exists()

@@ -18,7 +18,7 @@ from edgefl.errors import LoweringError
 from edgefl.methods.fedmrl import FedMRL
 from edgefl_device.data.dataset import Dataset
 from edgefl_device.engines.runtime import Runtime
-from edgefl_exporter import export_matryoshka
+from edgefl_exporter import export, methods
 from edgefl_exporter.programs.optimizers import SGD
 from edgefl_exporter.zoo.classifiers import cnn5
 
@@ -53,7 +53,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 def make(out: Path, local: nn.Module, **options: Any) -> Bundle:
     optimizer = SGD(RATE, MOMENTUM, DECAY)
-    return export_matryoshka(small(), local, X, out=out, name="b", optimizer=optimizer, clip_norm=CLIP, **options)
+    method = methods.FedMRL(small=small())
+    return export(local, X, out=out, name="b", method=method, optimizer=optimizer, clip_norm=CLIP, **options)
 
 
 def batch(count: int = 9, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -187,7 +188,7 @@ def test_rounds_fuse_the_small_model_and_leave_each_device_its_own(bundle: Bundl
 def test_the_models_given_are_left_as_they_were(tmp_path: Path) -> None:
     g, f = small().eval(), Local().train()
     before = copy.deepcopy((g.state_dict(), f.state_dict()))
-    export_matryoshka(g, f, X, out=tmp_path / "b", name="b", programs=["predict"])
+    export(f, X, out=tmp_path / "b", name="b", method=methods.FedMRL(small=g), programs=["predict"])
     assert not any(part.training for part in g.modules()) and all(part.training for part in f.modules())
     for module, state in zip((g, f), before, strict=True):
         assert module.state_dict().keys() == state.keys()
@@ -209,14 +210,19 @@ class Softmax(Local):
         (small(classes=3), Local(), {}, "the small model has 3 outputs, the local one 4"),
         (nn.Sequential(nn.Linear(7, 3), nn.Linear(3, 4)), Local(), {}, "the small model fails on an input of shape"),
         (small(), Local(), {"loss": "next_token"}, "next_token needs float32 logits [batch, time, classes]"),
-        (small(), Local(), {"d1": 4}, "the small model has 3 features before its last layer, not 4"),
+        (
+            small(),
+            Local(),
+            {"method": methods.FedMRL(small=small(), d1=4)},
+            "the small model has 3 features before its last layer, not 4",
+        ),
     ],
 )
 def test_models_that_do_not_fit_are_refused(
     tmp_path: Path, g: nn.Module, f: nn.Module, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(LoweringError) as caught:
-        export_matryoshka(g, f, X, out=tmp_path / "b", name="b", **options)
+        export(f, X, out=tmp_path / "b", name="b", **{"method": methods.FedMRL(small=g)} | options)
     assert message in caught.value.message and "\n" not in caught.value.message
     assert not (tmp_path / "b").exists()
 
@@ -228,9 +234,9 @@ def test_the_papers_small_models_are_of_its_size(features: int, parameters: int)
 
 def test_other_losses_measure_both_heads(tmp_path: Path) -> None:
     """The base loss says what is measured and predicted."""
-    made = export_matryoshka(
-        small(), Local(), X, out=tmp_path / "b", name="b", loss="mse", programs=["evaluate", "predict"]
-    ).manifest
+    programs = ["evaluate", "predict"]
+    method = methods.FedMRL(small=small())
+    made = export(Local(), X, out=tmp_path / "b", name="b", method=method, loss="mse", programs=programs).manifest
     assert [o.name for o in made.program("evaluate").outputs] == [
         "loss",
         *("absolute_error", "outer_loss"),

@@ -18,7 +18,6 @@ from edgefl_device.data.dataset import Dataset
 from edgefl_device.engines.runtime import Runtime
 from edgefl_device.work.interpreter import Outcome, perform
 from edgefl_exporter import SGD, export
-from edgefl_exporter.programs.prototypes import export_prototypes
 
 EXAMPLES, FEATURES, CLASSES = 12, 4, 3
 
@@ -54,7 +53,7 @@ def test_a_control_variate_is_the_mean_gradient_of_the_steps(tmp_path: Path, mic
         out=tmp_path / "b",
         name="b",
         programs=("train", "gradient"),
-        controls=True,
+        method="scaffold",
         micro_batches=micro_batches,
     )
     train = Task(program="train", batch_size=2, settings={"learning_rate": 1e-9})
@@ -76,7 +75,7 @@ def test_the_correction_comes_before_clipping_and_momentum(tmp_path: Path) -> No
         out=tmp_path / "b",
         name="b",
         programs=("train",),
-        controls=True,
+        method="scaffold",
         optimizer=SGD(1.0, momentum=0.9),
         clip_norm=0.5,
         proximal=0.0,
@@ -92,7 +91,8 @@ def test_the_correction_comes_before_clipping_and_momentum(tmp_path: Path) -> No
 
 def test_without_a_step_the_control_variate_stays(tmp_path: Path) -> None:
     model = classifier()
-    bundle = export(model, torch.zeros(1, FEATURES), out=tmp_path / "b", name="b", programs=("train",), controls=True)
+    options = {"method": "scaffold", "programs": ("train",)}
+    bundle = export(model, torch.zeros(1, FEATURES), out=tmp_path / "b", name="b", **options)
     runtime = Runtime(bundle)
     runtime.load({"own_control.2.bias": np.ones(CLASSES, np.float32)})
     changed = runtime.step("control", {})
@@ -106,7 +106,7 @@ def test_without_a_step_the_control_variate_stays(tmp_path: Path) -> None:
 def test_the_pull_is_to_the_known_prototype_of_ones_class(tmp_path: Path) -> None:
     """loss = cross entropy + weight * the mean of (f - p[y])^2, with class 1 unknown."""
     model = classifier()
-    bundle = export_prototypes(model, torch.zeros(1, FEATURES), out=tmp_path / "b", name="b")
+    bundle = export(model, torch.zeros(1, FEATURES), out=tmp_path / "b", name="b", method="fedproto")
     prototypes = np.random.default_rng(1).normal(size=(CLASSES, 5)).astype(np.float32)
     known = np.array([1, 0, 1], np.float32)
     task = Task(program="evaluate", load=("*",), batch_size=5, settings={"prototype_weight": 3.0})
@@ -126,7 +126,7 @@ def test_the_pull_is_to_the_known_prototype_of_ones_class(tmp_path: Path) -> Non
 
 def test_sums_and_counts_of_each_class_over_several_batches(tmp_path: Path) -> None:
     model = classifier()
-    bundle = export_prototypes(model, torch.zeros(1, FEATURES), out=tmp_path / "b", name="b", batch=8)
+    bundle = export(model, torch.zeros(1, FEATURES), out=tmp_path / "b", name="b", method="fedproto", batch=8)
     task = Task(program="prototypes", batch_size=5, send=("prototype_*",))
     outcome, _ = carried_out(bundle, task)
     with torch.no_grad():
@@ -139,7 +139,8 @@ def test_sums_and_counts_of_each_class_over_several_batches(tmp_path: Path) -> N
 
 def test_statistics_of_private_layers_stay_private(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(FEATURES, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, CLASSES))
-    bundle = export_prototypes(model, torch.zeros(1, FEATURES), out=tmp_path / "b", name="b", programs=("train",))
+    options = {"method": "fedproto", "programs": ("train",)}
+    bundle = export(model, torch.zeros(1, FEATURES), out=tmp_path / "b", name="b", **options)
     assert {t.name for t in bundle.manifest.shared()} == {"prototypes", "known"}
 
 
@@ -157,5 +158,5 @@ def test_statistics_of_private_layers_stay_private(tmp_path: Path) -> None:
 )
 def test_models_without_prototypes(tmp_path: Path, model: nn.Module, options: dict[str, Any], message: str) -> None:
     with pytest.raises(LoweringError, match=message):
-        export_prototypes(model, torch.zeros(1, FEATURES), out=tmp_path / "b", name="b", **options)
+        export(model, torch.zeros(1, FEATURES), out=tmp_path / "b", name="b", method="fedproto", **options)
     assert not (tmp_path / "b").exists()

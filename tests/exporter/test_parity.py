@@ -69,14 +69,14 @@ def test_a_noisy_program_is_refused(
     runner: type[Runner], program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its own noise is no excuse, however far PyTorch's answer is from any kink."""
-    monkeypatch.setattr(sys.modules["edgefl_exporter.export"], "Runner", runner)
+    monkeypatch.setattr(sys.modules["edgefl_exporter.build"], "Runner", runner)
     with pytest.raises(ParityError, match=f"program '{program}'"):
         parity(tmp_path, net(), program)
 
 
 def test_a_gradient_that_is_wrong_near_a_kink_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch cuts at zero, the program below one per cent."""
-    real = sys.modules["edgefl_exporter.export"].lower  # type: ignore[attr-defined]
+    real = sys.modules["edgefl_exporter.build"].lower  # type: ignore[attr-defined]
 
     def lowered(*args: Any, **options: Any) -> bytes:
         monkeypatch.setattr(Cut, "edge", 0.01)
@@ -84,7 +84,7 @@ def test_a_gradient_that_is_wrong_near_a_kink_is_refused(tmp_path: Path, monkeyp
         monkeypatch.setattr(Cut, "edge", 0.0)
         return data
 
-    monkeypatch.setattr(sys.modules["edgefl_exporter.export"], "lower", lowered)
+    monkeypatch.setattr(sys.modules["edgefl_exporter.build"], "lower", lowered)
     with pytest.raises(ParityError, match="differs from PyTorch"):
         parity(tmp_path, net(activation=Cut))
 
@@ -168,7 +168,7 @@ def test_a_model_that_knows_float32_alone_is_proven_or_refused_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert parity(tmp_path, Strict(4, 3)).checks[BATCHES] < 1e-4
-    monkeypatch.setattr(sys.modules["edgefl_exporter.export"], "Runner", Noisy)
+    monkeypatch.setattr(sys.modules["edgefl_exporter.build"], "Runner", Noisy)
     with pytest.raises(ParityError):
         parity(tmp_path, Strict(4, 3))
 

@@ -211,7 +211,7 @@ def test_a_program_that_computes_something_else_is_caught(
             node.op_type = swaps[node.op_type]
         return model.SerializeToString()
 
-    monkeypatch.setattr(sys.modules["edgefl_exporter.export"], "lower", wrong)
+    monkeypatch.setattr(sys.modules["edgefl_exporter.build"], "lower", wrong)
     torch.manual_seed(0)
     with pytest.raises(ParityError, match=f"program '{program}', check 'batches': .* differs from PyTorch"):
         export(nn.Linear(8, 3), torch.zeros(2, 8), out=tmp_path / "m.bundle", name="m", programs=(program,))

@@ -8,7 +8,7 @@ from torch import nn
 
 from edgefl.bundle import Bundle, write
 from edgefl_exporter import SGD, export
-from edgefl_exporter.programs.dreams import export_dreams
+from edgefl_exporter.methods import CoDream
 from edgefl_exporter.zoo import ZOO
 
 
@@ -44,9 +44,8 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> list[Bundle]:
     digits, loop = (
         export(*ZOO[name].make(), out=folder / f"{name}.bundle", name=name) for name in ("digits", "deq-digits")
     )
-    dreams = export_dreams(
-        *ZOO["digits"].make(), out=folder / "dreams.bundle", name="dreams", dreams=4, generator=True, programs=()
-    )
+    method = CoDream(dreams=4, generator=True)
+    dreams = export(*ZOO["digits"].make(), out=folder / "dreams.bundle", name="dreams", method=method, programs=())
     return [digits, train, loop, dreams]
 
 

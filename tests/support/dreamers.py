@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from edgefl.bundle import Bundle, Normalisation
-from edgefl_exporter.programs.dreams import export_dreams
+from edgefl_exporter import export
+from edgefl_exporter.methods import CoDream
 from edgefl_exporter.programs.optimizers import Adam
 
 NORMALISATION = Normalisation((0.5,), (0.25,))
@@ -29,13 +30,12 @@ def export_dreamers(folder: Path, dreams: int, *, generator: bool = False) -> di
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             net = make()
-        found[make.__name__] = export_dreams(
+        found[make.__name__] = export(
             net,
             torch.zeros(1, 1, 8, 8),
             out=folder / f"{make.__name__}.bundle",
             name=make.__name__,
-            dreams=dreams,
-            generator=generator,
+            method=CoDream(dreams=dreams, generator=generator),
             optimizer=Adam(learning_rate=0.01),
             normalisation=NORMALISATION,
         )

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from edgefl.bundle import Bundle
 from edgefl_exporter import SGD, export
 from edgefl_exporter.programs.equilibrium import equilibrium
-from edgefl_exporter.programs.prototypes import export_prototypes
 from edgefl_exporter.zoo.equilibrium import Inhibition
 
 CLASSES, FEATURES = 4, 4
@@ -45,7 +44,7 @@ def export_classifier(out: Path, *, deep: bool = False) -> Bundle:
     first = [nn.Linear(2, 7), nn.ReLU(), nn.Linear(7, FEATURES)] if deep else [nn.Linear(2, FEATURES)]
     model = nn.Sequential(*first, nn.Tanh(), nn.Linear(FEATURES, CLASSES))
     chosen = {"optimizer": SGD(0.1), "programs": ("train", "evaluate")}
-    return export_prototypes(model, torch.zeros(1, 2), out=out, name=out.stem, **chosen)
+    return export(model, torch.zeros(1, 2), out=out, name=out.stem, method="fedproto", **chosen)
 
 
 def export_equilibrium(out: Path) -> Bundle:

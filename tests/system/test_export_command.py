@@ -10,8 +10,8 @@ from click.testing import CliRunner, Result
 
 from edgefl.bundle import read
 from edgefl.cli import main
-from edgefl.cli.export import export_from
 from edgefl.errors import ConfigError
+from edgefl_exporter import export_source
 
 MODEL = """
 import torch
@@ -79,7 +79,7 @@ def test_a_loss_of_ones_own(folder: Path) -> None:
         (["--nesterov"], "nesterov needs a momentum"),
         (["--group", "2.*:rate=1"], "'rate' is not learning_rate, weight_decay or clip_norm"),
         (["--group", "head.*:clip_norm=1"], "group 'head.*' matches no trained parameter\nhint: there is: 0.weight"),
-        (["--train", "3.*"], "--train '3.*' matches no parameter\nhint: there is: 0.weight, 0.bias"),
+        (["--train", "3.*"], "--train '3.*' matches no parameter\nhint: known: 0.weight, 0.bias"),
         (["--batch", "many"], "--batch 'many' is neither dynamic nor a number of examples"),
         (["--programs", "train,dream"], "unknown program 'dream'"),
     ],
@@ -190,14 +190,14 @@ def test_options_of_a_run_file_are_those_of_the_command(folder: Path) -> None:
     (folder / "pyproject.toml").write_text("[tool.edgefl.export]\nclip-norm = 1\n")  # not for a run file
     options = {"loss": "nets.py:pinball", "learning-rate": 0.5, "programs": ["train", "evaluate"], "mean": 2}
     told: list[str] = []
-    bundle = export_from("nets.py:forecaster", options, folder / "x.bundle", "x", told.append)
+    bundle = export_source("nets.py:forecaster", options, folder / "x.bundle", "x", progress=told.append)
     assert bundle.manifest.name == "x" and list(bundle.manifest.programs) == ["train", "evaluate"]
     assert bundle.manifest.program("train").settings() == {"learning_rate": 0.5}
     assert bundle.manifest.data.normalisation.mean == (2.0,)
     assert told[0] == "train: lowering"
 
     two = {"method": "fedmrl", "small": "nets.py:small", "programs": ["predict"]}
-    bundle = export_from("nets.py:model", two, folder / "y.bundle", "y", print)
+    bundle = export_source("nets.py:model", two, folder / "y.bundle", "y")
     assert bundle.manifest.method == "fedmrl"
 
 
@@ -205,12 +205,23 @@ def test_options_of_a_run_file_are_those_of_the_command(folder: Path) -> None:
     ("options", "message"),
     [
         ({"optimiser": "adam"}, "run.toml, [[bundle]] 2: unknown key 'optimiser'"),
-        ({"optimizer": "adan"}, "run.toml, [[bundle]] 2: Invalid value for '--optimizer': 'adan' is not one of"),
+        ({"optimizer": "adan"}, "run.toml, [[bundle]] 2: --optimizer is 'adan'; expected sgd, adam or adamw"),
         ({"method": "fedmrl"}, "run.toml, [[bundle]] 2: --method fedmrl needs --small"),
-        ({"lora": "x"}, "run.toml, [[bundle]] 2: Invalid value for '--lora': 'x' is not a valid integer range"),
+        ({"method": "fedmlr"}, "run.toml, [[bundle]] 2: --method is 'fedmlr'; expected fedavg, "),
+        ({"lora": "x"}, "run.toml, [[bundle]] 2: --lora is 'x'; expected a whole number, at least 1"),
+        ({"lora": 0}, "run.toml, [[bundle]] 2: --lora is 0; expected a whole number, at least 1"),
+        ({"learning_rate": True}, "run.toml, [[bundle]] 2: --learning-rate is True; expected a number, above 0"),
+        ({"label-smoothing": 1.0}, "--label-smoothing is 1.0; expected a number, at least 0, below 1"),
+        ({"mean": ["a"]}, "run.toml, [[bundle]] 2: --mean is ['a']; expected a number, or a list of them"),
+        ({"programs": [1]}, "run.toml, [[bundle]] 2: --programs is [1]; expected a text, or a list of them"),
+        ({"input": "8x"}, "run.toml, [[bundle]] 2: --input '8x' is not a shape"),
+        ({"generator": True}, "run.toml, [[bundle]] 2: --generator is of --method codream"),
+        ({"batch": 0}, "run.toml, [[bundle]] 2: --batch '0' is neither dynamic nor a number of examples"),
+        ({"group": ["0.*:clip_norm=x"]}, "--group '0.*:clip_norm=x': clip_norm is 'x'; expected a number"),
+        ({"nesterov": True}, "run.toml, [[bundle]] 2: nesterov needs a momentum"),
     ],
 )
 def test_mistakes_in_options_of_a_run_file(folder: Path, options: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        export_from("nets.py:model", options, folder / "x", "x", print, where="run.toml, [[bundle]] 2")
+        export_source("nets.py:model", options, folder / "x", "x", where="run.toml, [[bundle]] 2")
     assert message in caught.value.message

@@ -22,7 +22,8 @@ from edgefl.transport import Received
 from edgefl_broker import RunningBroker
 from edgefl_device.data import read_splits
 from edgefl_device.work.journal import Journal
-from edgefl_exporter import export_matryoshka
+from edgefl_exporter import export
+from edgefl_exporter.methods import FedMRL
 
 Start = Callable[..., Process]
 MEMORY = {"pi-1": 8000, "pi-2": 500, "pi-3": 500}
@@ -44,13 +45,8 @@ def dolls(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             small, local = net(8), net(width, depth)
-        export_matryoshka(
-            small,
-            local,
-            torch.zeros(1, 1, 8, 8),
-            out=folder / f"{name}.bundle",
-            name=name,
-        )
+        out = folder / f"{name}.bundle"
+        export(local, torch.zeros(1, 1, 8, 8), out=out, name=name, method=FedMRL(small=small))
     return folder
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from processes import Process, json_of
 
-from edgefl_exporter.export import export
+from edgefl_exporter import export
 from edgefl_exporter.models.load_model import load_model
 
 Start = Callable[..., Process]

@@ -1,36 +1,21 @@
-"""What `edgefl export --method NAME` makes of one model. FedMRL's, of two, is in programs/matryoshka.py."""
+"""The exporter's half of each published method, one file each: what it adds to a recipe, and its own options.
+
+None of these files imports torch before a bundle is made.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from edgefl_exporter.methods.codream import CoDream
+from edgefl_exporter.methods.fedavg import FedAvg
+from edgefl_exporter.methods.fedmrl import FedMRL
+from edgefl_exporter.methods.fedproto import FedProto
+from edgefl_exporter.methods.fedprox import FedProx
+from edgefl_exporter.methods.method import Method
+from edgefl_exporter.methods.scaffold import Scaffold
 
-from torch import Tensor, nn
+__all__ = ["DEFAULT", "METHODS", "CoDream", "FedAvg", "FedMRL", "FedProto", "FedProx", "Method", "Scaffold"]
 
-from edgefl.bundle import Bundle
-from edgefl_exporter.export import export
-from edgefl_exporter.programs.dreams import export_dreams
-from edgefl_exporter.programs.prototypes import export_prototypes
-
-PROXIMAL = 0.01  # mu, where nobody says another; a run can
-
-
-def export_fedprox(model: nn.Module, example_input: Tensor, *, proximal: float | None = None, **options: Any) -> Bundle:
-    """With the proximal term and the program `anchor`."""
-    mu = PROXIMAL if proximal is None else proximal
-    return export(model, example_input, proximal=mu, method="fedprox", **options)
-
-
-def export_scaffold(model: nn.Module, example_input: Tensor, **options: Any) -> Bundle:
-    """With corrected gradients and the program `control`."""
-    return export(model, example_input, controls=True, method="scaffold", **options)
-
-
-# (model, example input, options of `export`) -> bundle. FedAvg's serves FedAdam, FedYogi and LG-FedAvg as well.
-EXPORTERS: dict[str, Callable[..., Bundle]] = {
-    "fedavg": export,
-    "fedprox": export_fedprox,
-    "scaffold": export_scaffold,
-    "fedproto": export_prototypes,
-    "codream": export_dreams,
+METHODS: dict[str, type[Method]] = {
+    method.name: method for method in (FedAvg, FedProx, Scaffold, FedMRL, FedProto, CoDream)
 }
+DEFAULT = FedAvg.name

@@ -12,86 +12,28 @@ dimension, or more than three. Only gradients of L by X and class probabilities 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Categorical
 
-from edgefl.bundle import Bundle, Input, Normalisation, Output
-from edgefl.errors import InputError
+from edgefl.bundle import Input, Output
 from edgefl.names import (
     DREAM_CHANGE,
     DREAM_GRADIENT,
-    DREAMS,
     FEATURES,
-    GENERATOR,
     GRADIENT_SCALE,
     PROBABILITIES,
     STEP_SIZE,
     STEPS,
 )
-from edgefl_exporter.export import PROGRAMS, export
 from edgefl_exporter.lowering.loop import repeat
-from edgefl_exporter.programs.distillation import distill
-from edgefl_exporter.programs.generator import generate, generator_step
-from edgefl_exporter.programs.likeness import likeness
 from edgefl_exporter.programs.objective import FACTORS, SCALING, Objective, factors_of, logits_of
-from edgefl_exporter.programs.observed import statistics
 from edgefl_exporter.programs.program import Definition, Values
 from edgefl_exporter.programs.supervised import Supervised
 
-METHOD = "codream"
 BETAS, EPS = (0.9, 0.999), 1e-8  # of Adam
-
-
-def export_dreams(
-    model: nn.Module,
-    example_input: Tensor,
-    *,
-    out: Path,
-    name: str,
-    dreams: int = 64,
-    programs: Sequence[str] = PROGRAMS,
-    normalisation: Normalisation = Normalisation(),  # noqa: B008  (frozen)
-    generator: bool = False,
-    **options: Any,
-) -> Bundle:
-    """Export what a device of CoDream needs.
-
-    dreams       how many the program `likeness` compares with own images
-    generator    with one that makes dreams, and its programs; for images alone
-
-    Options as of `export`, which says what is raised; LoweringError also for a model that is no classifier of float32
-    inputs, or has no layer to observe.
-    """
-    if dreams < 1:
-        raise InputError(f"{dreams} dreams; expected at least 1")
-    fast = (partial(generate, normalisation=normalisation), partial(generator_step, normalisation=normalisation))
-    return export(
-        model,
-        example_input,
-        out=out,
-        name=name,
-        programs=programs,
-        own_programs=(
-            statistics,
-            dream,
-            dream_steps,
-            label,
-            distill,
-            partial(likeness, dreams=dreams, normalisation=normalisation),
-            *(fast if generator else ()),
-        ),
-        private=("*",),
-        announced=(DREAMS, *([f"{GENERATOR}*"] if generator else [])),
-        method=METHOD,
-        normalisation=normalisation,
-        **options,
-    )
 
 
 def dream(task: Supervised) -> Definition:

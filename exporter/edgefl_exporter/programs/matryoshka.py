@@ -13,72 +13,16 @@ Only `small.*` travels; `local.*` and `projector.*` stay on their device.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from edgefl.bundle import Bundle
 from edgefl.errors import LoweringError
-from edgefl_exporter.export import export
 from edgefl_exporter.models.parts import declare_setting
 from edgefl_exporter.programs.losses import Labels, Loss
-from edgefl_exporter.programs.optimizers import SGD, Optimizer
 from edgefl_exporter.programs.split import Split
-from edgefl_exporter.programs.update import Group
-
-METHOD = "fedmrl"
-MODULES = ("small", "local", "projector")
-PRIVATE = ("local.*", "projector.*")
-CLIP_NORM = 50.0  # of the gradients of each module; this, SGD's numbers and both weights are the paper's code's
-OPTIMIZER = SGD(learning_rate=0.01, momentum=0.9, weight_decay=1e-3)
-
-
-def export_matryoshka(
-    small: nn.Module,
-    local: nn.Module,
-    example_input: Tensor,
-    *,
-    out: Path,
-    name: str,
-    loss: str | Loss = "cross_entropy",
-    optimizer: Optimizer = OPTIMIZER,
-    groups: Sequence[Group] = (),
-    clip_norm: float = CLIP_NORM,
-    d1: int | None = None,
-    seed: int = 0,
-    **options: Any,
-) -> Bundle:
-    """Export what a device of FedMRL needs: `small` is the model that all devices share, `local` this device's own.
-
-    The gradients of small, local and projector are each clipped to `clip_norm`. `d1`, where given, is how many features
-    the small model is expected to have; `seed` makes the projector's initial weights. Other options as of `export`,
-    which says what is raised; LoweringError also where the two models do not fit together. Both are left as they were.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = Matryoshka(small, local, example_input)
-    if d1 not in (None, model.small.head.in_features):
-        raise LoweringError(
-            f"the small model has {model.small.head.in_features} features before its last layer, not {d1}"
-        )
-    dolls = [Group((f"{module}.*",), clip_norm=clip_norm) for module in MODULES]
-    return export(
-        model,
-        example_input,
-        out=out,
-        name=name,
-        loss=loss,
-        optimizer=optimizer,
-        groups=(*groups, *dolls),
-        private=PRIVATE,
-        method=METHOD,
-        seed=seed,
-        **options,
-    )
 
 
 class Dolls(NamedTuple):

@@ -12,53 +12,20 @@ and how many examples it has. Only these leave a device.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from edgefl.bundle import Bundle, Output
+from edgefl.bundle import Output
 from edgefl.errors import LoweringError
 from edgefl.names import FEATURES, KNOWN, LABELS, PROTOTYPE_COUNTS, PROTOTYPE_SUMS, PROTOTYPE_WEIGHT, PROTOTYPES
-from edgefl_exporter.export import PROGRAMS, export
 from edgefl_exporter.models.parts import declare_setting
 from edgefl_exporter.programs.losses import NEAR_TIE, Labels, Loss
 from edgefl_exporter.programs.program import Definition, Values
 from edgefl_exporter.programs.split import Split
 from edgefl_exporter.programs.supervised import Supervised
-
-METHOD = "fedproto"
-PRIVATE, ANNOUNCED = ("extractor.*", "head.*"), (PROTOTYPES, KNOWN)
-
-
-def export_prototypes(
-    model: nn.Module,
-    example_input: Tensor,
-    *,
-    out: Path,
-    name: str,
-    programs: Sequence[str] = PROGRAMS,
-    **options: Any,
-) -> Bundle:
-    """Export what a device of FedProto needs: `model` ends with a Linear, whose d inputs all devices agree on.
-
-    Options as of `export`, which says what is raised; LoweringError also for a model that cannot be split.
-    """
-    return export(
-        Prototypes(model, example_input),
-        example_input,
-        out=out,
-        name=name,
-        programs=programs,
-        own_programs=(prototypes,),
-        private=PRIVATE,
-        announced=ANNOUNCED,
-        method=METHOD,
-        **options,
-    )
 
 
 class Seen(NamedTuple):

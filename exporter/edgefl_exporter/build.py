@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import onnx
@@ -17,7 +16,6 @@ from torch import Tensor
 import edgefl
 from edgefl import bundle
 from edgefl.bundle import (
-    PORTABLE,
     Bundle,
     DataContract,
     File,
@@ -34,21 +32,21 @@ from edgefl.replay import Runner, Runs
 from edgefl.tensors import Tensors
 from edgefl.training_artifacts import ENGINE
 from edgefl_exporter.lowering import lower
+from edgefl_exporter.methods.method import Method
 from edgefl_exporter.models.parts import DTYPES, Parts, take_apart
 from edgefl_exporter.models.randomness import with_randomness
 from edgefl_exporter.programs.losses import LOSSES, Labels, Loss, Structured
-from edgefl_exporter.programs.optimizers import SGD, Optimizer
+from edgefl_exporter.programs.optimizers import SGD
 from edgefl_exporter.programs.program import Definition
 from edgefl_exporter.programs.samples import samples_of
-from edgefl_exporter.programs.scaffold import control
 from edgefl_exporter.programs.supervised import Supervised
-from edgefl_exporter.programs.update import Group, Update
+from edgefl_exporter.programs.update import Update
 from edgefl_exporter.proof.prove import prove
+from edgefl_exporter.recipe import Recipe
 from edgefl_exporter.targets import onnxruntime_training
 from edgefl_exporter.targets.onnxruntime_training import Made
 from edgefl_exporter.torch_internals import AnyBatchNorm, layers_as_written
 
-PROGRAMS = ("train", "evaluate", "predict")
 _NO_FILE = File("", "", 0)
 _UNPROVEN = Parity("", 0.0, {})
 
@@ -59,61 +57,49 @@ def export(
     *,
     out: Path,
     name: str,
-    loss: str | Loss = "cross_entropy",
-    optimizer: Optimizer = SGD(),  # noqa: B008  (frozen)
-    groups: Sequence[Group] = (),
-    clip_norm: float | None = None,
-    proximal: float | None = None,
-    micro_batches: int = 1,
-    controls: bool = False,
-    train: Sequence[str] = (),
-    lora: int = 0,
-    private: Sequence[str] = (),
-    announced: Sequence[str] = (),
-    share_as: Mapping[str, str] = MappingProxyType({}),
-    batch: int | None = None,
-    programs: Sequence[str] = PROGRAMS,
-    own_programs: Sequence[Callable[[Supervised], Definition]] = (),
-    method: str = "fedavg",
-    normalisation: Normalisation = Normalisation(),  # noqa: B008  (frozen)
-    seed: int = 0,
-    target: str = PORTABLE,
-    training_python: Path | None = None,
     progress: Callable[[str], None] | None = None,
+    **options: Any,
 ) -> Bundle:
     """Lower `model` to training programs, prove them against PyTorch, and write a bundle to the directory `out`.
 
-    `example_input` is a batch [batch, ...]; its shape and dtype become the data contract. The model is left as it
-    was. Equal models, options, seeds and versions give equal bytes.
+    `options` are the fields of a `Recipe`, such as loss, optimizer, train and method, and described there. Raises
+    InputError for an unknown one, and what `build` raises.
+    """
+    return build(Recipe.of(**options), model, example_input, out=out, name=name, progress=progress)
 
-    loss             a name of `edgefl_exporter.programs.losses.LOSSES`, or a Loss
-    optimizer, groups, clip_norm, proximal, micro_batches, controls   see `edgefl_exporter.programs.update.Update`
-    train, lora      what trains, see `edgefl_exporter.models.parts.take_apart`; what does not never leaves a device
-    private          patterns of state that never leaves a device although it trains
-    announced        patterns of state that the aggregator sets although no training changes it
-    share_as         name -> fusion group of a shared tensor, its own name by default; one * on both sides stands for
-                     the same text: {"classifier.*": "head.*"}
-    batch            a fixed batch size for the programs that train; by default it is dynamic
-    programs         of: train, gradient, evaluate, predict. With `proximal` there is also `anchor`, with `controls`
-                     `control`. `own_programs` are a method's own
-    target           "onnxruntime-training" adds files for devices with that runtime, made and proven by
-                     `training_python`, the interpreter of another environment
+
+def build(
+    recipe: Recipe,
+    model: object,
+    example_input: Tensor,
+    *,
+    out: Path,
+    name: str,
+    progress: Callable[[str], None] | None = None,
+) -> Bundle:
+    """Make a bundle of a model as the recipe says, and write it to the directory `out`.
+
+    `example_input` is a batch [batch, ...]; its shape and dtype become the data contract. The model is left as it
+    was. Equal models, recipes and versions give equal bytes.
 
     Raises LoweringError for a model that cannot become a program, ParityError for a program that does not compute what
-    PyTorch computes, InputError for an option that makes no sense; in each case nothing is written.
+    PyTorch computes, InputError for a choice that makes no sense; in each case nothing is written.
     """
     tell = progress or (lambda line: None)
-    python = onnxruntime_training.check(training_python, programs) if target == ENGINE else None
-    _check_normalisation(normalisation, example_input)
-    update = Update(optimizer, tuple(groups), clip_norm, proximal, micro_batches, controls)
+    recipe, method = recipe.complete()
+    seed, target = recipe.seed, recipe.target
+    python = onnxruntime_training.check(recipe.training_python, recipe.programs) if target == ENGINE else None
+    _check_normalisation(recipe.normalisation, example_input)
+    update = _update(recipe, method)
+    model = method.model(model, example_input, recipe)
     with torch.random.fork_rng(devices=[]), layers_as_written():
         torch.manual_seed(seed)
-        parts = take_apart(with_randomness(model, example_input), train=train, lora=lora)
-        chosen = _loss_named(loss)
+        parts = take_apart(with_randomness(model, example_input), train=recipe.train, lora=recipe.lora)
+        chosen = _loss_named(recipe.loss)
         if isinstance(parts.module, Structured):
             chosen = parts.module.read_by(chosen)
         kind = _check_model(parts, example_input, chosen)
-        task = Supervised(parts, samples_of(parts.module, example_input, chosen, kind), update, batch)
+        task = Supervised(parts, samples_of(parts.module, example_input, chosen, kind), update, recipe.batch)
         _check_batch(task)
         update.check(task.used)
         if idle := [name for name in parts.trained if name not in task.used]:
@@ -124,9 +110,9 @@ def export(
             labels=kind.shape,
             labels_dtype=kind.dtype,
             classes=kind.classes,
-            normalisation=normalisation,
+            normalisation=recipe.normalisation,
         )
-        definitions = [*_define(task, programs), *(make(task) for make in own_programs)]
+        definitions = [*_define(task, recipe.programs), *(make(task) for make in recipe.own_programs)]
         brought = {name: value for definition in definitions for name, value in definition.brings.items()}
         _check_brought(brought, parts)
         state = parts.parameters | parts.buffers | brought | update.state(task.used)
@@ -155,17 +141,24 @@ def export(
     manifest = Manifest(
         format=bundle.FORMAT,
         name=name,
-        method=method,
+        method=method.name,
         made_by=f"edgefl {edgefl.__version__}, torch {torch.__version__.split('+')[0]}, "
         f"onnxruntime {onnxruntime.__version__}",
         data=contract,
-        state=_state(task, state, brought, private, announced, share_as),
+        state=_state(task, state, brought, recipe),
         programs=entries,
         weights=_NO_FILE,
         targets={engine: Target((), made.parity) for engine, made in others.items()},
     )
     more = {engine: made.files for engine, made in others.items()}
     return bundle.write(out, manifest, weights=weights, programs=files, golden=golden, targets=more)
+
+
+def _update(recipe: Recipe, method: Method) -> Update:
+    """What happens to gradients; SGD with the method's numbers where nobody chose an optimizer."""
+    optimizer = recipe.optimizer or SGD(**method.sgd())
+    groups = tuple(recipe.groups)
+    return Update(optimizer, groups, recipe.clip_norm, recipe.proximal, recipe.micro_batches, recipe.controls)
 
 
 def _loss_named(loss: str | Loss) -> Loss:
@@ -254,8 +247,6 @@ def _define(task: Supervised, programs: Sequence[str]) -> list[Definition]:
     definitions = [makers[program]() for program in programs]
     if task.update.proximal is not None:
         definitions.append(task.anchor())
-    if task.update.controls:
-        definitions.append(control(task))
     return definitions
 
 
@@ -299,19 +290,21 @@ def _state(
     task: Supervised,
     state: dict[str, Tensor],
     brought: Mapping[str, Tensor],
-    private: Sequence[str],
-    announced: Sequence[str],
-    share_as: Mapping[str, str],
+    recipe: Recipe,
 ) -> tuple[StateTensor, ...]:
     """What training changes is averaged, unless it is private: parameters and float buffers. What is announced travels
     as well; the optimizer's tensors stay on the device. Raises InputError for a pattern that matches nothing."""
     shared = {*task.used, *(name for name in task.changing if state[name].is_floating_point())}
-    for what, patterns in (("private", private), ("announced", announced), ("share_as", tuple(share_as))):
+    for what, patterns in (
+        ("private", recipe.private),
+        ("announced", recipe.announced),
+        ("share_as", tuple(recipe.share_as)),
+    ):
         for pattern in patterns:
             if not select(state, [pattern]):
                 raise InputError(f"{what} {pattern!r} matches no tensor", hint=f"there is: {', '.join([*state][:8])}")
-    shared -= set(select(state, private))
-    shared |= {*select(state, announced), *task.update.announced(task.used)}
+    shared -= set(select(state, recipe.private))
+    shared |= {*select(state, recipe.announced), *task.update.announced(task.used)}
     tensors = []
     for name, value in state.items():
         role: Literal["parameter", "buffer", "optimizer"] = (
@@ -322,7 +315,7 @@ def _state(
             else "optimizer"
         )
         fuse: Literal["mean", "local"] = "mean" if name in shared else "local"
-        group = _group(name, share_as) if fuse == "mean" else ""
+        group = _group(name, recipe.share_as) if fuse == "mean" else ""
         tensors.append(StateTensor(name, DTYPES[value.dtype], tuple(value.shape), role, fuse, group))
     return tuple(tensors)
 
