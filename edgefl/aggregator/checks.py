@@ -20,6 +20,7 @@ from edgefl.tensors import Array
 # A program that sets what another reads -> who asks for it.
 _SETTERS = {
     "anchor": 'set name = "fedprox" in [method], or export without --proximal',
+    "dynamic": 'set name = "feddyn" in [method], or export without --method feddyn',
     "control": 'set name = "scaffold" in [method], or export without --method scaffold',
 }
 

@@ -13,8 +13,10 @@ from edgefl.methods.codream import CoDream
 from edgefl.methods.codream_fast import CoDreamFast
 from edgefl.methods.deq_fl import DeqFl
 from edgefl.methods.fedavg import FedAvg
+from edgefl.methods.feddyn import FedDyn
 from edgefl.methods.fedmrl import FedMRL
-from edgefl.methods.fedopt import FedAdam, FedYogi
+from edgefl.methods.fednova import FedNova
+from edgefl.methods.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
 from edgefl.methods.fedproto import FedProto
 from edgefl.methods.fedprox import FedProx
 from edgefl.methods.lg_fedavg import LgFedAvg
@@ -24,9 +26,13 @@ DEFAULT = "fedavg"
 METHODS: dict[str, type[Any]] = {
     "fedavg": FedAvg,
     "fedprox": FedProx,
+    "fedavgm": FedAvgM,
+    "fedadagrad": FedAdagrad,
     "fedadam": FedAdam,
     "fedyogi": FedYogi,
+    "fednova": FedNova,
     "scaffold": Scaffold,
+    "feddyn": FedDyn,
     "fedmrl": FedMRL,
     "lg_fedavg": LgFedAvg,
     "deq_fl": DeqFl,

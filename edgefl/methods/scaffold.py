@@ -67,12 +67,7 @@ class Scaffold(FedAvg, frozen=True, kw_only=True):
 
     def advance(self, state: State, fused: Fused) -> State:
         """Raises ConfigError when more devices answer than there are."""
-        part = len(fused.devices) / self.devices
-        if part > 1:
-            raise ConfigError(
-                f"[method] devices is {self.devices}, but {len(fused.devices)} answered",
-                hint="set it to how many devices may ever be asked",
-            )
+        part = answered_part(fused, self.devices)
         after = super().advance(state, fused)
         tensors = dict(after.tensors)
         for name in self.controlled:
@@ -80,3 +75,13 @@ class Scaffold(FedAvg, frozen=True, kw_only=True):
             tensors[name] = (x + self.server_learning_rate * self.change(state, fused, name)).astype(x.dtype)
             tensors[CONTROL + name] = (c + part * fused.tensors[CONTROL_CHANGE + name]).astype(c.dtype)
         return State(after.round, tensors, after.numbers)
+
+
+def answered_part(fused: Fused, devices: int) -> float:
+    """|S| / N, where so many `devices` may ever be asked. Raises ConfigError when more have answered."""
+    if len(fused.devices) > devices:
+        raise ConfigError(
+            f"[method] devices is {devices}, but {len(fused.devices)} answered",
+            hint="set it to how many devices may ever be asked",
+        )
+    return len(fused.devices) / devices

@@ -24,17 +24,21 @@ def make_bundle(regression: Bundle, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def exported(name: str, out: Path) -> Bundle:
-    """ "layers": a body and a head; "anchored" and "controlled": with the terms of FedProx and SCAFFOLD; "shallow" and
-    "deep": classifiers for FedProto; "solved": an equilibrium."""
+    """ "layers": a body and a head; "pushed": with a momentum of 0.5; "anchored" and "controlled": with the terms of
+    FedProx and SCAFFOLD; "shallow" and "deep": classifiers for FedProto; "solved": an equilibrium."""
     from layers import (  # torch takes seconds to import; most tests here need none
         export_classifier,
         export_equilibrium,
         export_layers,
     )
 
+    from edgefl_exporter import SGD
+
     if name in ("shallow", "deep"):
         return export_classifier(out, deep=name == "deep")
     if name == "solved":
         return export_equilibrium(out)
+    if name == "pushed":
+        return export_layers(out, optimizer=SGD(0.1, momentum=0.5))
     method = "scaffold" if name == "controlled" else "fedavg"
     return export_layers(out, proximal=0.0 if name == "anchored" else None, method=method)

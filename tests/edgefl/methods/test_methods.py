@@ -12,9 +12,10 @@ from emulated import Devices, fuse
 
 from edgefl.aggregator.checks import check_ask
 from edgefl.bundle import Bundle
-from edgefl.errors import BundleError, ConfigError
-from edgefl.method import Fused, State
+from edgefl.errors import BundleError, ConfigError, RemoteProtocolError
+from edgefl.method import Fused, Reply, State
 from edgefl.methods import METHODS
+from edgefl.random_numbers import order_of
 from edgefl_device.data.dataset import Dataset
 
 ROUNDS = 3
@@ -165,9 +166,10 @@ def test_fedprox_anchors_before_it_trains_and_a_bundle_without_an_anchor_is_refu
         check_ask(ask, make_bundle("layers").manifest)
 
 
-# --- FedAdam and FedYogi ------------------------------------------------------------------------------------------
+# --- FedAdagrad, FedAdam and FedYogi ------------------------------------------------------------------------------
 
-ADAPTIVE = {"server_learning_rate": 0.5, "beta_1": 0.8, "beta_2": 0.9, "tau": 0.01}
+ADAPTIVE = {"server_learning_rate": 0.5, "beta_1": 0.8, "tau": 0.01}
+SQUARES = {"fedadagrad": {}, "fedadam": {"beta_2": 0.9}, "fedyogi": {"beta_2": 0.9}}
 
 
 def adaptive(name: str, changes: list[float]) -> float:
@@ -175,18 +177,18 @@ def adaptive(name: str, changes: list[float]) -> float:
     x, m, v = 1.0, 0.0, 0.01**2
     for d in changes:
         m = 0.8 * m + (1 - 0.8) * d
-        adam, yogi = 0.9 * v + (1 - 0.9) * d**2, v - (1 - 0.9) * d**2 * np.sign(v - d**2)
-        v = adam if name == "fedadam" else yogi
+        adagrad, adam, yogi = v + d**2, 0.9 * v + (1 - 0.9) * d**2, v - (1 - 0.9) * d**2 * np.sign(v - d**2)
+        v = {"fedadagrad": adagrad, "fedadam": adam, "fedyogi": yogi}[name]
         x = x + 0.5 * m / (v**0.5 + 0.01)
     return x
 
 
-@pytest.mark.parametrize("name", ["fedadam", "fedyogi"])
+@pytest.mark.parametrize("name", SQUARES)
 @pytest.mark.parametrize("send_as", ["delta", "value"])
 def test_the_adaptive_steps_are_the_papers(name: str, send_as: str) -> None:
     """Large and small changes in turn: Yogi's second moment rises and falls."""
     told = [[0.3, 0.001, -0.02, 0.5], [-0.1, 0.0, 0.0, 0.004]]
-    settings = {"initial": {"w": np.ones(2, np.float32)}, "send_as": send_as, "rounds": 4, **ADAPTIVE}
+    settings = {"initial": {"w": np.ones(2, np.float32)}, "send_as": send_as, "rounds": 4, **ADAPTIVE, **SQUARES[name]}
     method = msgspec.convert(settings, METHODS[name])
     state = method.start()
     for d in np.array(told, np.float32).T:
@@ -202,7 +204,7 @@ def test_the_first_adaptive_step_of_a_fleet(make_bundle: MakeBundle, name: str) 
     bundle = make_bundle("layers")
     start = make("fedavg", bundle).start()
     averaged = Devices(bundle, DATA).carry_on(make("fedavg", bundle), start, 1)
-    method = make(name, bundle, **ADAPTIVE)
+    method = make(name, bundle, **ADAPTIVE, beta_2=0.9)
     got = Devices(bundle, DATA).carry_on(method, method.start(), 1)
     for tensor, x in start.tensors.items():
         d = averaged.tensors[tensor].astype(np.float64) - x
@@ -219,14 +221,165 @@ def test_adam_without_memory_and_with_a_large_tau_is_fedavg(make_bundle: MakeBun
         np.testing.assert_allclose(got.tensors[name], value, rtol=1e-3, atol=1e-5)
 
 
-def test_statistics_are_averaged_and_have_no_moments() -> None:
+@pytest.mark.parametrize("name", ["fedavgm", "fedadagrad", "fedadam", "fednova", "feddyn"])
+def test_statistics_are_averaged_and_have_no_moments(name: str) -> None:
     initial = {"norm.running_var": np.ones(1, np.float32), "norm.weight": np.ones(1, np.float32)}
-    method = msgspec.convert({"initial": initial}, METHODS["fedadam"])
+    own = {"fedavgm": {"server_learning_rate": 0.5}, "fednova": {"server_learning_rate": 0.5}, "feddyn": {"devices": 1}}
+    method = msgspec.convert({"initial": initial, **own.get(name, {})}, METHODS[name])
     assert not any("running_var" in name for name in method.start().tensors if name not in initial)
     change = {name: np.full(1, -0.25, np.float32) for name in initial}
-    state = method.advance(method.start(), Fused(change, {}, ("pi-1",), 1))
+    fused = Fused(change, {}, ("pi-1",), 1, {"pi-1": 1.0}, {}, {"pi-1": 3})
+    state = method.advance(method.start(), fused)
     assert state.tensors["norm.running_var"] == 0.75
     assert state.tensors["norm.weight"] != 0.75
+
+
+# --- FedAvgM ------------------------------------------------------------------------------------------------------
+
+
+def test_momentum_of_the_aggregator_by_hand() -> None:
+    """Changes 1, 1 and -2 with beta = 0.5, eta = 0.1: v is 1, 1.5 and -1.25, so w is 0.1, 0.25 and 0.125."""
+    settings = {"initial": {"w": np.zeros(1, np.float32)}, "server_learning_rate": 0.1, "momentum": 0.5}
+    method = msgspec.convert(settings, METHODS["fedavgm"])
+    state, found = method.start(), []
+    for d in (1, 1, -2):
+        state = method.advance(state, Fused({"w": np.array([d], np.float32)}, {}, ("pi-1",), 1))
+        found.append(state.tensors["w"].item())
+    assert found == pytest.approx([0.1, 0.25, 0.125])
+    assert list(method.ask(State(0, state.tensors)).tensors) == ["w"]  # the velocity stays on the aggregator
+
+
+def test_without_momentum_fedavgm_is_fedavg(make_bundle: MakeBundle) -> None:
+    bundle = make_bundle("layers")
+    method = make("fedavgm", bundle, momentum=0, send_as="value")
+    got, want = finished(method, Devices(bundle, DATA)), finished(make("fedavg", bundle), Devices(bundle, DATA))
+    for name, value in want.tensors.items():
+        np.testing.assert_allclose(got.tensors[name], value, rtol=1e-5, atol=1e-6)
+
+
+# --- FedNova ------------------------------------------------------------------------------------------------------
+
+
+def eq_8(rounds: int, epochs: int, batch: int, rate: float, rho: float, seed: int, *, equal: bool) -> dict[str, Any]:
+    """FedNova as Wang et al. 2020 write it: a_k a vector, gradients by autograd in float64, on the devices' batches."""
+    import torch
+    from layers import make_layers
+
+    module = make_layers().double()
+    x = {name: w.detach().clone() for name, w in module.named_parameters()}
+    p = {device: 1 / len(DATA) if equal else len(d) / sum(map(len, DATA.values())) for device, d in DATA.items()}
+    for number in range(rounds):
+        d_k, norms = {}, {}
+        for device, data in DATA.items():
+            y = {name: w.clone().requires_grad_() for name, w in x.items()}
+            velocity = {name: torch.zeros_like(w) for name, w in x.items()}
+            gradients = []
+            for epoch in range(epochs):
+                order = order_of(len(data), seed=seed + number, device=device, epoch=epoch)
+                for start in range(0, len(data), batch):
+                    rows = order[start : start + batch]
+                    features, labels = (torch.from_numpy(a[rows]).double() for a in (data.features, data.labels))
+                    loss = ((torch.func.functional_call(module, y, (features,)) - labels) ** 2).mean()
+                    g = dict(zip(y, torch.autograd.grad(loss, list(y.values())), strict=True))
+                    gradients.append(g)
+                    velocity = {n: rho * velocity[n] + g[n] for n in g}
+                    y = {n: (w - rate * velocity[n]).detach().requires_grad_() for n, w in y.items()}
+            tau = len(gradients)
+            a = [sum(rho ** (later - j) for later in range(j, tau)) for j in range(tau)]
+            norms[device] = sum(a)
+            d_k[device] = {n: sum(a_j * g[n] for a_j, g in zip(a, gradients, strict=True)) / sum(a) for n in x}
+        tau_eff = sum(p[device] * norms[device] for device in DATA)
+        x = {n: x[n] - tau_eff * rate * sum(p[device] * d_k[device][n] for device in DATA) for n in x}
+    return x
+
+
+@pytest.mark.parametrize(("bundle", "rho"), [("layers", 0.0), ("pushed", 0.5)])
+@pytest.mark.parametrize("weight", ["examples", "equal"])
+def test_fednova_is_eq_8(make_bundle: MakeBundle, bundle: str, rho: float, weight: str) -> None:
+    """Devices of 2, 5 and 9 examples: 2, 6 and 10 steps of them."""
+    settings = {"epochs": 2, "momentum": rho, "weight": weight, "learning_rate": 0.05, "seed": 7}
+    method = make("fednova", make_bundle(bundle), **settings)
+    devices = Devices(make_bundle(bundle), DATA)
+    state = method.start()
+    for number in range(ROUNDS):
+        replies = devices.replies(method.ask(state), number)
+        assert {reply.device: reply.steps for reply in replies} == {"pi-1": 2, "pi-2": 6, "pi-3": 10}
+        state = method.advance(state, fuse(method.ask(state), replies))
+    want = eq_8(ROUNDS, 2, 2, 0.05, rho, 7, equal=weight == "equal")
+    plain = make("fedavg", make_bundle(bundle), epochs=2, weight=weight, learning_rate=0.05, seed=7)
+    averaged = finished(plain, Devices(make_bundle(bundle), DATA)).tensors["head.weight"]
+    for name, value in want.items():
+        np.testing.assert_allclose(state.tensors[name], value.numpy(), rtol=1e-4, atol=1e-5, err_msg=name)
+    assert not np.allclose(state.tensors["head.weight"], averaged, rtol=1e-2)
+
+
+def test_where_all_take_as_many_steps_fednova_is_fedavg(make_bundle: MakeBundle) -> None:
+    bundle = make_bundle("pushed")
+    settings = {"batch_size": 0, "epochs": 3}
+    got = finished(make("fednova", bundle, momentum=0.5, **settings), Devices(bundle, DATA))
+    assert_close(got, finished(make("fedavg", bundle, send_as="delta", **settings), Devices(bundle, DATA)))
+
+
+def test_a_reply_without_steps_has_no_weight(make_bundle: MakeBundle) -> None:
+    bundle = make_bundle("layers")
+    method = make("fednova", bundle)
+    ask = method.ask(method.start())
+    (reply,) = Devices(bundle, DATA).replies(ask, 0, ["pi-1"])
+    with pytest.raises(RemoteProtocolError, match="'normalized' failed: ValueError: the reply says no steps"):
+        fuse(ask, [msgspec.structs.replace(reply, steps=0)])
+    with pytest.raises(msgspec.ValidationError, match="fusion"):
+        make("fednova", bundle, fusion="median")
+
+
+# --- FedDyn -------------------------------------------------------------------------------------------------------
+
+
+def test_the_aggregators_half_of_feddyn_by_hand() -> None:
+    """alpha = 0.5, m = 4. Changes of 1 and 3: h = -0.5 / 4 * 4 = -0.5, so 0 + 2 + 0.5 / 0.5 = 3. Then one of -1:
+    h = -0.5 + 0.5 / 4 = -0.375, so 3 - 1 + 0.75 = 2.75."""
+    settings = {"initial": {"w": np.zeros(1, np.float32)}, "devices": 4, "alpha": 0.5}
+    method = msgspec.convert(settings, METHODS["feddyn"])
+    state, found = method.start(), []
+    for changes in ([1, 3], [-1]):
+        ask = method.ask(state)
+        replies = [Reply(f"pi-{i}", 0, i + 1, {"w": np.array([d], np.float32)}, {}) for i, d in enumerate(changes)]
+        state = method.advance(state, fuse(ask, replies))
+        found.append((state.tensors["w"].item(), state.tensors["feddyn.h.w"].item()))
+    assert found == [(3, -0.5), (2.75, -0.375)]
+
+
+def test_feddyn_comes_to_rest_in_the_minimum_of_everybodys_loss() -> None:
+    """f_k(y) = c_k (y - t_k)^2 / 2 for c = 1, 2, 5 and t = 0, 3, 6, which devices minimise exactly: their mean is least
+    at (0 + 6 + 30) / 8 = 4.5, and there every device agrees."""
+    c, t, alpha = np.array([1.0, 2, 5]), np.array([0.0, 3, 6]), 0.8
+    initial = {"w": np.zeros(1, np.float32)}
+    method = msgspec.convert({"initial": initial, "devices": 3, "alpha": alpha, "rounds": 200}, METHODS["feddyn"])
+    state, g = method.start(), np.zeros(3)
+    for number in range(200):
+        ask = method.ask(state)
+        theta = ask.tensors["w"].astype(np.float64)
+        own = (c * t + g + alpha * theta) / (c + alpha)
+        g = g - alpha * (own - theta)
+        replies = [Reply(f"pi-{k}", number, 1, {"w": np.array([own[k] - theta[0]], np.float32)}, {}) for k in range(3)]
+        state = method.advance(state, fuse(ask, replies))
+    assert state.tensors["w"].item() == pytest.approx(4.5, abs=1e-4)
+    np.testing.assert_allclose(own, 4.5, atol=1e-4)
+
+
+def test_feddyn_asks_for_anchor_training_and_the_devices_own_term() -> None:
+    initial = {"w": np.zeros(1, np.float32)}
+    method = msgspec.convert({"initial": initial, "devices": 2, "alpha": 0.1, "evaluate": True}, METHODS["feddyn"])
+    evaluate, anchor, train, dynamic = method.ask(method.start()).tasks
+    assert [task.program for task in (evaluate, anchor, train, dynamic)] == ["evaluate", "anchor", "train", "dynamic"]
+    assert (anchor.load, anchor.steps, anchor.batch_size, anchor.send) == (("*",), 1, 1, ())
+    assert train.settings == {"proximal": 0.1} and train.send == ("w",)
+    assert (dynamic.load, dynamic.steps, dynamic.batch_size, dynamic.send) == ((), 1, 1, ())
+    for wrong, says in (({}, "devices"), ({"share": ["w"]}, "every parameter"), ({"alpha": 0}, "alpha")):
+        with pytest.raises(msgspec.ValidationError, match=says):
+            msgspec.convert({"initial": initial} | ({"devices": 2, **wrong} if wrong else {}), METHODS["feddyn"])
+    many = Fused({"w": np.zeros(1, np.float32)}, {}, ("a", "b", "c"), 3)
+    with pytest.raises(ConfigError, match="devices is 2, but 3 answered"):
+        method.advance(method.start(), many)
 
 
 # --- SCAFFOLD -----------------------------------------------------------------------------------------------------
