@@ -13,7 +13,8 @@ import pytest
 from edgefl import protocol
 from edgefl.bundle import Bundle
 from edgefl.protocol import Announcement, Assignment, BlobRef, ManifestRef, Offer, Outgoing
-from edgefl_device.wire.session import Perform, Session
+from edgefl_device.wire.actions import Perform
+from edgefl_device.wire.session import Session
 from edgefl_device.work.journal import Journal, Kept
 
 RUN, NONCE = "toy", "a" * 16

@@ -11,7 +11,7 @@ import pytest
 from msgspec import inspect
 
 from edgefl import bundle, feeds, method, protocol
-from edgefl_device.wire import fetch, offering, session
+from edgefl_device.wire import fetch, offering, presence, session
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
 MESSAGES = {kind.__struct_config__.tag: kind for kind in protocol.Message.__args__}
@@ -124,7 +124,7 @@ def test_limits_and_times_are_those_of_the_code() -> None:
         f"{bundle.MAX_MANIFEST_BYTES:,} bytes",
         f"every {protocol.STATUS_AGAIN_S:g} s",
         f"{protocol.STATUS_COUNTS_S:g} s",
-        f"after {session.ASSIGNMENT_AGAIN_S:g} s, doubling up to {offering.AGAIN_MOST_S:g} s",
+        f"after {presence.AGAIN_S:g} s, doubling up to {presence.AGAIN_MOST_S:g} s",
         f"after {fetch.AGAIN_S:g} s without a chunk, doubling up to {fetch.AGAIN_MOST_S:g} s",
         f"after {offering.AGAIN_S:g} s, doubling up to {offering.AGAIN_MOST_S:g} s",
         f"{session.FINISHED_S:g} s",

@@ -26,18 +26,18 @@ from edgefl.protocol import Message, Outgoing
 from edgefl_device.data.contract import fit_to_contract
 from edgefl_device.data.dataset import Dataset
 from edgefl_device.engines.runtime import Runtime
-from edgefl_device.wire.session import (
+from edgefl_device.wire.actions import (
     Cancel,
     Conflict,
     Done,
     Job,
     Perform,
     Prepare,
-    Session,
     Subscribe,
     Unfit,
     Unsubscribe,
 )
+from edgefl_device.wire.session import Session
 from edgefl_device.work.interpreter import Outcome, answer
 from edgefl_device.work.kept import Buffers
 

@@ -54,7 +54,8 @@ from edgefl.protocol import (
 from edgefl_device.data.contract import fit_to_contract
 from edgefl_device.data.dataset import Dataset
 from edgefl_device.engines.runtime import Runtime
-from edgefl_device.wire.session import Cancel, Done, Job, Perform, Prepare, Session, Subscribe, Unsubscribe
+from edgefl_device.wire.actions import Cancel, Done, Job, Perform, Prepare, Subscribe, Unsubscribe
+from edgefl_device.wire.session import Session
 from edgefl_device.work.interpreter import answer
 
 PATH = Path(__file__).parent / "session.json"

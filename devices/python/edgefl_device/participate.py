@@ -24,7 +24,7 @@ from edgefl.transport import Broken, Connected, Disconnected, Received, Transpor
 from edgefl_device.data.contract import fit_to_contract
 from edgefl_device.data.dataset import Splits
 from edgefl_device.engines.engine import Engine, name_of, start
-from edgefl_device.wire.session import (
+from edgefl_device.wire.actions import (
     Action,
     Cancel,
     Conflict,
@@ -32,11 +32,11 @@ from edgefl_device.wire.session import (
     Job,
     Perform,
     Prepare,
-    Session,
     Subscribe,
     Unfit,
     Unsubscribe,
 )
+from edgefl_device.wire.session import Session
 from edgefl_device.work.interpreter import Answer, Outcome, answer
 from edgefl_device.work.kept import Buffers
 from edgefl_device.work.plan import all_settings, check_own_settings

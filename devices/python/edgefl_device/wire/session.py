@@ -10,21 +10,17 @@ The driver (`edgefl_device.participate`) owns the connection, the clock and the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
 from pathlib import Path
 
 from edgefl import protocol
-from edgefl.bundle import PORTABLE, Bundle
-from edgefl.errors import BundleError, ProtocolError, RemoteProtocolError, one_line
-from edgefl.files import sha256_hex
+from edgefl.bundle import PORTABLE
+from edgefl.errors import ProtocolError, one_line
 from edgefl.protocol import (
     AggregatorStatus,
     Announcement,
     Assignment,
     BlobChunk,
-    BlobRef,
-    BlobRequest,
     NewerAnnouncement,
     Outgoing,
     Permit,
@@ -32,82 +28,27 @@ from edgefl.protocol import (
     Receipt,
     TaskFailed,
 )
-from edgefl.tensors import Tensors
 from edgefl_device.wire import life
-from edgefl_device.wire.download import Download
+from edgefl_device.wire.actions import (
+    Action,
+    Cancel,
+    Conflict,
+    Done,
+    Job,
+    Perform,
+)
 from edgefl_device.wire.epochs import Epochs
 from edgefl_device.wire.failures import Failures
-from edgefl_device.wire.fetch import Fetches
-from edgefl_device.wire.offering import AGAIN_MOST_S, Offering
+from edgefl_device.wire.offering import Offering
+from edgefl_device.wire.presence import OwnPresence
+from edgefl_device.wire.supplies import Supplies
 from edgefl_device.work.interpreter import Answer
-from edgefl_device.work.journal import Journal, Kept
+from edgefl_device.work.journal import Kept
+from edgefl_device.work.memory import Memory
 from edgefl_device.work.private import Private
 
-ASSIGNMENT_AGAIN_S = 3.0  # without an assignment for so long, say again that we are up; doubles up to a minute
 FINISHED_S = 30.0  # "the run is finished" counts when the aggregator says so itself, or says nothing else for so long
 LATE_S, LATE = 2.0, 0.1  # after a round's duration so long, and this part of it, its work is given up
-
-
-@dataclass(frozen=True)
-class Subscribe:
-    topic: str
-
-
-@dataclass(frozen=True)
-class Unsubscribe:
-    topic: str
-
-
-@dataclass(frozen=True)
-class Prepare:
-    """A bundle is here and verified: make a runtime and fit the data to its contract."""
-
-    bundle: Bundle
-
-
-@dataclass(frozen=True)
-class Unfit:
-    """The bundle cannot be used here, which was said already: there is nothing to do in this run."""
-
-    error: BundleError
-
-
-@dataclass(frozen=True)
-class Job:
-    """The work of one ask. `settings` are those of the device's class."""
-
-    announcement: Announcement
-    tensors: Tensors
-    settings: Mapping[str, float]
-
-    @property
-    def key(self) -> tuple[int, str]:
-        return (self.announcement.round, self.announcement.nonce)
-
-
-@dataclass(frozen=True)
-class Perform:
-    """Carry out this job, instead of any other that is under way."""
-
-    job: Job
-
-
-@dataclass(frozen=True)
-class Cancel:
-    """The round is over, somebody else's, or takes too long: stop the work under way."""
-
-
-@dataclass(frozen=True)
-class Done:
-    """The run is finished."""
-
-
-@dataclass(frozen=True)
-class Conflict:
-    """Another device uses our name."""
-
-
-Action = Outgoing | Subscribe | Unsubscribe | Prepare | Unfit | Perform | Cancel | Done | Conflict
 
 
 class Session:
@@ -132,38 +73,31 @@ class Session:
         self.inline_bytes = protocol.INLINE_BYTES
         self.instance = instance or life.begin(directory)
         self.working: Job | None = None
-        self._directory = directory
-        self._engine = engine
-        self._capabilities = capabilities or {}
         self._log = log
-        self._journal = Journal(directory, run)
-        self._kept = _without_reply(self._journal.read())
-        self.private = Private()  # after the last reply that counts, of the bundle that is used
+        self._memory = Memory(directory, run)
         self._epochs = Epochs(directory, run)
         self._failures = Failures(directory, run)
-        self._connections = 0
-        self._found: set[tuple[str, int]] = set()  # (instance, session) of presences that the broker had kept
-        self._reconnected = False
+        self._presence = OwnPresence(run, device, self.instance, engine=engine, capabilities=capabilities or {})
         self._unconfirmed: tuple[Announcement, memoryview] | None = None  # of an epoch that is not heard yet
         self._finished_s = math.inf  # when the run is over, unless the aggregator speaks
         self._assignment: Assignment | None = None
-        self._ask_assignment_s, self._ask_assignment_delay_s = math.inf, ASSIGNMENT_AGAIN_S
         self._announcement: Announcement | None = None
         self._late_s = math.inf  # when the work under way has taken too long
         self._failed: tuple[int, str] | None = None
-        self._broken = ""
-        self._bundle: Bundle | None = None
-        self._download: Download | None = None
-        self._tensors: tuple[str, bytes] | None = None  # SHA-256, safetensors
-        self._fetches = Fetches()
+        self._supplies = Supplies(run, device, directory / "bundles", engine=engine, log=log)
         self._offering: Offering | None = None
+
+    @property
+    def private(self) -> Private:
+        """The private state after the last reply that counts; empty at the beginning."""
+        bundle = self._supplies.bundle
+        return Private() if bundle is None else self._memory.private(bundle.sha256)
 
     # --- the connection ---------------------------------------------------------------------------------------
 
     def will(self) -> Outgoing:
         """Counts a new connection, and gives what the broker shall say when it is lost."""
-        self._connections += 1
-        return self._presence("down")
+        return self._presence.connecting()
 
     def subscriptions(self) -> list[str]:
         return [
@@ -175,13 +109,11 @@ class Session:
 
     def connected(self, now_s: float, *, again: bool) -> list[Action]:
         """The connection stands (again): say that we are here, repeat what may have been lost."""
-        self._reconnected = again
         self._epochs.listen(now_s)
-        self._ask_assignment_s = now_s + self._ask_assignment_delay_s
-        actions: list[Action] = [self._presence("up")]
+        actions: list[Action] = [self._presence.connected(now_s, again=again)]
         if self._offering is not None:
             self._offering.repeat_now(now_s)
-        self._fetches.repeat_now(now_s)
+        self._supplies.repeat_now(now_s)
         return actions + self.tick(now_s)
 
     def disconnected(self) -> None:
@@ -190,7 +122,7 @@ class Session:
 
     def leave(self) -> Outgoing:
         """What to publish before a clean disconnect."""
-        return self._presence("sleeping")
+        return self._presence.say("sleeping")
 
     # --- events -----------------------------------------------------------------------------------------------
 
@@ -200,7 +132,7 @@ class Session:
             message, body = protocol.decode(payload)
             match message:
                 case Presence():
-                    return self._other(message, retained)
+                    return [Conflict()] if self._presence.is_in_conflict(message, retained=retained) else []
                 case AggregatorStatus():
                     return self._aggregator(message, now_s, topic, retained=retained)
                 case Assignment():
@@ -227,23 +159,11 @@ class Session:
         if self.working is None or self.working.key != job.key:
             return []
         self.working = None
-        assert self._bundle is not None
-        kept = Kept(
-            bundle=self._bundle.sha256,
-            round=job.announcement.round,
-            nonce=job.announcement.nonce,
-            examples=answer.outcome.examples,
-            steps=answer.outcome.steps,
-            metrics=answer.outcome.metrics,
-            reply=answer.outcome.tensors,
-            private=answer.private.tensors,
-        )
-        if answer.changed:
-            self._journal.write(kept)
-            self._kept = _without_reply(kept)
-        else:
+        bundle = self._supplies.bundle
+        assert bundle is not None
+        kept = self._memory.keep(bundle.sha256, job.key, answer)
+        if not answer.changed:
             self._offering = self._offer_of(kept, now_s)
-        self.private = answer.private
         return self._go_on(now_s)
 
     def failed(self, job: Job, reason: str, now_s: float) -> list[Action]:
@@ -257,7 +177,7 @@ class Session:
 
     def unfit(self, reason: str) -> list[Action]:
         """The bundle cannot be used here (its data contract is not met): every ask will be answered with this."""
-        self._broken = reason
+        self._supplies.broken = reason
         asked = self._announcement is not None and self.device in self._announcement.devices
         return [self._fail(reason)] if asked else []
 
@@ -271,22 +191,20 @@ class Session:
             said = self.failed(self.working, reason, now_s)
             self._log(f"round {announcement.round + 1}: given up: it {reason}")
             return [Cancel(), *said]
-        if self._assignment is None and now_s >= self._ask_assignment_s:
-            self._ask_assignment_delay_s = min(2 * self._ask_assignment_delay_s, AGAIN_MOST_S)
-            self._ask_assignment_s = now_s + self._ask_assignment_delay_s
-            return [self._presence("up"), *self.tick(now_s)]
-        actions: list[Action] = [self._up(BlobRequest(sha256, missing)) for sha256, missing in self._fetches.due(now_s)]
+        if self._assignment is None and (presence := self._presence.due(now_s)) is not None:
+            return [presence, *self.tick(now_s)]
+        actions: list[Action] = [*self._supplies.due(now_s)]
         if self._offering is not None and (due := self._offering.due(now_s)) is not None:
             actions.append(self._up(*due))
         return actions
 
     def wake_s(self, now_s: float) -> float:
         """When `tick` next has something to do; at most a second away."""
-        times = [now_s + 1.0, self._finished_s, *self._fetches.times()]
+        times = [now_s + 1.0, self._finished_s, *self._supplies.times()]
         if self.working is not None:
             times.append(self._late_s)
         if self._assignment is None:
-            times.append(self._ask_assignment_s)
+            times.append(self._presence.time_s)
         if self._offering is not None and self._offering.time_s is not None:
             times.append(self._offering.time_s)
         return min(times)
@@ -310,7 +228,7 @@ class Session:
             return []
         # Anybody could say that, to everybody at once. We ask: an aggregator that is there answers us.
         self._finished_s = min(self._finished_s, now_s + FINISHED_S)
-        return [self._presence("up")]
+        return [self._presence.say("up")]
 
     def _finish(self) -> list[Action]:
         self._offering, self.working, self._finished_s = None, None, math.inf
@@ -324,7 +242,7 @@ class Session:
         if assignment.bundle is None:
             self._log(f"waiting: {assignment.reason}")
             return actions
-        actions += self._want_bundle(assignment.bundle, now_s)
+        actions += self._supplies.want_bundle(assignment.bundle, now_s)
         return actions + self._go_on(now_s)
 
     def _hear(self, epoch: int, now_s: float, *, retained: bool) -> list[Action] | None:
@@ -339,7 +257,7 @@ class Session:
         if epoch != before:
             if self._offering is not None:  # what it counted before its restart is gone unless the round was closed
                 self._offering.repeat_now(now_s, forgotten=True)
-            actions += [self._presence("up"), *self.tick(now_s)]
+            actions += [self._presence.say("up"), *self.tick(now_s)]
         if self._unconfirmed is not None and self._unconfirmed[0].epoch == epoch:
             (announcement, body), self._unconfirmed = self._unconfirmed, None
             actions += self._announced(announcement, body, now_s, retained=True)
@@ -357,13 +275,7 @@ class Session:
             self._unconfirmed = before, memoryview(b"")  # should that aggregator speak again, after all
         self._announcement = announcement
         self._late_s = now_s + announcement.duration_s * (1 + LATE) + LATE_S
-        if (
-            before is not None
-            and before.tensors != announcement.tensors
-            and self._bundle
-            and self._fetches.drop(before.tensors.sha256)
-        ):
-            actions.append(Unsubscribe(protocol.blob_topic(self.run, before.tensors.sha256)))
+        actions += self._supplies.turn_to(announcement.tensors)
         key = (announcement.round, announcement.nonce)
         if self._offering is not None and self._offering.key != key:
             self._offering = None  # its round is durable, or was given up
@@ -377,31 +289,10 @@ class Session:
         if again and self._offering is not None:
             self._offering.repeat_now(now_s, forgotten=True)  # the round may have been undone, and what it counted too
         if body:
-            data = bytes(body)
-            if sha256_hex(data) != announcement.tensors.sha256:
-                raise RemoteProtocolError("announced tensors whose SHA-256 does not match")
-            self._tensors = (announcement.tensors.sha256, data)
+            self._supplies.give(announcement.tensors, body)
         if again:
             self._failed = None  # asked again: try again
         return actions + self._go_on(now_s)
-
-    def _want_bundle(self, manifest: BlobRef, now_s: float) -> list[Action]:
-        if self._download is not None and self._download.manifest.sha256 == manifest.sha256:
-            return []
-        self._bundle, self._broken = None, ""
-        self._download = Download(manifest, self._directory / "bundles", self._engine)
-        try:
-            stored = self._download.stored()
-        except BundleError as error:
-            self._log(f"downloading the bundle again: {error.message}")
-            stored = None
-        return self._fetch(manifest, now_s) if stored is None else self._use(stored)
-
-    def _use(self, bundle: Bundle) -> list[Action]:
-        self._bundle = bundle
-        kept = self._kept
-        self.private = Private(kept.private) if kept is not None and kept.bundle == bundle.sha256 else Private()
-        return [Prepare(bundle)]
 
     def _go_on(self, now_s: float) -> list[Action]:
         """Do the next thing that the current announcement needs of us."""
@@ -409,26 +300,24 @@ class Session:
         if announcement is None or self.device not in announcement.devices:
             return []
         key = (announcement.round, announcement.nonce)
-        if self._broken:
-            return [self._fail(self._broken)]
+        if self._supplies.broken:
+            return [self._fail(self._supplies.broken)]
         if isinstance(announcement, NewerAnnouncement):
             return self._refuse(key, announcement.fault)
-        if self._bundle is None or self._failed == key:
+        if (bundle := self._supplies.bundle) is None or self._failed == key:
             return []
         if refused := self._failures.refuses(key):
             return self._refuse(key, refused)
         if self._offering is not None and self._offering.key == key:
             return self.tick(now_s)
-        if self._kept is not None and (self._kept.round, self._kept.nonce) == key:
-            return self._offer(now_s)
+        if (kept := self._memory.reply_to(key)) is not None:
+            self._offering = self._offer_of(kept, now_s)
+            return self.tick(now_s)
         if self.working is not None:
             return []
-        if self._bundle.manifest.weights.sha256 == announcement.tensors.sha256:
-            self._tensors = (announcement.tensors.sha256, self._bundle.bytes_of(self._bundle.manifest.weights))
-        if self._tensors is None or self._tensors[0] != announcement.tensors.sha256:
-            return self._fetch(announcement.tensors, now_s)
-        tensors = protocol.bytes_to_tensors(self._tensors[1], "the announced tensors")
-        self._tensors = None  # the job has them: a board should not hold them twice
+        tensors = self._supplies.tensors(bundle, announcement.tensors)
+        if tensors is None:
+            return self._supplies.fetch(announcement.tensors, now_s)
         assert self._assignment is not None
         self.working = Job(announcement, tensors, self._assignment.settings)
         return [Perform(self.working)]
@@ -441,45 +330,11 @@ class Session:
         self._log(f"round {key[0] + 1}: cannot do it: {reason}")
         return [self._fail(reason)]
 
-    # --- blobs ------------------------------------------------------------------------------------------------
-
-    def _fetch(self, ref: BlobRef, now_s: float) -> list[Action]:
-        if ref.sha256 in self._fetches:
-            return []
-        self._fetches.add(ref.sha256, ref.size_bytes, now_s)
-        return [Subscribe(protocol.blob_topic(self.run, ref.sha256)), *self.tick(now_s)]
-
     def _blob(self, chunk: BlobChunk, body: memoryview, now_s: float) -> list[Action]:
-        data = self._fetches.take(chunk, body, now_s)
-        if data is None:
-            return []
-        actions: list[Action] = [Unsubscribe(protocol.blob_topic(self.run, chunk.sha256))]
-        # One blob can be both: the first round announces what the bundle calls its weights.
-        if self._announcement is not None and chunk.sha256 == self._announcement.tensors.sha256:
-            self._tensors = (chunk.sha256, data)
-        if self._bundle is None:
-            actions += self._bundle_part(chunk.sha256, data, now_s)
-        return actions + self._go_on(now_s)
-
-    def _bundle_part(self, sha256: str, data: bytes, now_s: float) -> list[Action]:
-        if self._download is None:
-            return []
-        try:
-            missing = self._download.take(sha256, data)
-            stored = None if missing else self._download.stored()
-        except BundleError as error:
-            return [*self.unfit(error.message), Unfit(error)]
-        if stored is not None:
-            return self._use(stored)
-        return [action for ref in missing for action in self._fetch(ref, now_s)]
+        actions = self._supplies.take(chunk, body, now_s)
+        return actions + self._go_on(now_s) if actions else []
 
     # --- replies ----------------------------------------------------------------------------------------------
-
-    def _offer(self, now_s: float) -> list[Action]:
-        stored = self._journal.read()
-        assert stored is not None
-        self._offering = self._offer_of(stored, now_s)
-        return self.tick(now_s)
 
     def _offer_of(self, kept: Kept, now_s: float) -> Offering:
         assert self._announcement is not None
@@ -506,21 +361,6 @@ class Session:
 
     # --- small things -----------------------------------------------------------------------------------------
 
-    def _other(self, presence: Presence, retained: bool) -> list[Action]:
-        """Our own presence comes back to us; another instance's may mean that two devices use one name.
-
-        What we find at our first connection is of somebody who is gone: perhaps of an earlier life of this device. What
-        is said later, nobody but a second process can have said. The broker lets only one of the two be connected, so
-        each would throw the other out for ever: the one with the greater instance stays. Earlier lives have smaller
-        ones.
-        """
-        words = (presence.instance, presence.session)
-        if retained and not self._reconnected:
-            self._found.add(words)
-        now = presence.status == "up" and not retained
-        since = self._reconnected and words not in self._found
-        return [Conflict()] if (now or since) and presence.instance > self.instance else []
-
     def _fail(self, reason: str) -> Outgoing:
         assert self._announcement is not None
         announcement = self._announcement
@@ -529,23 +369,7 @@ class Session:
     def _up(self, message: protocol.Message, body: bytes | memoryview = b"") -> Outgoing:
         return Outgoing(protocol.up_topic(self.run, self.device), protocol.encode(message, body))
 
-    def _presence(self, status: str) -> Outgoing:
-        presence = Presence(
-            device=self.device,
-            session=self._connections,
-            status=status,  # type: ignore[arg-type]
-            instance=self.instance,
-            engine=self._engine,
-            **self._capabilities,  # type: ignore[arg-type]
-        )
-        return Outgoing(protocol.device_topic(self.run, self.device), protocol.encode(presence), retain=True)
-
 
 def _order(announcement: Announcement) -> tuple[int, int, int]:
     """What a later announcement has more of."""
     return announcement.epoch, announcement.round, announcement.attempt
-
-
-def _without_reply(kept: Kept | None) -> Kept | None:
-    """The reply stays on disk until it is offered: it can be as large as the model."""
-    return kept and replace(kept, reply={})
