@@ -33,6 +33,7 @@ class Memory:
             round=key[0],
             nonce=key[1],
             examples=answer.outcome.examples,
+            steps=answer.outcome.steps,
             metrics=answer.outcome.metrics,
             reply=answer.outcome.tensors,
             private=answer.private.tensors,
