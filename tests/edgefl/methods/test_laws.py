@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 import pytest
 from emulated import Devices, fuse
+from records import record
 
 from edgefl import protocol
 from edgefl.aggregator.checks import check_ask
@@ -210,7 +211,7 @@ def test_save_load_go_on_equals_an_unbroken_run(
     devices = fleet(bundle)
     state = devices.carry_on(method, method.start(), saved_after)
     store = Store.create(tmp_path / "run", "")
-    store.save_round(state, {"round": state.round})
+    store.save_round(state, record(state.round))
     store.close()
     resumed = Store.open(tmp_path / "run")
     loaded = resumed.load_state()
