@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from edgefl.runs.result import Result as Result
     from edgefl.runs.run import aggregate as aggregate
     from edgefl.runs.run import run as run
-    from edgefl.runs.run_file import RunFile as RunFile
+    from edgefl.runs.sections import RunFile as RunFile
     from edgefl.runs.simulate import Simulated as Simulated
     from edgefl.runs.simulate import simulate as simulate
     from edgefl_device.device import device as device
@@ -38,7 +38,7 @@ _PUBLIC = {
     "simulate": ("edgefl.runs.simulate", "simulate"),
     "read_bundle": ("edgefl.bundle", "read"),
     "Bundle": ("edgefl.bundle", "Bundle"),
-    "RunFile": ("edgefl.runs.run_file", "RunFile"),
+    "RunFile": ("edgefl.runs.sections", "RunFile"),
     "Record": ("edgefl.aggregator.record", "Record"),
     "Result": ("edgefl.runs.result", "Result"),
     "Simulated": ("edgefl.runs.simulate", "Simulated"),

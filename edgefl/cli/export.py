@@ -14,7 +14,8 @@ from edgefl.cli.output import format_option, print_json, working
 from edgefl.errors import ConfigError
 from edgefl.files import read_bytes
 from edgefl.results.report import size
-from edgefl.runs.run_file import bundle_name, from_toml
+from edgefl.runs.run_file import from_toml
+from edgefl.runs.sections import bundle_name
 from edgefl_exporter.methods import METHODS
 from edgefl_exporter.methods.method import NotOfMethod
 from edgefl_exporter.options import COMMON, METHOD, OWN, Option, checked, options

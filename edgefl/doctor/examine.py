@@ -83,7 +83,7 @@ def _bundle(
         return
     if ":" not in model:
         raise InputError(f"{model!r} is no bundle, FILE:OBJECT or zoo:NAME", hint="for example zoo:digits")
-    from edgefl.runs.run_file import bundle_name
+    from edgefl.runs.sections import bundle_name
     from edgefl_exporter import export_source
 
     options = {"input": shape, "loss": loss, "train": train}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgefl.aggregator.coordinator import RoundSettings
-from edgefl.runs.run_file import BrokerEngine, BrokerSection, EvaluateSection, FleetSection, RunFile
+from edgefl.runs.sections import BrokerEngine, BrokerSection, EvaluateSection, FleetSection, RunFile
 
 
 def demo_run(devices: int, runs: Path, engine: BrokerEngine, seed: int) -> RunFile:

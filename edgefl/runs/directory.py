@@ -11,7 +11,8 @@ from pathlib import Path
 
 from edgefl.errors import ConfigError
 from edgefl.files import locked
-from edgefl.runs.run_file import RunFile, read_run_file, resumed
+from edgefl.runs.run_file import read_run_file, resumed
+from edgefl.runs.sections import RunFile
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from edgefl.aggregator.serve import Measure
 from edgefl.errors import ConfigError
 from edgefl.method import Method
 from edgefl.runs.questions import has_models, models_of, personal_of
-from edgefl.runs.run_file import EvaluateSection, RunFile
+from edgefl.runs.sections import EvaluateSection, RunFile
 from edgefl.tensors import Array, Tensors
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from edgefl.results.inference import write_model
 from edgefl.results.report import ClassRow, write_report
 from edgefl.runs.prepare import classes_of
 from edgefl.runs.questions import has_models, models_of
-from edgefl.runs.run_file import RunFile, read_run_file, to_toml
+from edgefl.runs.run_file import read_run_file, to_toml
+from edgefl.runs.sections import RunFile
 from edgefl.tensors import Tensors, save_tensors
 
 PICTURES = "pictures"  # the folder of a run's pictures

@@ -9,7 +9,7 @@ import numpy as np
 
 from edgefl.files import write_atomic
 from edgefl.runs.partition import PARTITIONS, alike, has_classes
-from edgefl.runs.run_file import FleetSection
+from edgefl.runs.sections import FleetSection
 
 MOST_CLASSES = 10_000  # that are counted: labels may be any numbers
 

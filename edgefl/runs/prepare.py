@@ -27,7 +27,8 @@ from edgefl.method import Ask, Method
 from edgefl.protocol import MAX_HEADER_BYTES, Announcement, BlobRef, devices_that_fit
 from edgefl.runs import questions
 from edgefl.runs.evaluation import evaluation_data, evaluator_of
-from edgefl.runs.run_file import OWN_CODE, BundleSection, ModelSection, RunFile, make_method, own_code_of, with_own_code
+from edgefl.runs.run_file import OWN_CODE, make_method, own_code_of, with_own_code
+from edgefl.runs.sections import BundleSection, ModelSection, RunFile
 
 if TYPE_CHECKING:
     from edgefl_device.work.student import Student

@@ -31,15 +31,8 @@ from edgefl.runs.outcome import PICTURES, write_models, write_run_report
 from edgefl.runs.parts import deal
 from edgefl.runs.prepare import Prepared, prepare
 from edgefl.runs.result import Interrupted, Result
-from edgefl.runs.run_file import (
-    BrokerEngine,
-    BrokerSection,
-    FleetSection,
-    ProfileSection,
-    RunFile,
-    run_file_of,
-    to_toml,
-)
+from edgefl.runs.run_file import run_file_of, to_toml
+from edgefl.runs.sections import BrokerEngine, BrokerSection, FleetSection, ProfileSection, RunFile
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from edgefl.method import State
 from edgefl.protocol import Presence
 from edgefl.runs.parts import deal
 from edgefl.runs.prepare import Prepared, prepare
-from edgefl.runs.run_file import FleetSection, ProfileSection, RunFile, run_file_of
+from edgefl.runs.run_file import run_file_of
+from edgefl.runs.sections import FleetSection, ProfileSection, RunFile
 from edgefl.runs.simulation import Device, Simulation
 from edgefl.tensors import Tensors
 

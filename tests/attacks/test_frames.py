@@ -36,7 +36,7 @@ from edgefl.protocol import (
     UploadChunk,
 )
 from edgefl.runs.prepare import check_names, round_of
-from edgefl.runs.run_file import RunFile
+from edgefl.runs.sections import RunFile
 from edgefl_device.data.dataset import Dataset
 from edgefl_device.wire.session import Session
 

@@ -12,7 +12,8 @@ from edgefl.errors import ConfigError
 from edgefl.methods import METHODS, method_named
 from edgefl.methods.fedavg import FedAvg
 from edgefl.runs.prepare import with_own_code_kept
-from edgefl.runs.run_file import RunFile, make_method, parse_run_file, read_run_file, to_toml
+from edgefl.runs.run_file import make_method, parse_run_file, read_run_file, to_toml
+from edgefl.runs.sections import RunFile
 
 MINE = """
 from __future__ import annotations

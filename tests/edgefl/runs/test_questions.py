@@ -15,7 +15,7 @@ from edgefl.methods.fedavg import FedAvg
 from edgefl.methods.scaffold import Scaffold
 from edgefl.runs import questions
 from edgefl.runs.evaluation import evaluator_of
-from edgefl.runs.run_file import EvaluateSection, RunFile
+from edgefl.runs.sections import EvaluateSection, RunFile
 from edgefl.tensors import Tensors
 
 

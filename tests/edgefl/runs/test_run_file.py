@@ -12,7 +12,8 @@ import pytest
 
 from edgefl.errors import ConfigError
 from edgefl.methods.fedavg import FedAvg
-from edgefl.runs.run_file import RunFile, make_method, parse_run_file, read_run_file, to_toml
+from edgefl.runs.run_file import make_method, parse_run_file, read_run_file, to_toml
+from edgefl.runs.sections import RunFile
 
 FULL = """
 name = "digits"
