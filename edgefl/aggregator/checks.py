@@ -17,14 +17,6 @@ from edgefl.method import Ask, Task
 from edgefl.protocol import MAX_BLOB_BYTES
 from edgefl.tensors import Array
 
-# A program that sets what another reads -> who asks for it.
-_SETTERS = {
-    "anchor": 'set name = "fedprox" in [method], or export without --proximal',
-    "dynamic": 'set name = "feddyn" in [method], or export without --method feddyn',
-    "control": 'set name = "scaffold" in [method], or export without --method scaffold',
-}
-
-
 LARGEST_METRIC = 1e30  # so many times the examples of a fleet are still a float64
 SLACK = 0.01  # of a sum of probabilities that travel as float16
 Expected = Mapping[str, tuple[str, tuple[int | str, ...]]]  # name -> (dtype on the wire, shape); a string is any length
@@ -50,7 +42,8 @@ def check_ask(ask: Ask, manifest: Manifest, *, kept: Collection[str] = ()) -> No
                 raise ConfigError(
                     f"program {task.program!r} of bundle {manifest.name!r} reads {name!r}, which only program "
                     f"{', '.join(sorted(writers))} sets, and the method does not ask for it",
-                    hint=_SETTERS.get(min(writers)),
+                    hint=f"the bundle was exported for {manifest.method!r}: choose a method that asks for "
+                    f"{min(writers)!r} (docs/methods.md), or export without the option that adds it",
                 )
         known = {i.name for i in manifest.program(task.program).inputs if i.source == "setting"}
         for name in task.settings:
