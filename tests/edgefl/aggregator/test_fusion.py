@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from edgefl.aggregator.chosen import name_of
 from edgefl.aggregator.coordinator import Action, Announce, Coordinator, Note, RoundDone, RoundSettings
@@ -86,7 +87,9 @@ replies = st.lists(st.tuples(weights, values), min_size=2, max_size=12)
 
 
 def as_replies(drawn: list[tuple[int, list[float]]]) -> list[Reply]:
-    return [reply(f"d{i}", n, *w, train_loss=w[0], train_examples=float(n)) for i, (n, w) in enumerate(drawn)]
+    """Of n examples each, and 2 n steps."""
+    made = [reply(f"d{i}", n, *w, train_loss=w[0], train_examples=float(n)) for i, (n, w) in enumerate(drawn)]
+    return [replace(one, steps=2 * one.examples) for one in made]
 
 
 def part(name: str, examples: int, **tensors: float) -> Reply:
@@ -122,7 +125,7 @@ def close(got: Fused, want: Fused) -> None:
     for name, value in want.tensors.items():
         np.testing.assert_allclose(got.tensors[name], value, rtol=2**-23, atol=1e-8)
     assert got.metrics == pytest.approx(want.metrics, rel=1e-12, abs=1e-6)
-    assert got.weights == want.weights and got.measured == want.measured
+    assert (got.weights, got.measured, got.steps) == (want.weights, want.measured, want.steps)
 
 
 def test_every_fusion_is_held_to_the_laws() -> None:
@@ -179,10 +182,11 @@ def test_nothing_is_beyond_what_was_sent(chosen: Chosen, drawn: list[tuple[int, 
 
 @of_every_fusion
 @given(drawn=replies)
-def test_weights_are_parts_of_one(chosen: Chosen, drawn: list[tuple[int, list[float]]]) -> None:
+def test_weights_are_parts_of_one_and_steps_are_as_said(chosen: Chosen, drawn: list[tuple[int, list[float]]]) -> None:
     fused = fused_by(chosen, as_replies(drawn))
     assert list(fused.weights) == list(fused.devices) == list(fused.measured)
     assert sum(fused.weights.values()) == pytest.approx(1, abs=1e-12)
+    assert fused.steps == {f"d{i}": 2 * n for i, (n, _) in enumerate(drawn)}
 
 
 @of_every_fusion

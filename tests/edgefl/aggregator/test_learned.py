@@ -152,6 +152,28 @@ def test_a_loss_that_is_not_finite_leaves_the_start() -> None:
     assert fused.metrics == {"train.loss": 1.0}
 
 
+def test_the_first_step_by_hand() -> None:
+    """3 and 7, weights 3/4 and 1/4: their mean is 4, so towards 3 the gradient is 2 and the slopes 2 (3 - 4) = -2 and
+    2 (7 - 4) = 6. In units of sqrt(3/4 * 4 + 1/4 * 36) = sqrt(12) they are -2 / sqrt(12) and 6 / sqrt(12)."""
+    fused = learn(Distance({"w": [3]}), reply("a", 3, 3), reply("b", 1, 7), steps=1)
+    a, b = 0.75 * math.exp(2 / math.sqrt(12)), 0.25 * math.exp(-6 / math.sqrt(12))
+    assert fused.weights == pytest.approx({"a": a / (a + b), "b": b / (a + b)})
+    assert fused.metrics["held_out.start_loss"] == 1
+
+
+def test_a_loss_a_thousand_times_as_large_teaches_the_same() -> None:
+    class Larger(Distance):
+        def loss(self, tensors: Tensors) -> float:
+            return 1000 * super().loss(tensors)
+
+        def gradient(self, tensors: Tensors) -> dict[str, Array]:
+            return {name: 1000 * slope for name, slope in super().gradient(tensors).items()}
+
+    replies = [reply("a", 3, 3, 1), reply("b", 1, 7, 2), reply("c", 2, 1, 5)]
+    small, large = (learn(kind({"w": [3, 3]}), *replies, steps=5) for kind in (Distance, Larger))
+    assert large.weights == pytest.approx(small.weights, rel=1e-6)
+
+
 def test_so_many_steps_and_no_more() -> None:
     held_out = Distance({"w": [4]})
     learn(held_out, reply("a", 1, 3), reply("b", 1, 7), steps=5)
@@ -173,14 +195,14 @@ def test_devices_that_hold_different_tensors() -> None:
     replies = [
         Reply(f"d{i}", 0, 1, {n: np.array([x], np.float32) for n, x in one.items()}, {}) for i, one in enumerate(sent)
     ]
-    held_out = Distance({"w": [2], "v": [4]})
+    held_out = Distance({"w": [2], "v": [3]})  # where v is 4: both tensors slope
     fusion = LearnedMean(held_out)
     weights = np.array([0.5, 0.2, 0.3])
 
     def loss(a: Any) -> float:
         w = np.dot(a, [3, 7, 5]) / a.sum()
         v = (a[0] * 1 + a[2] * 9) / (a[0] + a[2])
-        return float((w - 2) ** 2 + (v - 4) ** 2)
+        return float((w - 2) ** 2 + (v - 3) ** 2)
 
     slopes = fusion._slopes(replies, weights)
     for k, step in itertools.product(range(3), [1e-6]):
