@@ -26,6 +26,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     elapsed_s   of the run when the round was done, over all its starts, without the time between them
     devices     whose replies were fused
     weights     how much each of them counted; they sum to 1
+    steps       of the optimizer that each of them took
     metrics     "PROGRAM.OUTPUT" -> mean over devices, or sum of counts; "PROGRAM.accuracy" where answers are counted
     measured    the metrics of each device; of a durable round
     loss, accuracy      of the fused model on the aggregator's data, else what devices say of their own; None: nobody
@@ -45,6 +46,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     elapsed_s: float
     devices: list[str]
     weights: dict[str, float | None]
+    steps: dict[str, Count] = {}
     metrics: Metrics = {}
     measured: dict[str, Metrics] = {}
     loss: float | None = None
@@ -92,6 +94,7 @@ def record_of(done: RoundDone, traffic: Traffic, evaluated: Mapping[str, float],
         elapsed_s=round(elapsed_s, 4),
         devices=list(fused.devices),
         weights={device: round(weight, 6) for device, weight in fused.weights.items()},
+        steps=dict(fused.steps) if done.durable else {},
         metrics=metrics,
         measured={device: dict(metrics) for device, metrics in fused.measured.items()} if done.durable else {},
         loss=held_out.get("evaluate.loss") if done.durable else None,

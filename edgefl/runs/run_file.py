@@ -242,7 +242,10 @@ def _check_source(section: ModelSection, where: str) -> None:
 
 def _check_student(run: RunFile, where: str) -> None:
     name = str(run.method.get("name", DEFAULT))
-    wanted = STUDENT in _kind_of(run, where).__struct_fields__
+    if own_code_of(run.method, "name"):  # is looked at when the run is prepared
+        wanted = run.student is not None
+    else:
+        wanted = STUDENT in _kind_of(run, where).__struct_fields__
     if wanted and run.student is None:
         raise ConfigError(
             f"{where}: {name} has a student, a model that learns on the aggregator",

@@ -23,6 +23,7 @@ FIRST = Kept(
     round=0,
     nonce=NONCE,
     examples=2,
+    steps=1,
     metrics={"train.loss": 0.5},
     reply={"w": np.array([1, 2], np.float32)},
     private={"count": np.array(1), "w": np.array([3, 4], np.float32)},

@@ -25,6 +25,7 @@ def kept(round: int) -> Kept:
         round=round,
         nonce=f"{round:016x}",
         examples=10 * round,
+        steps=3 * round,
         metrics={"train.loss": 0.5 / round, "state.examples": 3.0},
         reply={"w": np.full(2, round, np.float32), "state.w": np.full(1, -round, np.float32)},
         private={"w": np.full(3, round, np.int64), "reply.w": np.zeros((0, 2), np.float32)},
@@ -33,7 +34,7 @@ def kept(round: int) -> Kept:
 
 def assert_kept(got: Kept | None, want: Kept) -> None:
     assert got is not None
-    for name in ("bundle", "round", "nonce", "examples", "metrics"):
+    for name in ("bundle", "round", "nonce", "examples", "steps", "metrics"):
         assert getattr(got, name) == getattr(want, name)
     for have, wanted in ((got.reply, want.reply), (got.private, want.private)):
         assert have.keys() == wanted.keys()

@@ -481,6 +481,7 @@ def play(told: dict[str, Any], files: dict[str, str]) -> list[dict[str, Any]]:
                 "tensors": {name: to_json(tensor) for name, tensor in sorted(done.outcome.tensors.items())},
                 "metrics": dict(sorted(done.outcome.metrics.items())),
                 "examples": done.outcome.examples,
+                "steps": done.outcome.steps,
             }
             kept = {name: to_json(tensor) for name, tensor in sorted(private.tensors.items())}
             found.append({"reply": reply, "changed": done.changed, "private": kept})

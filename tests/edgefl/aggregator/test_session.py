@@ -146,7 +146,7 @@ def test_several_epochs_in_batches_are_numpys(make_world: MakeWorld, regression:
     world.run()
     data = make_data(2)
     taken = {name: 2 * math.ceil(len(own) / 3) for name, own in data.items()}
-    assert len(set(taken.values())) > 1 and [fused.steps for fused in world.fused] == [taken] * ROUNDS
+    assert len(set(taken.values())) > 1 and [record.steps for record in world.records] == [taken] * ROUNDS
     w = np.zeros(2)
     for number in range(ROUNDS):
         total = np.zeros(2)
