@@ -157,8 +157,15 @@ def build(
 def _update(recipe: Recipe, method: Method) -> Update:
     """What happens to gradients; SGD with the method's numbers where nobody chose an optimizer."""
     optimizer = recipe.optimizer or SGD(**method.sgd())
-    groups = tuple(recipe.groups)
-    return Update(optimizer, groups, recipe.clip_norm, recipe.proximal, recipe.micro_batches, recipe.controls)
+    return Update(
+        optimizer,
+        tuple(recipe.groups),
+        recipe.clip_norm,
+        recipe.proximal,
+        recipe.micro_batches,
+        recipe.controls,
+        recipe.shifts,
+    )
 
 
 def _loss_named(loss: str | Loss) -> Loss:

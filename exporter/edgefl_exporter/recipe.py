@@ -43,7 +43,7 @@ class Recipe:
 
     announced        patterns of state that the aggregator sets although no training changes it
     own_programs     makers of its own programs
-    controls         see `edgefl_exporter.programs.update.Update`; the method brings the program
+    controls, shifts   see `edgefl_exporter.programs.update.Update`; the method brings the program
     """
 
     method: Method | str = DEFAULT
@@ -66,6 +66,7 @@ class Recipe:
     announced: Sequence[str] = ()
     own_programs: Sequence[Callable[[Supervised], Definition]] = ()
     controls: bool = False
+    shifts: bool = False
 
     @classmethod
     def of(cls, **options: Any) -> Recipe:

@@ -1,4 +1,4 @@
-"""Programs that one method needs: SCAFFOLD's correction and control variates, FedProto's prototypes."""
+"""Programs that one method needs: SCAFFOLD's control variates, FedDyn's memory, FedProto's prototypes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from edgefl.bundle import Bundle
-from edgefl.errors import LoweringError
+from edgefl.errors import InputError, LoweringError
 from edgefl.method import Task
+from edgefl.tensors import Tensors
 from edgefl_device.data.contract import fit_to_contract
 from edgefl_device.data.dataset import Dataset
 from edgefl_device.engines.runtime import Runtime
@@ -98,6 +99,91 @@ def test_without_a_step_the_control_variate_stays(tmp_path: Path) -> None:
     changed = runtime.step("control", {})
     np.testing.assert_array_equal(runtime.view("own_control.2.bias"), np.ones(CLASSES))
     assert not any(value.any() for value in changed.values())
+
+
+# --- FedDyn -------------------------------------------------------------------------------------------------------
+
+ALPHA, RATE = 0.5, 0.2
+
+
+def regression(tmp_path: Path, **options: Any) -> tuple[Bundle, Dataset]:
+    """w x + b for four numbers and two outputs, with FedDyn's programs; twelve examples."""
+    torch.manual_seed(3)
+    more = {
+        "loss": "mse",
+        "optimizer": SGD(RATE),
+        "programs": ("train",),
+        "method": "feddyn",
+        "proximal": ALPHA,
+    } | options
+    bundle = export(nn.Linear(FEATURES, 2), torch.zeros(1, FEATURES), out=tmp_path / "b", name="b", **more)
+    draw = np.random.default_rng(1)
+    return bundle, Dataset(data().features, draw.normal(size=(EXAMPLES, 2)).astype(np.float32))
+
+
+def slope(theta: Tensors, examples: Dataset) -> Tensors:
+    """The gradient of mean |x W^T + b - y|^2 / 2 outputs, written out."""
+    x, y = examples.features.astype(np.float64), examples.labels
+    error = 2 * (x @ theta["weight"].T + theta["bias"] - y) / y.size
+    return {"weight": error.T @ x, "bias": error.sum(0)}
+
+
+def round_of(runtime: Runtime, examples: Dataset, theta: Tensors, steps: int) -> Tensors:
+    """What a device has after the three tasks of a round that announced theta."""
+    tasks = (
+        Task(program="anchor", load=("*",), steps=1, batch_size=1),
+        Task(program="train", epochs=steps, batch_size=0),
+        Task(program="dynamic", steps=1, batch_size=1),
+    )
+    feeds = {"train": fit_to_contract(examples, runtime.bundle.manifest.data, "test")}
+    perform(runtime, tasks, {name: value.astype(np.float32) for name, value in theta.items()}, feeds, device="d")
+    return {name: np.array(value, np.float64) for name, value in runtime.state().items()}
+
+
+def test_two_rounds_of_feddyn_are_the_papers(tmp_path: Path) -> None:
+    """L_k(w) - <g, w> + (alpha / 2) |w - theta|^2 by five steps of SGD, then g <- g - alpha (w - theta), twice."""
+    bundle, examples = regression(tmp_path)
+    runtime = Runtime(bundle)
+    theta: Tensors = {name: value.astype(np.float64) for name, value in bundle.weights().items() if "." not in name}
+    g: Tensors = {name: np.zeros_like(value) for name, value in theta.items()}
+    for _ in range(2):
+        found = round_of(runtime, examples, theta, steps=5)
+        w = dict(theta)
+        for _ in range(5):
+            by_w = slope(w, examples)
+            w = {n: w[n] - RATE * (by_w[n] - g[n] + ALPHA * (w[n] - theta[n])) for n in w}
+        g = {n: g[n] - ALPHA * (w[n] - theta[n]) for n in w}
+        for name in w:
+            np.testing.assert_allclose(found[name], w[name], rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(ALPHA * found[f"own_shift.{name}"], g[name], rtol=1e-4, atol=1e-6)
+        theta = {name: value + 0.3 for name, value in w.items()}  # what the aggregator announces next is not w
+
+
+def test_a_device_that_is_done_remembers_the_slope_where_it_is(tmp_path: Path) -> None:
+    """The paper's first-order condition: at the minimum g_k is the gradient of L_k, whatever it was before."""
+    bundle, examples = regression(tmp_path)
+    runtime = Runtime(bundle)
+    theta = {"weight": np.full((2, FEATURES), 0.5), "bias": np.array([1.0, -1.0])}
+    for announced in (theta, {name: -value for name, value in theta.items()}):
+        found = round_of(runtime, examples, announced, steps=300)
+        for name, by_w in slope({n: found[n] for n in theta}, examples).items():
+            np.testing.assert_allclose(ALPHA * found[f"own_shift.{name}"], by_w, atol=2e-5)
+            assert np.abs(by_w).max() > 0.01
+
+
+def test_what_feddyn_remembers_stays_where_it_is(tmp_path: Path) -> None:
+    bundle, _ = regression(tmp_path)
+    assert {tensor.name for tensor in bundle.manifest.shared()} == {"weight", "bias"}
+    assert bundle.manifest.program("train").settings() == pytest.approx({"learning_rate": RATE, "proximal": ALPHA})
+    assert bundle.manifest.program("dynamic").writes.keys() == {"own_shift.weight", "own_shift.bias"}
+    with pytest.raises(InputError, match="alpha of --method feddyn is above 0"):
+        regression(tmp_path, proximal=0.0)
+
+
+def test_feddyn_with_momentum_clipping_and_micro_batches_is_proven(tmp_path: Path) -> None:
+    more = {"optimizer": SGD(RATE, momentum=0.9), "clip_norm": 0.5, "micro_batches": 2}
+    bundle, _ = regression(tmp_path, **more)
+    assert bundle.manifest.program("train").parity.worst < 1e-4
 
 
 # --- FedProto -----------------------------------------------------------------------------------------------------

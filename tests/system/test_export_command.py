@@ -109,6 +109,7 @@ def test_fedmrl_has_the_defaults_of_its_paper(folder: Path) -> None:
     ("method", "options", "programs", "shared"),
     [
         ("fedprox", (), {"anchor"}, {"0.weight", "0.bias", "2.weight", "2.bias"}),
+        ("feddyn", ("--train", "2.*"), {"anchor", "dynamic"}, {"2.weight", "2.bias"}),
         ("scaffold", ("--train", "2.*"), {"control"}, {"2.weight", "2.bias", "control.2.weight", "control.2.bias"}),
         ("fedproto", ("--optimizer", "adam"), {"prototypes"}, {"prototypes", "known"}),
         (

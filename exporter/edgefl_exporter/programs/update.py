@@ -62,6 +62,8 @@ class Update:
     controls        SCAFFOLD's correction (Karimireddy et al. 2020, arXiv:1910.06378, Algorithm 1): each step adds
                     c - c_i to the gradients, before anything else is done to them, and their sum is kept. c is
                     `control.NAME`, announced; the program `control` makes c_i, `own_control.NAME`, their mean
+    shifts          FedDyn's memory (Acar et al. 2021, arXiv:2111.04263, Algorithm 1): the proximal term pulls to a
+                    place beside the anchor, by `own_shift.NAME`, which the program `dynamic` changes
     micro_batches   over how many batches gradients are added up before a step, each example counting the same; the
                     default of the setting `micro_batches`
     """
@@ -72,6 +74,7 @@ class Update:
     proximal: float | None = None
     micro_batches: int = 1
     controls: bool = False
+    shifts: bool = False
 
     def __post_init__(self) -> None:
         """Raises InputError for a value that trains nothing or the wrong way."""
@@ -79,6 +82,8 @@ class Update:
             raise InputError(f"clip_norm is {self.clip_norm}; expected a finite number above 0")
         if self.proximal is not None and not (math.isfinite(self.proximal) and self.proximal >= 0):
             raise InputError(f"proximal is {self.proximal}; expected a finite number, at least 0")
+        if self.shifts and self.proximal is None:
+            raise InputError("shifts are of a proximal term, and there is none", hint="give proximal")
         if self.micro_batches < 1:
             raise InputError(f"micro_batches is {self.micro_batches}; expected at least 1")
 
@@ -99,6 +104,8 @@ class Update:
         found = self.optimizer.state(parameters)
         if self.proximal is not None:
             found |= {anchor(name): w.clone() for name, w in parameters.items()}
+        if self.shifts:
+            found |= {own_shift(name): torch.zeros_like(w) for name, w in parameters.items()}
         if self.controls:
             for make in (control, own_control, control_sum):
                 found |= {make(name): torch.zeros_like(w) for name, w in parameters.items()}
@@ -110,7 +117,7 @@ class Update:
 
     def written(self, parameters: Tensors) -> tuple[str, ...]:
         """The names of the state that a step changes."""
-        given = (ANCHOR, CONTROL, OWN_CONTROL)
+        given = (ANCHOR, CONTROL, OWN_CONTROL, OWN_SHIFT)
         return tuple(name for name in self.state(parameters) if not name.startswith(given))
 
     def announced(self, parameters: Tensors) -> tuple[str, ...]:
@@ -143,7 +150,10 @@ class Update:
             counted[CONTROL_STEPS] = values[CONTROL_STEPS] + 1
             gradients = {n: g - values[own_control(n)] + values[control(n)] for n, g in gradients.items()}
         if self.proximal is not None:
-            gradients = {n: g + values[PROXIMAL] * (parameters[n] - values[anchor(n)]) for n, g in gradients.items()}
+            places = {n: values[anchor(n)] for n in gradients}
+            if self.shifts:
+                places = {n: place + values[own_shift(n)] for n, place in places.items()}
+            gradients = {n: g + values[PROXIMAL] * (parameters[n] - places[n]) for n, g in gradients.items()}
         gradients = dict(gradients)
         for names, limit in self._clipped(parameters, values):
             norm = torch.stack([gradients[name].square().sum() for name in names]).sum().sqrt()
@@ -188,6 +198,9 @@ class Update:
             mu = float(values[PROXIMAL])
             squares = [(w - values[anchor(name)]).square().sum() for name, w in weights.items()]
             (0.5 * mu * torch.stack(squares).sum()).backward()  # type: ignore[no-untyped-call]
+            if self.shifts:  # as the paper has it: -<g_k, w>
+                products = [(mu * values[own_shift(name)] * w).sum() for name, w in weights.items()]
+                (-torch.stack(products).sum()).backward()  # type: ignore[no-untyped-call]
         for names, limit in self._clipped(weights, values):
             torch.nn.utils.clip_grad_norm_([weights[name] for name in names], float(limit))
         rate = float(values[LEARNING_RATE])
@@ -237,7 +250,7 @@ class Update:
         return self.optimizer.weight_decay if group.weight_decay is None else group.weight_decay
 
 
-ANCHOR, OWN_CONTROL = "anchor.", "own_control."
+ANCHOR, OWN_CONTROL, OWN_SHIFT = "anchor.", "own_control.", "own_shift."
 
 
 def anchor(parameter: str) -> str:
@@ -253,6 +266,11 @@ def control(parameter: str) -> str:
 def own_control(parameter: str) -> str:
     """SCAFFOLD's c_i of a parameter: this device's mean gradient when it was last asked."""
     return f"{OWN_CONTROL}{parameter}"
+
+
+def own_shift(parameter: str) -> str:
+    """How far beside the anchor this device's proximal term pulls a parameter: FedDyn's g_k / alpha."""
+    return f"{OWN_SHIFT}{parameter}"
 
 
 def control_sum(parameter: str) -> str:
