@@ -173,8 +173,8 @@ class Bench:
     def setting(self, splits: Splits) -> Setting:
         setting = SETTINGS[splits.train.features.shape[1:]]
         if self.quick:
-            first, second, *_ = setting.models
-            return replace(setting, models=(first, second, first, second), student=first, common=first)
+            first = setting.models[0]
+            return replace(setting, models=(first,) * DEVICES, student=first, common=first)
         return setting
 
     def export(self) -> None:

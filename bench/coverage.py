@@ -122,7 +122,7 @@ def main(out: Path | None, kinds: tuple[str, ...], again: bool, form: str, quick
     if quick:
         subjects = [next(s for s in subjects if s.kind == kind) for kind in kinds or TITLES]
         asked = {"onnxruntime": RUNTIMES["onnxruntime"]}
-    exported = _export_all(subjects)
+    exported = _export_all(subjects, 1 if quick else PROCESSES)
     bundles = [subject for subject in subjects if not exported[subject].refused]
     with ThreadPoolExecutor(PROCESSES) as pool:
         columns = list(pool.map(lambda item: _column(*item, bundles), asked.items()))
@@ -151,11 +151,11 @@ def _layers() -> dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]]:
     return found
 
 
-def _export_all(subjects: list[Subject]) -> dict[Subject, Exported]:
+def _export_all(subjects: list[Subject], processes: int) -> dict[Subject, Exported]:
     """What became of each subject, in their order."""
     new = [subject for subject in subjects if not subject.record.exists()]
     # Processes, since tracing holds Python's lock; spawned, since torch's threads do not survive a fork.
-    with ProcessPoolExecutor(PROCESSES, mp_context=get_context("spawn"), initializer=_warm_up) as pool:
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_warm_up) as pool:
         asked = {pool.submit(_export, subject): subject for subject in new}
         for number, done in enumerate(as_completed(asked), 1):
             subject, made = asked[done], done.result()

@@ -35,9 +35,9 @@ EXAMPLES = 600
 WORKER = Path(__file__).with_name("device_memory_worker.py")
 
 
-def measure(engine: str, bundle: Path, data: Path, epochs: int) -> Row:
+def measure(engine: str, model: str, bundle: Path, data: Path, epochs: int) -> Row:
     """One process, from its start to its last batch."""
-    command = [sys.executable, str(WORKER), engine, str(bundle), str(data), str(epochs)]
+    command = [sys.executable, str(WORKER), engine, model, str(bundle), str(data), str(epochs)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     row: Row = json.loads(done.stdout)
     return row
@@ -89,16 +89,16 @@ def main(data: Path, form: str, quick: bool, epochs: int) -> None:
     from edgefl_exporter.zoo import ZOO
 
     train = read(data)
-    examples = 50 if quick else EXAMPLES
+    name, examples, epochs = ("lenet5", 50, 1) if quick else ("mnist-cnn", EXAMPLES, epochs)
     with tempfile.TemporaryDirectory() as folder:
-        bundle, images = Path(folder) / "cnn.bundle", Path(folder) / "images.npz"
-        model, example = ZOO["mnist-cnn"].make()
-        export(model, example, out=bundle, name="mnist-cnn", programs=("train", "evaluate"))
+        bundle, images = Path(folder) / "model.bundle", Path(folder) / "images.npz"
+        model, example = ZOO[name].make()
+        export(model, example, out=bundle, name=name, programs=("train", "evaluate"))
         np.savez(images, x=train.features[:examples], y=train.labels[:examples])
-        rows = [measure(engine, bundle, images, epochs) for engine in ("device", "torch")]
+        rows = [measure(engine, name, bundle, images, epochs) for engine in ("device", "torch")]
         rows[0]["engine"] = "runtime"
         rows.append(measure_command(bundle, images, Path(folder)))
-    title = f"Resident memory in MB, MNIST CNN, {examples} images"
+    title = f"Resident memory in MB, {name}, {examples} images"
     targets = [Target(f"peak of {row['engine']} in MB", row["peak"], LIMIT_MB) for row in (rows[0], rows[2])]
     finish(title, rows, targets, form)
 

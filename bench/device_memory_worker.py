@@ -1,6 +1,6 @@
-"""One process of `device_memory.py`: train the MNIST CNN, print what it cost as JSON. Imports as little as it can.
+"""One process of `device_memory.py`: train a model of the zoo, print what it cost as JSON. Imports as little as it can.
 
-python bench/device_memory_worker.py device|torch BUNDLE DATA.npz EPOCHS
+python bench/device_memory_worker.py device|torch MODEL BUNDLE DATA.npz EPOCHS
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def memory() -> tuple[float, float]:
     return peak, now
 
 
-def device(bundle_path: str, data_path: str, epochs: int, mark: Callable[[str], None]) -> float:
+def device(model: str, bundle_path: str, data_path: str, epochs: int, mark: Callable[[str], None]) -> float:
     """As a device trains: the last epoch's loss."""
     from edgefl import bundle as bundles
     from edgefl.method import Task
@@ -42,7 +42,7 @@ def device(bundle_path: str, data_path: str, epochs: int, mark: Callable[[str], 
     return outcome.metrics["train.loss"]
 
 
-def torch(bundle_path: str, data_path: str, epochs: int, mark: Callable[[str], None]) -> float:
+def torch(model: str, bundle_path: str, data_path: str, epochs: int, mark: Callable[[str], None]) -> float:
     """The same in torch, eagerly, one thread: the last epoch's loss."""
     import numpy as np
     import torch
@@ -52,8 +52,8 @@ def torch(bundle_path: str, data_path: str, epochs: int, mark: Callable[[str], N
 
     torch.set_num_threads(1)
     mark("imports")
-    model, _ = ZOO["mnist-cnn"].make()
-    optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
+    module, _ = ZOO[model].make()
+    optimizer = torch.optim.SGD(module.parameters(), lr=LEARNING_RATE)
     mark("model")
     with np.load(data_path) as archive:
         features, labels = archive["x"], archive["y"]
@@ -64,7 +64,7 @@ def torch(bundle_path: str, data_path: str, epochs: int, mark: Callable[[str], N
         for rows in rng.permutation(len(labels)).reshape(-1, BATCH_SIZE):
             x = torch.from_numpy(features[rows].astype(np.float32) / 255)[:, None]
             optimizer.zero_grad()
-            loss = cross_entropy(model(x), torch.from_numpy(labels[rows].astype(np.int64)))
+            loss = cross_entropy(module(x), torch.from_numpy(labels[rows].astype(np.int64)))
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             losses.append(loss.item())
@@ -72,14 +72,14 @@ def torch(bundle_path: str, data_path: str, epochs: int, mark: Callable[[str], N
 
 
 def main() -> None:
-    engine, bundle_path, data_path, epochs = sys.argv[1:]
+    engine, model, bundle_path, data_path, epochs = sys.argv[1:]
     marks = {"python": memory()[1]}
 
     def mark(name: str) -> None:
         marks[name] = memory()[1]
 
     started = time.monotonic()
-    loss = {"device": device, "torch": torch}[engine](bundle_path, data_path, int(epochs), mark)
+    loss = {"device": device, "torch": torch}[engine](model, bundle_path, data_path, int(epochs), mark)
     seconds = time.monotonic() - started
     peak, steady = memory()
     after = {f"after {name}": value for name, value in marks.items()}

@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 from harness import Row, Target, finish, options
 from step_models import MODELS
-from step_time import prepare, started
+from step_time import QUICK, prepare, started
 
 IMPORTS = {"portable": "onnxruntime", "torch": "torch"}
 BATCH = 32
@@ -25,7 +25,7 @@ FEW, MANY = 10, 1000  # steps
 @click.command(help=__doc__)
 @options
 def main(form: str, quick: bool) -> None:
-    name = "ResNet-8" if quick else "ResNet-20"
+    name = QUICK if quick else "ResNet-20"
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         start = time.perf_counter()
