@@ -79,9 +79,9 @@ def main(rounds: int, quick: bool, form: str) -> None:
     """Milliseconds per dream step without its gradient, 4 devices, 64 dreams of 3x32x32, over each broker."""
     brokers = [b for b in ("mosquitto", "iotcore") if b == "iotcore" or has_mosquitto()]
     kinds: list[tuple[str, Encoding]] = [("uint8", "float16"), ("float32", "float32")]
-    rows = [
-        measure(b, down, up, 10 if quick else rounds) for b in brokers for down, up in (kinds[:1] if quick else kinds)
-    ]
+    if quick:
+        kinds, rounds = kinds[:1], 10
+    rows = [measure(b, down, up, rounds) for b in brokers for down, up in kinds]
     targets = [
         Target(f"ms per step besides the program, uint8 down, float16 up, {row['broker']}", row["besides ms"], BOUND_MS)
         for row in rows

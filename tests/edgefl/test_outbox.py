@@ -98,3 +98,47 @@ def test_what_is_taken_back_takes_room_again() -> None:
     assert line.outbox.room() == QUEUE_BYTES
     line.outbox.take_back(line._drop)
     assert line.outbox.room() == QUEUE_BYTES * 3 // 4
+
+
+def test_room_that_nobody_missed_is_not_said() -> None:
+    line = Line()
+    line.publish("a", size=QUEUE_BYTES)
+    assert line.outbox.room() == QUEUE_BYTES
+    line.publish("b", size=QUEUE_BYTES)
+    assert line.sent == ["a", "b"] and line.drained == []
+
+
+def test_who_asks_again_before_half_is_free_is_still_told() -> None:
+    """Of five quarters, four are sent: after the second of them there is some room, and it is not said yet."""
+    line = Line()
+    line.publish(*(str(i) for i in range(IN_FLIGHT)))
+    line.publish("a", "b", "c", "d", "e", size=QUEUE_BYTES // 4)
+    assert line.outbox.room() == 0
+    line.acknowledge(2)
+    assert line.outbox.room() == QUEUE_BYTES // 4 and line.drained == []
+    line.acknowledge()
+    assert line.drained == [IN_FLIGHT + 2]
+
+
+def test_what_is_taken_back_waits_beside_what_waits() -> None:
+    line = Line()
+    line.publish("a", size=QUEUE_BYTES // 4)
+    line.up = False
+    line.publish("b", size=QUEUE_BYTES // 4)
+    line.outbox.take_back(line._drop)
+    assert line.outbox.room() == QUEUE_BYTES // 2
+
+
+def test_a_client_that_calls_back_while_it_publishes_keeps_the_order() -> None:
+    sent: list[str] = []
+
+    def publish(message: Waiting) -> None:
+        outbox.feed(lambda: True)  # an acknowledgement came meanwhile
+        sent.append(message.topic)
+
+    outbox = Outbox(publish)
+    for round in ("1", "2"):
+        for topic in "abc":
+            outbox.put(Waiting(topic + round, b"", False))
+        outbox.feed(lambda: True)
+    assert sent == ["a1", "b1", "c1", "a2", "b2", "c2"]

@@ -395,6 +395,23 @@ def test_a_mean_over_no_examples_is_left_out() -> None:
     assert fuse(reply("a", 1, 0, evaluate_loss=1.0, evaluate_examples=0.0)).metrics == {"evaluate.examples": 0.0}
 
 
+def test_a_device_that_says_its_examples_counts_beside_one_that_does_not() -> None:
+    """One example, where nothing is said: (3 * 1 + 1 * 5) / 4."""
+    fused = fuse(reply("a", 1, 0, train_loss=1.0, train_examples=3.0), reply("b", 1, 0, train_loss=5.0))
+    assert fused.metrics["train.loss"] == 2.0
+
+
+def test_only_a_programs_own_counts_add_up() -> None:
+    fused = fuse(reply("a", 1, 0, evaluate_head_correct=2.0), reply("b", 1, 0, evaluate_head_correct=4.0))
+    assert fused.metrics == {"evaluate.head.correct": 3.0}
+
+
+def test_what_each_device_measured_is_kept() -> None:
+    fused = fuse(reply("b", 1, 0, train_loss=2.0), reply("a", 1, 0, train_loss=1.0))
+    assert fused.measured == {"a": {"train.loss": 1.0}, "b": {"train.loss": 2.0}}
+    assert fused_by("median", [reply("a", 1, 0, train_loss=1.0)]).measured == {"a": {"train.loss": 1.0}}
+
+
 # --- weights by device --------------------------------------------------------------------------------------------
 
 
@@ -402,6 +419,29 @@ def test_the_weight_of_each_device_is_its_part_of_one() -> None:
     fused = fuse(reply("b", 3, 7), reply("a", 1, 3))
     assert fused.weights == {"a": 0.25, "b": 0.75}
     assert list(fused.weights) == ["a", "b"]
+
+
+def test_a_share_is_of_the_median_weight_and_what_just_reaches_it_is_not_clipped() -> None:
+    """Median 2, three times that is 6: only 50 counts less. (2 * 1 + 2 * 2 + 6 * 3 + 6 * 4 + 1 * 0) / 17."""
+    fusion = Clipped(WeightedMean(), 3.0)
+    for name, value, weight in (("a", 1, 2.0), ("b", 2, 2.0), ("c", 3, 6.0), ("d", 4, 50.0), ("e", 0, 1.0)):
+        fusion.add(reply(name, 1, value), weight)
+    fused = fusion.finish()
+    assert fusion.clipped == {"d": (6.0, 50.0)}
+    assert fused.tensors["w"].item() == pytest.approx(48 / 17)
+
+
+def test_held_replies_know_the_shapes_of_all_that_came() -> None:
+    """Also of a tensor that the last one did not have, and of those that another worker holds."""
+    fusion, other = Clipped(WeightedMean(), 3.0), Clipped(WeightedMean(), 3.0)
+    fusion.add(part("a", 1, w=1), 1.0)
+    fusion.add(part("b", 1, v=1), 1.0)
+    other.add(part("c", 1, u=1), 1.0)
+    fusion.merge(other)
+    for name in "wvu":
+        with pytest.raises(RemoteProtocolError, match=f"'d' sent '{name}' of shape"):
+            fusion.add(Reply("d", 0, 1, {name: np.zeros((2, 2), np.float32)}, {}), 1.0)
+    assert fusion.devices == ("a", "b", "c")
 
 
 # --- names --------------------------------------------------------------------------------------------------------
