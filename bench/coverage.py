@@ -28,9 +28,10 @@ from harness import Row, Target, finish, options, versions
 from runtimes import RUNTIMES, Answer, Missing, Runtime
 from torch import nn
 
-from edgefl.bundle import PORTABLE, read
+from edgefl.bundle import read
 from edgefl.errors import EdgeflError
 from edgefl.files import write_atomic
+from edgefl.manifest import PORTABLE
 from edgefl.training_artifacts import ENGINE
 from edgefl_exporter import SGD, Adam, Group, export
 from edgefl_exporter.programs.losses import LOSSES

@@ -30,7 +30,8 @@ from edgefl.aggregator.classes import DeviceClass
 from edgefl.aggregator.coordinator import RoundSettings
 from edgefl.aggregator.serve import Server
 from edgefl.aggregator.store import Store
-from edgefl.bundle import Bundle, DataContract, Input, Manifest, Output, Parity, Program
+from edgefl.bundle import Bundle
+from edgefl.manifest import FORMAT, DataContract, Input, Manifest, Output, Parity, Program
 from edgefl.method import Ask, Fused, State, Task
 from edgefl.mqtt import Address
 from edgefl.runs.fleet import Fleet
@@ -166,7 +167,7 @@ def scaling_bundle(out: Path) -> Bundle:
         golden=NO_FILE,
     )
     manifest = Manifest(
-        format=bundles.FORMAT,
+        format=FORMAT,
         name="floor",
         method="codream",
         made_by="bench/dream_floor.py",

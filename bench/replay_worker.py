@@ -8,8 +8,9 @@ from __future__ import annotations
 import argparse
 import json
 
-from edgefl.bundle import PORTABLE, read
+from edgefl.bundle import read
 from edgefl.errors import EdgeflError
+from edgefl.manifest import PORTABLE
 from edgefl.replay import replay
 
 

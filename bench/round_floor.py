@@ -25,7 +25,8 @@ from edgefl.aggregator.classes import DeviceClass
 from edgefl.aggregator.coordinator import RoundSettings
 from edgefl.aggregator.serve import Server
 from edgefl.aggregator.store import Store
-from edgefl.bundle import Bundle, DataContract, File, Input, Manifest, Output, Parity, Program, StateTensor
+from edgefl.bundle import Bundle
+from edgefl.manifest import FORMAT, DataContract, File, Input, Manifest, Output, Parity, Program, StateTensor
 from edgefl.methods.fedavg import FedAvg
 from edgefl.mqtt import Address
 from edgefl.runs.fleet import Fleet
@@ -130,7 +131,7 @@ def identity_bundle(out: Path, values: int) -> Bundle:
         golden=NO_FILE,
     )
     manifest = Manifest(
-        format=bundles.FORMAT,
+        format=FORMAT,
         name="floor",
         method="fedavg",
         made_by="bench/round_floor.py",

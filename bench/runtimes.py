@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from edgefl.bundle import PORTABLE
+from edgefl.manifest import PORTABLE
 from edgefl.training_artifacts import ENGINE, VERSION
 
 ROOT = Path(__file__).parents[1]

@@ -36,9 +36,9 @@ import msgspec
 from msgspec import Meta
 
 from edgefl import newer
-from edgefl.bundle import MAX_MANIFEST_BYTES
 from edgefl.errors import BundleError, LocalProtocolError, RemoteProtocolError
 from edgefl.files import sha256_hex
+from edgefl.manifest import MAX_MANIFEST_BYTES
 from edgefl.method import Task
 from edgefl.tensors import Array, load_tensors, save_tensors
 

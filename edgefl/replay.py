@@ -10,8 +10,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from edgefl.bundle import PORTABLE, Bundle, Program
+from edgefl.bundle import Bundle
 from edgefl.errors import BundleError, ParityError
+from edgefl.manifest import PORTABLE, Program
 from edgefl.onnx_session import make_session
 from edgefl.tensors import Array
 from edgefl.training_artifacts import ENGINE, FILES, Artifacts, ProgramOf

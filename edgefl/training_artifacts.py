@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from edgefl.bundle import Program
+    from edgefl.manifest import Program
     from edgefl.tensors import Array
 
 ENGINE = "onnxruntime-training"

@@ -1,4 +1,4 @@
-// Read and verify a bundle; edgefl/bundle.py describes it. Where its files come from is the caller's: a folder, HTTP,
+// Read and verify a bundle; edgefl/bundle.py and manifest.py describe it. Where its files come from is the caller's: a folder, HTTP,
 // MQTT. Runs in browsers and in Node.
 
 import { BundleError } from "./errors.mjs";

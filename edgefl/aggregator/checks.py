@@ -10,9 +10,9 @@ import numpy as np
 from edgefl.aggregator.classes import Examples
 from edgefl.aggregator.fusion import COUNTS
 from edgefl.aggregator.weights import Rule, rule_of
-from edgefl.bundle import Manifest, select
 from edgefl.errors import ConfigError, RemoteProtocolError
 from edgefl.feeds import buffer_of, fault
+from edgefl.manifest import Manifest, select
 from edgefl.method import Ask, Task
 from edgefl.protocol import MAX_BLOB_BYTES
 from edgefl.tensors import Array

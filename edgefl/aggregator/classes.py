@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
-from edgefl.bundle import Bundle, Manifest, StateTensor
+from edgefl.bundle import Bundle
 from edgefl.errors import ConfigError
+from edgefl.manifest import Manifest, StateTensor
 from edgefl.protocol import Presence
 from edgefl.tensors import Array
 

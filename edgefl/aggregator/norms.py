@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
-from edgefl.bundle import select
+from edgefl.manifest import select
 from edgefl.method import Ask, Reply
 
 Kind = tuple[tuple[str, tuple[str, ...], str], ...]  # program, what is sent and as what, of each task

@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from edgefl.bundle import Bundle, Parity, StateTensor, read
+from edgefl.bundle import Bundle, read
 from edgefl.cli.output import format_option, print_json, print_table
+from edgefl.manifest import Parity, StateTensor
 from edgefl.results.report import size
 
 

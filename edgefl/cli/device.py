@@ -8,9 +8,9 @@ from pathlib import Path
 
 import click
 
-from edgefl.bundle import PORTABLE
 from edgefl.cli.output import tell
 from edgefl.errors import ConfigError
+from edgefl.manifest import PORTABLE
 from edgefl.training_artifacts import ENGINE
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from edgefl.bundle import Program
 from edgefl.errors import BundleError, first_line
+from edgefl.manifest import Program
 from edgefl.onnx_session import make_session
 from edgefl.tensors import Array
 

@@ -24,8 +24,9 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
-from edgefl.bundle import Bundle, DataContract, Manifest
+from edgefl.bundle import Bundle
 from edgefl.errors import ConfigError
+from edgefl.manifest import DataContract, Manifest
 from edgefl.method import Ask, Chosen, Fused, Keep, Model, Sheet, State, Task
 from edgefl.names import (
     DREAM_CHANGE,

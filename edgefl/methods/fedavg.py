@@ -17,8 +17,8 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
-from edgefl.bundle import select
 from edgefl.errors import ConfigError, nearest
+from edgefl.manifest import select
 from edgefl.method import Ask, Fused, State, Task
 from edgefl.names import LEARNING_RATE, OPTIMIZER
 from edgefl.tensors import Array

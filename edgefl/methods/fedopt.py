@@ -27,7 +27,7 @@ from typing import Annotated, Literal
 import numpy as np
 from msgspec import Meta
 
-from edgefl.bundle import select
+from edgefl.manifest import select
 from edgefl.method import Fused, State
 from edgefl.methods.fedavg import FedAvg
 from edgefl.tensors import Array

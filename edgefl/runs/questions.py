@@ -19,7 +19,7 @@ from typing import Any
 
 from edgefl.aggregator.checks import personal
 from edgefl.aggregator.classes import DeviceClass, in_state
-from edgefl.bundle import Manifest
+from edgefl.manifest import Manifest
 from edgefl.method import Ask, Method, Model, Sheet, State
 from edgefl.tensors import Tensors
 

@@ -15,8 +15,10 @@ from torch import Tensor
 
 import edgefl
 from edgefl import bundle
-from edgefl.bundle import (
-    Bundle,
+from edgefl.bundle import Bundle
+from edgefl.errors import InputError, LoweringError, said
+from edgefl.manifest import (
+    FORMAT,
     DataContract,
     File,
     Manifest,
@@ -27,7 +29,6 @@ from edgefl.bundle import (
     Target,
     select,
 )
-from edgefl.errors import InputError, LoweringError, said
 from edgefl.replay import Runner, Runs
 from edgefl.tensors import Tensors
 from edgefl.training_artifacts import ENGINE
@@ -139,7 +140,7 @@ def build(
 
             others[target] = onnxruntime_training.make(python, entries, files, tuple(task.used), weights, proven)
     manifest = Manifest(
-        format=bundle.FORMAT,
+        format=FORMAT,
         name=name,
         method=method.name,
         made_by=f"edgefl {edgefl.__version__}, torch {torch.__version__.split('+')[0]}, "

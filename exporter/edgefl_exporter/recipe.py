@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgefl.bundle import PORTABLE, Normalisation
 from edgefl.errors import InputError, nearest
+from edgefl.manifest import PORTABLE, Normalisation
 from edgefl_exporter.methods import DEFAULT, METHODS, Method
 
 if TYPE_CHECKING:  # torch takes seconds to import

@@ -29,8 +29,9 @@ from edgefl import bundle as bundles
 from edgefl.aggregator.classes import Examples
 from edgefl.aggregator.coordinator import Announce
 from edgefl.aggregator.store import Store, read_classes, read_records
-from edgefl.bundle import MAX_MANIFEST_BYTES, Bundle
+from edgefl.bundle import Bundle
 from edgefl.errors import BundleError, ConfigError, DataError, EdgeflError, InputError
+from edgefl.manifest import MAX_MANIFEST_BYTES, parse_manifest
 from edgefl.method import Ask, State
 from edgefl.runs.run_file import parse_run_file, read_run_file
 from edgefl.tensors import load_tensors, save_tensors
@@ -206,7 +207,7 @@ def test_many_tensors_of_one_name_are_found_at_once(bundle: Path) -> None:
 @given(data=st.data())
 def test_a_mutated_manifest(regression: Bundle, data: st.DataObject) -> None:
     changed = data.draw(mutations(regression.manifest_bytes))
-    safe(lambda: bundles.parse_manifest(changed, where="manifest.json"))
+    safe(lambda: parse_manifest(changed, where="manifest.json"))
 
 
 def test_a_downloaded_file_that_cannot_be_stored(regression: Bundle, tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ from toy import write_regression
 from edgefl import protocol
 from edgefl.aggregator.coordinator import RoundSettings
 from edgefl.aggregator.limits import Limits
-from edgefl.bundle import MAX_MANIFEST_BYTES, Bundle
+from edgefl.bundle import Bundle
 from edgefl.errors import ConfigError
+from edgefl.manifest import MAX_MANIFEST_BYTES
 from edgefl.method import Ask, Task
 from edgefl.methods.fedavg import FedAvg
 from edgefl.methods.scaffold import Scaffold

@@ -26,9 +26,10 @@ from toy import write_regression
 
 import edgefl_broker
 from edgefl import bundle as bundles
-from edgefl.bundle import PORTABLE, Bundle, Parity, Target, describe
+from edgefl.bundle import Bundle, describe
 from edgefl.cli import main
 from edgefl.errors import BundleError
+from edgefl.manifest import PORTABLE, Parity, Target, parse_manifest
 from edgefl.mqtt import Address, Connection
 from edgefl.onnx_session import make_session
 from edgefl.replay import Runner
@@ -267,7 +268,7 @@ def test_no_runtime_is_given_such_a_program_even_where_nobody_read_the_bundle(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "secret.bin").write_bytes(SECRET.tobytes())
     manifest_bytes = (evil / "manifest.json").read_bytes()
-    unread = Bundle(evil, bundles.parse_manifest(manifest_bytes, where="here"), manifest_bytes)
+    unread = Bundle(evil, parse_manifest(manifest_bytes, where="here"), manifest_bytes)
     runtime = Runtime(unread)
     inputs = {name: np.ones((), np.float32) for name in ("learning_rate", "momentum")}
     with pytest.raises(BundleError, match="external data"):

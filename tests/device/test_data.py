@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgefl.bundle import DataContract, Normalisation
 from edgefl.errors import DataError
+from edgefl.manifest import DataContract, Normalisation
 from edgefl_device.data import Dataset, batches, fit_to_contract, read, read_splits
 
 IMAGES = DataContract(features=(1, 2, 2), dtype="float32", classes=3)

@@ -13,8 +13,9 @@ from msgspec.structs import replace
 from toy import write_regression
 
 from edgefl.aggregator.checks import most_steps, trained_by
-from edgefl.bundle import Bundle, DataContract, File, Input, Manifest, Normalisation, Parity, Program
+from edgefl.bundle import Bundle
 from edgefl.errors import DataError, EdgeflError, InputError
+from edgefl.manifest import DataContract, File, Input, Manifest, Normalisation, Parity, Program
 from edgefl.method import Ask, Task
 from edgefl.random_numbers import order_of, seed_of
 from edgefl_device.data.contract import batches

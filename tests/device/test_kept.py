@@ -14,8 +14,9 @@ from onnx import TensorProto, helper
 from toy import NOTHING
 
 from edgefl import bundle as bundles
-from edgefl.bundle import Bundle, DataContract, Input, Manifest, Output, Parity, Program
+from edgefl.bundle import Bundle
 from edgefl.errors import DataError, EdgeflError, InputError
+from edgefl.manifest import DataContract, Input, Manifest, Output, Parity, Program
 from edgefl.method import Keep, Task
 from edgefl.random_numbers import normals
 from edgefl_device.data.dataset import Dataset

@@ -17,8 +17,9 @@ import pytest
 from toy import write_regression
 
 from edgefl import bundle as bundles
-from edgefl.bundle import FORMAT, MANIFEST, Bundle, File, Manifest, read
+from edgefl.bundle import Bundle, read
 from edgefl.errors import BundleError
+from edgefl.manifest import FORMAT, MANIFEST, MAX_MANIFEST_BYTES, File, Manifest, parse_manifest, select
 from edgefl.tensors import load_metadata, load_tensors, save_tensors
 
 FILES = [
@@ -206,12 +207,12 @@ def test_weights_that_are_not_the_manifests(path: Path) -> None:
 )
 def test_bytes_that_are_no_manifest(data: bytes) -> None:
     with pytest.raises(BundleError, match="^here: "):
-        bundles.parse_manifest(data, where="here")
+        parse_manifest(data, where="here")
 
 
 def test_a_manifest_larger_than_the_limit_is_not_parsed() -> None:
     with pytest.raises(BundleError, match="a manifest has at most"):
-        bundles.parse_manifest(b" " * (bundles.MAX_MANIFEST_BYTES + 1), where="here")
+        parse_manifest(b" " * (MAX_MANIFEST_BYTES + 1), where="here")
 
 
 def test_names_that_are_not_there_are_said(regression: Bundle) -> None:
@@ -336,11 +337,11 @@ def test_text_beside_tensors() -> None:
 
 def test_globs_and_exact_names() -> None:
     names = ["a.w", "a.b", "b.w", "c[0].w"]
-    assert bundles.select(names, ["*"]) == names
-    assert bundles.select(names, ["*.w", "a.*"]) == names
-    assert bundles.select(names, ["b.w", "a.?"]) == ["a.w", "a.b", "b.w"]
-    assert bundles.select(names, ["c[0].w"]) == ["c[0].w"]
-    assert bundles.select(names, []) == bundles.select([], ["*"]) == []
+    assert select(names, ["*"]) == names
+    assert select(names, ["*.w", "a.*"]) == names
+    assert select(names, ["b.w", "a.?"]) == ["a.w", "a.b", "b.w"]
+    assert select(names, ["c[0].w"]) == ["c[0].w"]
+    assert select(names, []) == select([], ["*"]) == []
 
 
 def test_a_file_is_described_by_its_content() -> None:

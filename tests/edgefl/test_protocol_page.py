@@ -1,4 +1,4 @@
-"""docs/protocol.md says of every message and every field what edgefl/protocol.py, method.py and bundle.py say."""
+"""docs/protocol.md says of every message and every field what edgefl/protocol.py, method.py and manifest.py say."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from msgspec import inspect
 
-from edgefl import bundle, feeds, method, protocol
+from edgefl import feeds, manifest, method, protocol
 from edgefl_device.wire import fetch, offering, presence, session
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
@@ -20,16 +20,16 @@ OTHERS = {
     "ManifestRef": protocol.ManifestRef,
     "Task": method.Task,
     "Keep": method.Keep,
-    "Manifest": bundle.Manifest,
-    "DataContract": bundle.DataContract,
-    "Normalisation": bundle.Normalisation,
-    "StateTensor": bundle.StateTensor,
-    "Program": bundle.Program,
-    "Input": bundle.Input,
-    "Output": bundle.Output,
-    "File": bundle.File,
-    "Parity": bundle.Parity,
-    "Target": bundle.Target,
+    "Manifest": manifest.Manifest,
+    "DataContract": manifest.DataContract,
+    "Normalisation": manifest.Normalisation,
+    "StateTensor": manifest.StateTensor,
+    "Program": manifest.Program,
+    "Input": manifest.Input,
+    "Output": manifest.Output,
+    "File": manifest.File,
+    "Parity": manifest.Parity,
+    "Target": manifest.Target,
 }
 KINDS = {**MESSAGES, **OTHERS}
 PATTERNS = {
@@ -62,7 +62,7 @@ def spelled(kind: Any) -> str:
             return "true or false"
         case inspect.NoneType():
             return "null"
-        case inspect.LiteralType() if set(kind.values) == set(get_args(bundle.Dtype)):
+        case inspect.LiteralType() if set(kind.values) == set(get_args(manifest.Dtype)):
             return "dtype"
         case inspect.LiteralType():
             return " or ".join(f'"{value}"' for value in sorted(kind.values))
@@ -121,7 +121,7 @@ def test_limits_and_times_are_those_of_the_code() -> None:
         f"{protocol.CHUNK_BYTES:,} bytes",
         f"{protocol.MIN_CHUNK_BYTES:,} bytes",
         f"{protocol.INLINE_BYTES:,} bytes",
-        f"{bundle.MAX_MANIFEST_BYTES:,} bytes",
+        f"{manifest.MAX_MANIFEST_BYTES:,} bytes",
         f"every {protocol.STATUS_AGAIN_S:g} s",
         f"{protocol.STATUS_COUNTS_S:g} s",
         f"after {presence.AGAIN_S:g} s, doubling up to {presence.AGAIN_MOST_S:g} s",
@@ -130,7 +130,7 @@ def test_limits_and_times_are_those_of_the_code() -> None:
         f"{session.FINISHED_S:g} s",
         f"`{feeds.BUFFER.pattern}`",
         f"Version {protocol.VERSION}",
-        f"format {bundle.FORMAT}",
+        f"format {manifest.FORMAT}",
     ):
         assert value in PAGE, value
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable
 import pytest
 import torch
 
-from edgefl.bundle import File, Output, Parity, Program
 from edgefl.errors import ParityError
+from edgefl.manifest import File, Output, Parity, Program
 from edgefl_exporter.proof.cases import BATCHES, FREE, Case
 from edgefl_exporter.proof.judge import MOVES, Question, judge
 from edgefl_exporter.proof.sides import Values

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgefl.bundle import Parity
 from edgefl.errors import ParityError
+from edgefl.manifest import Parity
 from edgefl.replay import Runner, relative_error
 from edgefl.tensors import Array
 from edgefl_exporter import Adam, export

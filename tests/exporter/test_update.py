@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from edgefl.bundle import Input
 from edgefl.errors import InputError
+from edgefl.manifest import Input
 from edgefl_exporter.programs.optimizers import SGD, Adam
 from edgefl_exporter.programs.update import Group, Update
 

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import runtimes
 
-from edgefl.bundle import PORTABLE, Bundle
+from edgefl.bundle import Bundle
 from edgefl.errors import BundleError
 from edgefl.files import sha256_hex
+from edgefl.manifest import PORTABLE
 from edgefl.replay import relative_error
 from edgefl.trust.onnx_walk import check_graph
 

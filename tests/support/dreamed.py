@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgefl.bundle import Bundle, Normalisation
+from edgefl.bundle import Bundle
+from edgefl.manifest import Normalisation
 from edgefl.method import Task
 from edgefl.tensors import Array
 from edgefl_device.data.contract import fit_to_contract

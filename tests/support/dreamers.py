@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from edgefl.bundle import Bundle, Normalisation
+from edgefl.bundle import Bundle
+from edgefl.manifest import Normalisation
 from edgefl_exporter import export
 from edgefl_exporter.methods import CoDream
 from edgefl_exporter.programs.optimizers import Adam

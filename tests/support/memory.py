@@ -19,8 +19,9 @@ from edgefl.aggregator.coordinator import Coordinator, Note, RoundSettings
 from edgefl.aggregator.record import Record
 from edgefl.aggregator.session import Aggregator
 from edgefl.aggregator.store import Store
-from edgefl.bundle import PORTABLE, Bundle
+from edgefl.bundle import Bundle
 from edgefl.errors import BundleError, NotFinite
+from edgefl.manifest import PORTABLE
 from edgefl.method import Method, State
 from edgefl.protocol import Message, Outgoing
 from edgefl_device.data.contract import fit_to_contract

@@ -8,7 +8,8 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from edgefl import bundle as bundles
-from edgefl.bundle import Bundle, DataContract, File, Input, Manifest, Output, Parity, Program, StateTensor
+from edgefl.bundle import Bundle
+from edgefl.manifest import DataContract, File, Input, Manifest, Output, Parity, Program, StateTensor
 
 NOTHING = File(path="", sha256="", size_bytes=0)
 FLOAT, INT = TensorProto.FLOAT, TensorProto.INT64

@@ -32,19 +32,9 @@ from onnx import TensorProto, helper
 from toy import NOTHING, write_regression
 
 from edgefl import bundle as bundles
-from edgefl.bundle import (
-    PORTABLE,
-    Bundle,
-    DataContract,
-    Input,
-    Manifest,
-    Normalisation,
-    Output,
-    Parity,
-    Program,
-    StateTensor,
-)
+from edgefl.bundle import Bundle
 from edgefl.errors import EdgeflError
+from edgefl.manifest import PORTABLE, DataContract, Input, Manifest, Normalisation, Output, Parity, Program, StateTensor
 from edgefl.method import Task
 from edgefl_device.data.contract import fit_to_contract
 from edgefl_device.data.dataset import Dataset

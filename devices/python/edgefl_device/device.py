@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from edgefl.bundle import PORTABLE
 from edgefl.errors import ConfigError
+from edgefl.manifest import PORTABLE
 from edgefl.mqtt import Address, Tls
 from edgefl.protocol import NAME
 from edgefl_device.data import Splits, read_splits

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgefl import protocol
-from edgefl.bundle import PORTABLE
 from edgefl.errors import BrokerError, ConfigError, EdgeflError, ProtocolError
 from edgefl.files import locked, write_atomic
+from edgefl.manifest import PORTABLE
 from edgefl.memory import keep_freed
 from edgefl.mqtt import Address, Connection, Tls
 from edgefl.protocol import AggregatorStatus, Outgoing

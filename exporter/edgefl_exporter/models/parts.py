@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from edgefl.bundle import Dtype, Input, select
 from edgefl.errors import InputError, LoweringError, nearest
+from edgefl.manifest import Dtype, Input, select
 from edgefl_exporter.models.adapters import PARAMETERS, add_adapters
 from edgefl_exporter.models.randomness import SEED, SEED_BUFFER, draws
 from edgefl_exporter.torch_internals import AnyNorm

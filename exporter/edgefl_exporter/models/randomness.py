@@ -20,8 +20,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from edgefl.bundle import Input
 from edgefl.errors import LoweringError
+from edgefl.manifest import Input
 from edgefl_exporter.models.checkpoints import without_recomputation
 from edgefl_exporter.torch_internals import TorchDispatchMode
 

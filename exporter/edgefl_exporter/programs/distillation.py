@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from edgefl.bundle import Input
+from edgefl.manifest import Input
 from edgefl.names import TEMPERATURE
 from edgefl_exporter.programs.losses import NEAR_TIE, Labels, Loss
 from edgefl_exporter.programs.program import Definition

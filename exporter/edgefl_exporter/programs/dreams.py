@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical
 
-from edgefl.bundle import Input, Output
+from edgefl.manifest import Input, Output
 from edgefl.names import (
     DREAM_CHANGE,
     DREAM_GRADIENT,

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from edgefl.bundle import Dtype, Input
 from edgefl.errors import InputError, LoweringError, said
+from edgefl.manifest import Dtype, Input
 
 NEAR_TIE = 1e-3  # of the largest logit: closer than this, rounding may decide which class wins
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical
 
-from edgefl.bundle import Input, Output
 from edgefl.errors import LoweringError
+from edgefl.manifest import Input, Output
 from edgefl.names import ENTROPY, GRADIENT_SCALE, L2, STATISTICS, TOTAL_VARIATION
 from edgefl_exporter.programs.observed import Observed, distance, norm, observed, torch_distance, torch_norm
 from edgefl_exporter.programs.program import Values

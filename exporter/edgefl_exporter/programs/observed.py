@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from edgefl.bundle import Output
 from edgefl.errors import LoweringError
+from edgefl.manifest import Output
 from edgefl.names import FEATURES, OBSERVED_EXAMPLES
 from edgefl_exporter.models.parts import Parts
 from edgefl_exporter.programs.program import Definition, Values, following

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from edgefl.bundle import Input, Output
+from edgefl.manifest import Input, Output
 from edgefl.names import GRADIENT_Z
 from edgefl_exporter.programs.samples import Samples
 

@@ -18,8 +18,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from edgefl.bundle import Output
 from edgefl.errors import LoweringError
+from edgefl.manifest import Output
 from edgefl.names import FEATURES, KNOWN, LABELS, PROTOTYPE_COUNTS, PROTOTYPE_SUMS, PROTOTYPE_WEIGHT, PROTOTYPES
 from edgefl_exporter.models.parts import declare_setting
 from edgefl_exporter.programs.losses import NEAR_TIE, Labels, Loss

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgefl.bundle import Output
+from edgefl.manifest import Output
 from edgefl.names import CONTROL_CHANGE, CONTROL_STEPS
 from edgefl_exporter.programs.program import Definition, Values, following
 from edgefl_exporter.programs.supervised import Supervised

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgefl.bundle import Input, Output
 from edgefl.errors import LoweringError, first_line
+from edgefl.manifest import Input, Output
 from edgefl.names import FEATURES, GRADIENT, LABELS
 from edgefl_exporter.models.parts import DTYPES, Parts
 from edgefl_exporter.programs.losses import Adjustable, Loss

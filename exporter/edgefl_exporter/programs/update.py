@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgefl.bundle import Input, select
 from edgefl.errors import InputError
+from edgefl.manifest import Input, select
 from edgefl.names import CONTROL, CONTROL_STEPS, CONTROL_SUM, LEARNING_RATE, OPTIMIZER, PROXIMAL
 from edgefl_exporter.programs.optimizers import Optimizer
 

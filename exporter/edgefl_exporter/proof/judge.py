@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgefl.bundle import Program
+from edgefl.manifest import Program
 from edgefl.names import GRADIENT
 from edgefl.replay import compare, require
 from edgefl.tensors import Array

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from edgefl.bundle import Parity, Program
 from edgefl.errors import LoweringError, ParityError
+from edgefl.manifest import Parity, Program
 from edgefl.replay import Runs, relative_error
 from edgefl.tensors import Array
 from edgefl_exporter.programs.program import Definition

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgefl.bundle import Program
+from edgefl.manifest import Program
 from edgefl.names import FEATURES, OPTIMIZER
 from edgefl.replay import Runs
 from edgefl.tensors import Array

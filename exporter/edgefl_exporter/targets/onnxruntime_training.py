@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from edgefl import training_artifacts
-from edgefl.bundle import Parity, Program
 from edgefl.errors import EdgeflError, InputError, LoweringError
+from edgefl.manifest import Parity, Program
 from edgefl.replay import Runs
 from edgefl.tensors import Array, Tensors, load_tensors, save_tensors
 from edgefl.training_artifacts import (

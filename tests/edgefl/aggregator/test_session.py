@@ -24,7 +24,8 @@ from toy import write_regression
 from edgefl import protocol
 from edgefl.aggregator.classes import DeviceClass, parse_condition
 from edgefl.aggregator.coordinator import Announce, RoundSettings
-from edgefl.bundle import Bundle, parse_manifest
+from edgefl.bundle import Bundle
+from edgefl.manifest import parse_manifest
 from edgefl.method import Ask, Fused, State, Task
 from edgefl.methods.fedavg import FedAvg
 from edgefl.methods.lg_fedavg import LgFedAvg

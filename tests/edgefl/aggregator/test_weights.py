@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from edgefl.aggregator.checks import check_ask
 from edgefl.aggregator.fusion import shares
 from edgefl.aggregator.weights import RULES, load_rule, rule_named, rule_of
-from edgefl.bundle import Bundle, Manifest, Output
+from edgefl.bundle import Bundle
 from edgefl.errors import ConfigError, EdgeflError, RemoteProtocolError
+from edgefl.manifest import Manifest, Output
 from edgefl.method import Ask, Chosen, Reply, Task
 from edgefl.own_code import own
 

@@ -18,8 +18,9 @@ from PIL import Image
 from edgefl import protocol
 from edgefl.aggregator.checks import check_ask
 from edgefl.aggregator.coordinator import RoundDone, RoundSettings
-from edgefl.bundle import Bundle, select
+from edgefl.bundle import Bundle
 from edgefl.errors import ConfigError
+from edgefl.manifest import select
 from edgefl.method import Ask, Fused, State
 from edgefl.methods.codream import CoDream
 from edgefl.methods.codream_fast import CoDreamFast

@@ -24,8 +24,9 @@ from edgefl.aggregator.checks import check_ask
 from edgefl.aggregator.norms import Usual, norm_of, too_large
 from edgefl.aggregator.store import Store
 from edgefl.aggregator.weights import rule_of
-from edgefl.bundle import Bundle, select
+from edgefl.bundle import Bundle
 from edgefl.errors import ConfigError
+from edgefl.manifest import select
 from edgefl.method import Ask, Fused, Keep, Method, Reply, State, Task
 from edgefl.methods import METHODS
 from edgefl.methods.fedavg import FedAvg

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from edgefl.aggregator.classes import DeviceClass
-from edgefl.bundle import Bundle, Manifest
+from edgefl.bundle import Bundle
 from edgefl.errors import ConfigError
+from edgefl.manifest import Manifest
 from edgefl.method import Ask, Model, Sheet, State
 from edgefl.methods.fedavg import FedAvg
 from edgefl.methods.scaffold import Scaffold

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from edgefl.bundle import DataContract
 from edgefl.errors import DataError
+from edgefl.manifest import DataContract
 from edgefl.tensors import Array
 from edgefl_device.data.dataset import AnyArray, Dataset
 

@@ -6,8 +6,9 @@ import itertools
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
-from edgefl.bundle import PORTABLE, Bundle, Manifest
+from edgefl.bundle import Bundle
 from edgefl.errors import InputError
+from edgefl.manifest import PORTABLE, Manifest
 from edgefl.tensors import Array
 from edgefl.training_artifacts import INSTALL, training_api
 from edgefl_device.work.stopping import Stop

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from edgefl.bundle import Bundle, Program, StateTensor, check_tensors
+from edgefl.bundle import Bundle, check_tensors
 from edgefl.errors import BundleError, EdgeflError, InputError, first_line
+from edgefl.manifest import Program, StateTensor
 from edgefl.onnx_session import make_session
 from edgefl.tensors import Array
 from edgefl_device.engines.engine import next_version

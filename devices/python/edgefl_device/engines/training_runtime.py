@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from edgefl.bundle import Bundle, StateTensor, check_tensors
+from edgefl.bundle import Bundle, check_tensors
 from edgefl.errors import BundleError, EdgeflError, InputError, first_line
+from edgefl.manifest import StateTensor
 from edgefl.tensors import Array
 from edgefl.training_artifacts import ENGINE, FILES, Artifacts, with_blanks
 from edgefl_device.engines.engine import next_version

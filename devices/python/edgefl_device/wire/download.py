@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgefl import bundle as bundles
-from edgefl.bundle import Bundle, File
+from edgefl.bundle import Bundle
 from edgefl.errors import BundleError
 from edgefl.files import sha256_hex, write_atomic
+from edgefl.manifest import MANIFEST, File, parse_manifest
 from edgefl.protocol import BlobRef
 
 
@@ -24,7 +25,7 @@ class Download:
 
     def stored(self) -> Bundle | None:
         """The bundle, when it is whole. Raises BundleError when it is damaged, or another one."""
-        if not (self._directory / bundles.MANIFEST).exists():
+        if not (self._directory / MANIFEST).exists():
             return None
         bundle = bundles.read(self._directory, engine=self._engine)
         if bundle.sha256 != self.manifest.sha256:
@@ -41,7 +42,7 @@ class Download:
         if self._manifest_bytes is None:
             return [self.manifest]
         missing: list[BlobRef] = []
-        manifest = bundles.parse_manifest(self._manifest_bytes, where="the run's bundle")
+        manifest = parse_manifest(self._manifest_bytes, where="the run's bundle")
         try:
             for file in manifest.files(engine=self._engine):
                 path = self._directory / file.path
@@ -50,7 +51,7 @@ class Download:
                 elif not _is_there(path, file):
                     missing.append(BlobRef(file.sha256, file.size_bytes))
             if not missing:
-                write_atomic(self._directory / bundles.MANIFEST, self._manifest_bytes)
+                write_atomic(self._directory / MANIFEST, self._manifest_bytes)
         except OSError as error:
             raise BundleError(
                 f"bundle {manifest.name!r} cannot be stored in {self._directory}: {error.strerror or error}",

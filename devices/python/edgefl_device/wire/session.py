@@ -14,8 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edgefl import protocol
-from edgefl.bundle import PORTABLE
 from edgefl.errors import ProtocolError, one_line
+from edgefl.manifest import PORTABLE
 from edgefl.protocol import (
     AggregatorStatus,
     Announcement,

@@ -11,9 +11,9 @@ from types import MappingProxyType
 
 import numpy as np
 
-from edgefl.bundle import Output
 from edgefl.errors import EdgeflError, InputError, NotFinite
 from edgefl.feeds import fault
+from edgefl.manifest import Output
 from edgefl.method import Task
 from edgefl.random_numbers import order_of, seed_of
 from edgefl.tensors import Array, Tensors

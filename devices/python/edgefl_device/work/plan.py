@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from edgefl.bundle import DataContract, Input, Manifest, Normalisation, Program, select
 from edgefl.errors import DataError, InputError
 from edgefl.feeds import buffer_of
+from edgefl.manifest import DataContract, Input, Manifest, Normalisation, Program, select
 from edgefl.method import Task
 from edgefl.random_numbers import normals
 from edgefl.tensors import Array, Tensors

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgefl.bundle import MAX_DEPTH
 from edgefl.files import sweep
+from edgefl.manifest import MAX_DEPTH
 
 WRITTEN = (
     *("life.json", "*.journal", "*.epoch", "*.failed", "*.safetensors", "*.kept/*/*.safetensors"),

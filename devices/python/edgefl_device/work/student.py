@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgefl.bundle import Bundle, DataContract
+from edgefl.bundle import Bundle
+from edgefl.manifest import DataContract
 from edgefl.method import Task
 from edgefl.tensors import Tensors
 from edgefl_device.engines.runtime import Runtime
