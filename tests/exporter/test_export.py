@@ -151,7 +151,7 @@ def test_replay_proves_a_bundle_without_torch(bundle: Bundle) -> None:
     worst = replay(bundle)
     assert worst.keys() == {"train", "evaluate", "predict"} and max(worst.values()) < 1e-4
     code = (
-        "import sys; from edgefl import bundle, golden; golden.replay(bundle.read(sys.argv[1])); "
+        "import sys; from edgefl import bundle, replay; replay.replay(bundle.read(sys.argv[1])); "
         "assert not {'torch', 'onnx', 'edgefl_exporter'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, str(bundle.path)], check=True)
