@@ -21,6 +21,7 @@ from msgspec.structs import replace
 from edgefl.method import Fused, State, Task
 from edgefl.methods.fedopt import FedOpt
 from edgefl.methods.scaffold import answered_part
+from edgefl.names import PROXIMAL
 
 H = "feddyn.h."
 
@@ -55,7 +56,7 @@ class FedDyn(FedOpt, frozen=True, kw_only=True):
 
     def train(self, state: State) -> Task:
         task = super().train(state)
-        return replace(task, settings=task.settings | {"proximal": self.alpha})
+        return replace(task, settings=task.settings | {PROXIMAL: self.alpha})
 
     def advance(self, state: State, fused: Fused) -> State:
         """Raises ConfigError when more devices answer than there are."""

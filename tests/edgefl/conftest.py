@@ -25,7 +25,8 @@ def make_bundle(regression: Bundle, tmp_path_factory: pytest.TempPathFactory) ->
 
 def exported(name: str, out: Path) -> Bundle:
     """ "layers": a body and a head; "pushed": with a momentum of 0.5; "anchored" and "controlled": with the terms of
-    FedProx and SCAFFOLD; "shallow" and "deep": classifiers for FedProto; "solved": an equilibrium."""
+    FedProx and SCAFFOLD; "shifted": with FedDyn's; "shallow" and "deep": classifiers for FedProto; "solved": an
+    equilibrium."""
     from layers import (  # torch takes seconds to import; most tests here need none
         export_classifier,
         export_equilibrium,
@@ -40,5 +41,6 @@ def exported(name: str, out: Path) -> Bundle:
         return export_equilibrium(out)
     if name == "pushed":
         return export_layers(out, optimizer=SGD(0.1, momentum=0.5))
-    method = "scaffold" if name == "controlled" else "fedavg"
-    return export_layers(out, proximal=0.0 if name == "anchored" else None, method=method)
+    method = {"controlled": "scaffold", "shifted": "feddyn"}.get(name, "fedavg")
+    options = {"proximal": 0.0} if name == "anchored" else {}
+    return export_layers(out, method=method, **options)

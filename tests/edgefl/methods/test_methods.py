@@ -366,6 +366,52 @@ def test_feddyn_comes_to_rest_in_the_minimum_of_everybodys_loss() -> None:
     np.testing.assert_allclose(own, 4.5, atol=1e-4)
 
 
+def dynamic_regularisation(rounds: list[list[str]], steps: int, rate: float, alpha: float) -> dict[str, Any]:
+    """FedDyn as Acar et al. 2021 write it, in float64 with autograd; each problem by so many steps on all examples."""
+    import torch
+    from layers import make_layers
+
+    module = make_layers().double()
+    theta = {name: w.detach().clone() for name, w in module.named_parameters()}
+    h = {name: torch.zeros_like(w) for name, w in theta.items()}
+    g_k = {device: {name: torch.zeros_like(w) for name, w in theta.items()} for device in DATA}
+    for asked in rounds:
+        found = []
+        for device in asked:
+            features, labels = (torch.from_numpy(a).double() for a in (DATA[device].features, DATA[device].labels))
+            y = {name: w.clone().requires_grad_() for name, w in theta.items()}
+            for _ in range(steps):
+                loss = ((torch.func.functional_call(module, y, (features,)) - labels) ** 2).mean()
+                for name, w in y.items():
+                    loss = loss - (g_k[device][name] * w).sum() + alpha / 2 * ((w - theta[name]) ** 2).sum()
+                gradients = torch.autograd.grad(loss, list(y.values()))
+                y = {
+                    n: (w - rate * g).detach().requires_grad_() for (n, w), g in zip(y.items(), gradients, strict=True)
+                }
+            own = {n: w.detach() for n, w in y.items()}
+            g_k[device] = {n: g_k[device][n] - alpha * (own[n] - theta[n]) for n in theta}
+            found.append(own)
+        h = {n: h[n] - alpha / len(DATA) * sum(own[n] - theta[n] for own in found) for n in theta}
+        theta = {n: sum(own[n] for own in found) / len(found) - h[n] / alpha for n in theta}
+    return {**theta, **{f"feddyn.h.{n}": value for n, value in h.items()}}
+
+
+def test_feddyn_is_algorithm_1(make_bundle: MakeBundle) -> None:
+    """Some of the devices in each round; four steps of them each."""
+    bundle = make_bundle("shifted")
+    asked = [["pi-1", "pi-3"], ["pi-2", "pi-3"], ["pi-1", "pi-2", "pi-3"], ["pi-1"]]
+    settings = {"devices": 3, "epochs": 4, "batch_size": 0, "alpha": 0.3, "rounds": 4, "learning_rate": 0.05}
+    method = make("feddyn", bundle, **settings)
+    check_ask(method.ask(method.start()), bundle.manifest)
+    devices, state = Devices(bundle, DATA), method.start()
+    for names in asked:
+        state = devices.carry_on(method, state, 1, names)
+    want = dynamic_regularisation(asked, 4, 0.05, 0.3)
+    assert state.tensors.keys() == want.keys()
+    for name, value in want.items():
+        np.testing.assert_allclose(state.tensors[name], value.numpy(), rtol=1e-4, atol=1e-5, err_msg=name)
+
+
 def test_feddyn_asks_for_anchor_training_and_the_devices_own_term() -> None:
     initial = {"w": np.zeros(1, np.float32)}
     method = msgspec.convert({"initial": initial, "devices": 2, "alpha": 0.1, "evaluate": True}, METHODS["feddyn"])
