@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from edgefl.errors import ConfigError
+from edgefl.method import Fused, State
 from edgefl.methods import METHODS, method_named
 from edgefl.methods.fedavg import FedAvg
+from edgefl.runs.own_method import OwnMethod
 from edgefl.runs.prepare import with_own_code_kept
 from edgefl.runs.run_file import make_method, parse_run_file, read_run_file, to_toml
 from edgefl.runs.sections import RunFile
@@ -169,3 +171,30 @@ def test_names_of_ours_are_found_as_before() -> None:
     with pytest.raises(ConfigError, match=r"\[method\] name is 'fedvag'") as refused:
         method_named("fedvag")
     assert refused.value.hint == "did you mean 'fedavg'?"
+
+
+def failing(**functions: Any) -> OwnMethod:
+    """Somebody's FedAvg, in which some functions are others."""
+    return OwnMethod(type("Mine", (FedAvg,), functions, frozen=True)(initial={"w": np.zeros(2)}), "mine.py:Mine")
+
+
+def test_what_the_functions_of_a_method_raise_or_give_is_one_line() -> None:
+    def divide(*arguments: object) -> float:
+        return 1 / 0
+
+    fused = Fused({"w": np.ones(2)}, {}, ("pi-1",), 1)
+    for verb, arguments in (("start", ()), ("ask", (State(0, {}),)), ("advance", (State(0, {}), fused))):
+        with pytest.raises(ConfigError, match="division by zero") as refused:
+            getattr(failing(**{verb: divide}), verb)(*arguments)
+        assert refused.value.message.startswith(f"[method] 'mine.py:Mine': {verb}() failed: ZeroDivisionError")
+        with pytest.raises(ConfigError, match=f"{verb}.. gave int; expected ") as refused:
+            getattr(failing(**{verb: lambda *arguments: 3}), verb)(*arguments)
+
+
+def test_a_method_without_mistakes_is_as_it_was() -> None:
+    method = failing()
+    state = method.start()
+    plain = FedAvg(initial=dict(state.tensors))
+    assert method.ask(state) == plain.ask(plain.start())
+    assert method.rounds == 10  # what else a run asks for passes through
+    assert method.ask(State(10, state.tensors)) is None
