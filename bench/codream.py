@@ -273,7 +273,8 @@ class Bench:
 def _carry_out(fleet: Simulation, method: CoDream | FedAvg, cell: Cell) -> tuple[float, float, State]:
     """All rounds; bytes to and from a device in the last epoch, or FedAvg's last round, and the state after it."""
     started, down, up, state = time.monotonic(), 0.0, 0.0, method.start()
-    for done in fleet.rounds(method, RoundSettings(), seed=cell.seed):
+    work = method.student.carry_out if isinstance(method, CoDream) else None
+    for done in fleet.rounds(method, RoundSettings(), seed=cell.seed, work=work):
         state = done.state
         if isinstance(method, CoDream) and method.place(done.round).phase in ("dream", "label"):
             continue

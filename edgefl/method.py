@@ -9,13 +9,18 @@ one fusion:
         replies = every asked device carries out ask.tasks
         state = method.advance(state, fuse(replies))
 
+Where a method has a model of its own on the aggregator, what that has to do comes after each `advance`:
+
+        while (work := method.work(state)) is not None:
+            state = method.worked(state, the model carries out work.tasks)
+
 A method sees no clock, no sampling of devices, no bytes, no MQTT. The coordinator does that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, NamedTuple, Protocol
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 
@@ -185,4 +190,46 @@ class Method(Protocol):
 
     def advance(self, state: State, fused: Fused) -> State:
         """The state after a round. Leaves its arguments as they were."""
+        ...
+
+
+class Work(msgspec.Struct, frozen=True):
+    """What a model on the aggregator is to do, as a device would that never leaves.
+
+    tasks       in order; their feeds are "announced" and "noise", for it has no data of its own
+    tensors     what is announced to it: name -> array
+    state       its own state before the first task
+    """
+
+    tasks: tuple[Task, ...]
+    tensors: Mapping[str, Array]
+    state: Mapping[str, Array]
+
+
+class Worked(msgspec.Struct, frozen=True):
+    """What came of a `Work`.
+
+    tensors     what its tasks send
+    state       the model's own state after the last task
+    """
+
+    tensors: Mapping[str, Array]
+    state: Mapping[str, Array]
+
+
+@runtime_checkable
+class WithModel(Method, Protocol):
+    """A method with a model of its own on the aggregator: two more pure functions.
+
+    Somebody else carries the work out, between `advance` and the next `ask`, so `advance` stays arithmetic. A state on
+    disk is one whose work is done.
+    """
+
+    def work(self, state: State) -> Work | None:
+        """What the model is to do now that the state is this one, which `advance` or `worked` gave; None for nothing.
+        It follows from the state alone."""
+        ...
+
+    def worked(self, state: State, done: Worked) -> State:
+        """The state after that work, of the same round. Leaves its arguments as they were."""
         ...

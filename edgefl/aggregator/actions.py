@@ -1,10 +1,11 @@
 """What an aggregator's session wants done. A driver does it in this order, which is what makes a run durable:
 
-    a device's place is on disk before the device hears of it           SaveDevice, then Outgoing
-    a round is on disk before it is announced                           SaveOpenRound, then Outgoing
-    a round's state is on disk before the next is announced             Evaluate; SaveRound, then SaveOpenRound ...
+    a device's place is on disk before the device hears of it       SaveDevice, then Outgoing
+    a round is on disk before it is announced                       SaveOpenRound, then Outgoing
+    a round's state is on disk before the next is announced         Work, Evaluate, SaveRound, then SaveOpenRound ...
 
-Where saving fails, nothing after it is said.
+`Work` (edgefl/method.py) and `Evaluate` want an answer: `worked`, `evaluated`, or `failed` where what comes of them is
+no number. The next round waits for it, and frames may come meanwhile. Where saving fails, nothing after it is said.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from edgefl.aggregator.classes import Examples
 from edgefl.aggregator.coordinator import Announce, Note
 from edgefl.aggregator.record import Record
-from edgefl.method import State
+from edgefl.method import State, Work
 from edgefl.protocol import Outgoing
 
 
@@ -36,8 +37,7 @@ class SaveOpenRound:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure a state on the aggregator's own data, then call the session's `evaluated` or `evaluation_failed`. The
-    next round waits for that; frames may come meanwhile."""
+    """Measure a state on the aggregator's own data."""
 
     state: State
 
@@ -50,4 +50,4 @@ class SaveRound:
     record: Record
 
 
-Action = Outgoing | SaveDevice | SaveOpenRound | Evaluate | SaveRound | Note
+Action = Outgoing | SaveDevice | SaveOpenRound | Work | Evaluate | SaveRound | Note

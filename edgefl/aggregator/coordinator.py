@@ -5,8 +5,11 @@ same object:
 
     actions = coordinator.begin(now_s)
     actions = coordinator.joined("pi-1", now_s) | left(...) | replied(reply, ...) | failed(...) | tick(now_s)
+    ... Work among the actions: coordinator.worked(done, now_s) when the method's own model has done it
     ... RoundDone among the actions: coordinator.begin(now_s) when its state is kept, durably where it says so;
-        or, when that state is found to be no use, coordinator.undo(why, now_s). Events may come before that
+        or, when that state is found to be no use, coordinator.undo(why, now_s)
+
+Events may come before either is answered.
 
 `now_s` is any clock that never goes back. The driver carries out actions in order.
 
@@ -25,7 +28,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 import msgspec
@@ -36,7 +39,7 @@ from edgefl.aggregator.fusion import Fusing, fusing
 from edgefl.aggregator.norms import Usual
 from edgefl.aggregator.tally import Tally
 from edgefl.errors import EdgeflError, InputError, NotFinite, RemoteProtocolError
-from edgefl.method import Ask, Fused, Method, Reply, State
+from edgefl.method import Ask, Fused, Method, Reply, State, WithModel, Work, Worked
 from edgefl.protocol import MAX_DEVICES
 
 PATIENCE = 2  # deadlines that a device may miss before it has ever replied: then it may be a name that somebody made up
@@ -116,7 +119,7 @@ class Note:
     text: str = ""
 
 
-Action = Announce | RoundDone | Finished | Note
+Action = Announce | Work | RoundDone | Finished | Note
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,7 @@ class _Round:
     asked: set[str] = field(default_factory=set)
     failed: set[str] = field(default_factory=set)
     gone: set[str] = field(default_factory=set)  # asked, and left since
-    closing: RoundDone | None = None  # until its state is kept, or the round undone
+    closing: RoundDone | None = None  # what it comes to, until that is kept, or the round undone
 
 
 class Coordinator:
@@ -207,10 +210,22 @@ class Coordinator:
         return self._open_round(now_s)
 
     def undo(self, why: str, now_s: float) -> list[Action]:
-        """The state of the last `RoundDone` is no use, and nothing of it was kept: do that round again, without the
-        devices whose replies have moved the model most."""
+        """The state of the last `RoundDone`, or that of a `Work`, is no use, and nothing of it was kept: do the round
+        again, without the devices whose replies have moved the model most."""
         assert self._round is not None and self._round.closing is not None
         return self._repeat(why, self._round.tally.largest(), now_s)
+
+    def worked(self, done: Worked, now_s: float) -> list[Action]:
+        """What the last `Work` wanted is done."""
+        assert self._round is not None and self._round.closing is not None and isinstance(self.method, WithModel)
+        closing = self._round.closing
+        try:
+            with np.errstate(all="ignore"):  # a number that is none is found below
+                state = self.method.worked(closing.state, done)
+            _check_finite(state, closing.state)
+        except NotFinite as error:
+            return self.undo(error.message, now_s)
+        return self._conclude(replace(closing, state=state))
 
     def joined(self, device: str, now_s: float, *, examples: int | None = None) -> list[Action]:
         """A device is there, with so many training examples; None: as many as it stated before. Joining twice changes
@@ -429,14 +444,22 @@ class Coordinator:
             return self._repeat(error.message, tally.largest(), now_s)
         clipped = [Note("clipped", self.state.round, device, text) for device, text in tally.clipped()]
         tally.let_go()
-        following = self._ask(state)
-        # A resume must not go back behind a durable ask: devices may have carried it out.
-        durable = tally.ask.durable or following is None or following.durable
         seconds = now_s - closed.opened_s
-        closed.closing = RoundDone(
-            self.state.round, state, fused, closed.attempt + 1, len(closed.asked), seconds, durable=durable
-        )
-        return [*clipped, closed.closing]
+        done = RoundDone(self.state.round, state, fused, closed.attempt + 1, len(closed.asked), seconds)
+        return [*clipped, *self._conclude(done)]
+
+    def _conclude(self, done: RoundDone) -> list[Action]:
+        """What the method's own model has still to do, or the end of the round."""
+        assert self._round is not None
+        self._round.closing = done
+        work = self.method.work(done.state) if isinstance(self.method, WithModel) else None
+        if work is not None:
+            return [work]
+        following = self._ask(done.state)
+        # A resume must not go back behind a durable ask: devices may have carried it out.
+        durable = self._round.tally.ask.durable or following is None or following.durable
+        self._round.closing = replace(done, durable=durable)
+        return [self._round.closing]
 
     def _advance(self, tally: Tally) -> tuple[Fused, State]:
         """What the replies make of the state. Raises NotFinite where that is no state."""
@@ -448,12 +471,7 @@ class Coordinator:
             raise  # a setting that is wrong, and would be in every attempt
         except (EdgeflError, ArithmeticError, ValueError) as error:
             raise NotFinite(f"the replies cannot be fused: {error}") from error
-        for name, value in state.tensors.items():
-            if value is not self.state.tensors.get(name) and value.dtype.kind == "f" and not np.isfinite(value).all():
-                raise NotFinite(f"{name!r} would not be finite")
-        for name, number in state.numbers.items():
-            if not math.isfinite(number):
-                raise NotFinite(f"{name!r} would be {number}")
+        _check_finite(state, self.state)
         return fused, state
 
     def _repeat(self, why: str, moved: Collection[str], now_s: float) -> list[Action]:
@@ -506,6 +524,16 @@ class Coordinator:
         start of the aggregator alone where the ask follows from what is not on disk."""
         since = "" if self._durable else f"/{self._epoch}"
         return hashlib.sha256(f"{self._secret}/{self.state.round}{since}".encode()).hexdigest()[:16]
+
+
+def _check_finite(state: State, before: State) -> None:
+    """Raise NotFinite where what is new in a state is no number."""
+    for name, value in state.tensors.items():
+        if value is not before.tensors.get(name) and value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise NotFinite(f"{name!r} would not be finite")
+    for name, number in state.numbers.items():
+        if not math.isfinite(number):
+            raise NotFinite(f"{name!r} would be {number}")
 
 
 def _some(devices: Collection[str]) -> str:

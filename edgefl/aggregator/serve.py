@@ -21,9 +21,9 @@ from edgefl.aggregator.fusion import Fusing, fusing
 from edgefl.aggregator.record import Record
 from edgefl.aggregator.session import REQUESTS_BURST, REQUESTS_PER_S, Aggregator
 from edgefl.aggregator.store import Store
-from edgefl.errors import BrokerError, EdgeflError, NotFinite
+from edgefl.errors import BrokerError, EdgeflError, InputError, NotFinite
 from edgefl.memory import keep_freed
-from edgefl.method import Method, State
+from edgefl.method import Method, State, Work, Worked
 from edgefl.mqtt import Address, Connection, Tls
 from edgefl.protocol import Outgoing
 from edgefl.tensors import Array
@@ -74,15 +74,18 @@ class Server:
         settings: RoundSettings,
         seed: int,
         evaluate: Measure | None = None,
+        work: Callable[[Work], Worked] | None = None,
         fusing: Fusing = fusing,
         target_accuracy: float | None = None,
         tls: Tls | None = None,
         requests: tuple[float, float] = (REQUESTS_PER_S, REQUESTS_BURST),
         watcher: Watcher = Watcher(),
     ) -> None:
-        """`requests`: how many answers a second each device gets, and how many at once."""
+        """`evaluate` measures a state on data of the aggregator's; `work` is the model of a method that has one;
+        `requests`: how many answers a second each device gets, and how many at once."""
         self.store = store
         self._evaluate = evaluate
+        self._work = work
         self._watcher = watcher
         records = store.records()
         self.coordinator = Coordinator(
@@ -198,6 +201,8 @@ class Server:
                     self.store.save_device(device, class_name, examples)
                 case SaveOpenRound(announce):
                     self.store.save_open_round(announce)
+                case Work():
+                    self._carry_out(self._do(action))
                 case Evaluate(state):
                     self._carry_out(self._measure(state))
                 case SaveRound(state, record):
@@ -205,11 +210,21 @@ class Server:
                 case Note():
                     self._note(action)
 
+    def _do(self, work: Work) -> list[Action]:
+        assert self._work is not None, "a method with a model of its own, and nobody who carries out its work"
+        try:
+            done = self._work(work)
+        except InputError:
+            raise  # a setting that is wrong, and would be in every attempt
+        except EdgeflError as error:
+            return self._aggregator.failed(f"the aggregator's own model: {error.message}", time.monotonic())
+        return self._aggregator.worked(done, time.monotonic())
+
     def _measure(self, state: State) -> list[Action]:
         try:
             metrics = {} if self._evaluate is None else self._evaluate(state.tensors)
         except NotFinite as error:
-            return self._aggregator.evaluation_failed(error.message, time.monotonic())
+            return self._aggregator.failed(error.message, time.monotonic())
         return self._aggregator.evaluated(metrics, time.monotonic())
 
     def _keep(self, state: State, record: Record) -> None:

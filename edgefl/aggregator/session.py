@@ -4,7 +4,7 @@ It decodes and checks what devices send, gives it to the coordinator, and turns 
 and into what has to be durable before them:
 
     for action in session.receive(topic, payload, now_s): ...   edgefl/aggregator/actions.py says in which order
-    session.evaluated(metrics, now_s)                           when the evaluation of an `Evaluate` is done
+    session.worked(done, now_s), evaluated(metrics, now_s)      when what a `Work` or an `Evaluate` wanted is done
     session.tick(now_s)                                         when time has passed
 
 A driver carries the actions out: `edgefl.aggregator.serve` over MQTT, or a test in memory.
@@ -29,7 +29,7 @@ from edgefl.aggregator.record import Record, Traffic, record_of
 from edgefl.aggregator.uploads import Upload, Uploads
 from edgefl.errors import ProtocolError, RemoteProtocolError, one_line
 from edgefl.files import sha256_hex
-from edgefl.method import Ask
+from edgefl.method import Ask, Work, Worked
 from edgefl.protocol import (
     AggregatorStatus,
     Announcement,
@@ -151,14 +151,19 @@ class Aggregator:
                 self._note("protocol error", "", f"{topic}: {error.message}")
         return self._take_actions()
 
+    def worked(self, done: Worked, now_s: float) -> list[Action]:
+        """The method's own model has done the last `Work`."""
+        self._follow(self.coordinator.worked(done, now_s), now_s)
+        return self._take_actions()
+
     def evaluated(self, metrics: Mapping[str, float], now_s: float) -> list[Action]:
         """The state of the `Evaluate` has these metrics; none where nobody evaluates. The round is kept, unless its
-        loss is no number: then it is undone, as by `evaluation_failed`."""
+        loss is no number: then it is undone, as by `failed`."""
         self._keep(metrics, now_s)
         return self._take_actions()
 
-    def evaluation_failed(self, reason: str, now_s: float) -> list[Action]:
-        """The state of the `Evaluate` has diverged, and nothing of it was kept: that round is done again."""
+    def failed(self, reason: str, now_s: float) -> list[Action]:
+        """The state of the last `Evaluate` or `Work` has diverged: that round is done again, nothing of it was kept."""
         self._undo(reason, now_s)
         return self._take_actions()
 
@@ -367,6 +372,8 @@ class Aggregator:
                 case Announce():
                     self._announce(action)
                     self._permit_more(now_s)
+                case Work():
+                    self._actions.append(action)
                 case RoundDone():
                     self._end(action, now_s)
                 case Finished():
@@ -397,9 +404,9 @@ class Aggregator:
 
     def _undo(self, why: str, now_s: float) -> None:
         """The round that has ended goes on, with what it has cost."""
-        assert self._ended is not None
-        (_, traffic), self._ended = self._ended, None
-        self._traffic = traffic + self._traffic
+        if self._ended is not None:
+            self._traffic = self._ended[1] + self._traffic
+            self._ended = None
         self._follow(self.coordinator.undo(why, now_s), now_s)
 
     def _is_reached(self, record: Record) -> bool:

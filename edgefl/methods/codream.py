@@ -17,7 +17,7 @@ X - X_k, whose mean is subtracted from X: federated averaging in the space of th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import msgspec
@@ -27,7 +27,7 @@ from msgspec import Meta
 from edgefl.bundle import Bundle
 from edgefl.errors import ConfigError
 from edgefl.manifest import DataContract, Manifest
-from edgefl.method import Ask, Chosen, Fused, Keep, Model, Sheet, State, Task
+from edgefl.method import Ask, Chosen, Fused, Keep, Model, Sheet, State, Task, Work, Worked
 from edgefl.names import (
     DREAM_CHANGE,
     DREAM_GRADIENT,
@@ -59,12 +59,13 @@ LIKENESS = f"likeness.{LIKENESS_MOST}"  # metric: the greatest cosine of a dream
 STUDENT = "student."  # what its tensors in the state begin with
 UNSURE = {ENTROPY: 1.0, STATISTICS: 0.0, TOTAL_VARIATION: 0.0, L2: 0.0}  # settings: entropy alone
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8  # Adam's
-FORGOTTEN = ("dreams", "labels", "change", "path", "adam.")  # tensors of an epoch that the next one does without
+UNSURE_OF = "unsure."  # what the student's gradients in the state begin with
+FORGOTTEN = ("dreams", "labels", "change", "path", "adam.", UNSURE_OF)  # of an epoch: the next one does without
 PATH = 12  # pictures of one dream that are kept of an epoch, at most
 
 
 class Student(Protocol):
-    """The model that learns on the aggregator: a device that never leaves."""
+    """The model that learns on the aggregator, a device that never leaves: what the method knows of it."""
 
     @property
     def bundle(self) -> Bundle: ...
@@ -75,10 +76,6 @@ class Student(Protocol):
     @property
     def initial(self) -> Tensors:
         """Its state before the first task."""
-        ...
-
-    def carry_out(self, tasks: Sequence[Task], announced: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
-        """What the tasks send, and the state after them."""
         ...
 
 
@@ -202,21 +199,40 @@ class CoDream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         pixels = self.pixels(state.tensors["dreams"])
         announced = {X: pixels, Y: state.tensors["labels"], DREAMS: self._compared(pixels)}
         keep = Keep(BUFFER, self.buffer)
-        return self._ask((self._distill(f"kept:{BUFFER}", place, keep), *self._train(place)), announced, place)
+        return self._ask((self._distill(f"kept:{BUFFER}", place.epoch, keep), *self._train(place)), announced, place)
 
     def advance(self, state: State, fused: Fused) -> State:
         place = self.place(state.round)
         if place.phase == "dream":
-            tensors = self._dreamed(state, fused, place)
-        elif place.phase == "label":
+            return State(state.round + 1, self._dreamed(state, fused, place), state.numbers)
+        if place.phase == "label":
             y = fused.tensors[PROBABILITIES]
-            tensors = {**state.tensors, "labels": (y / y.sum(1, keepdims=True)).astype(np.float32)}
-        elif place.phase == "learn" and not self.alone:
-            tensors = self._learned(state, place)
-        else:
-            tensors = dict(state.tensors)
-        after = State(state.round + 1, tensors, state.numbers)
-        return self._fall_asleep(after)
+            labels = (y / y.sum(1, keepdims=True)).astype(np.float32)
+            return State(state.round + 1, {**state.tensors, "labels": labels}, state.numbers)
+        after = State(state.round + 1, state.tensors, state.numbers)
+        if self.alone:
+            return after
+        if place.phase == "warm up":
+            return self._fall_asleep(after)
+        return State(after.round, self._remembered(after.tensors), state.numbers)
+
+    def work(self, state: State) -> Work | None:
+        """What the student does: after an epoch it learns from the dreams, and before a step of them it says what it
+        is unsure of."""
+        place = self.place(state.round)
+        if self.alone:
+            return None
+        if _has_to_learn(state, place):
+            buffer = {X: state.tensors["buffer.x"], Y: state.tensors["buffer.y"]}
+            return self._for_student(state, self._distill("announced", place.epoch - 1), buffer)
+        return self._work_of_dreams(state, place)
+
+    def worked(self, state: State, done: Worked) -> State:
+        place = self.place(state.round)
+        if not _has_to_learn(state, place):
+            return State(state.round, {**state.tensors, **self._added(state, done, place)}, state.numbers)
+        learned = {STUDENT + name: value for name, value in done.state.items()}
+        return self._fall_asleep(State(state.round, {**state.tensors, **learned}, state.numbers))
 
     # --- what a run asks (edgefl/runs/questions.py) -----------------------------------------------------------
 
@@ -348,12 +364,11 @@ class CoDream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.seed * 10_000 + epoch
 
     def _fall_asleep(self, state: State) -> State:
-        """Where the next round begins to dream: new dreams, without moments."""
-        place = self.place(state.round)
-        if state.round >= self.rounds or place.phase != "dream" or place.step:
-            return state
+        """The next round begins to dream: new dreams, without moments. Also after the last epoch: a resume may have
+        more."""
         kept = {name: value for name, value in state.tensors.items() if not name.startswith(FORGOTTEN)}
-        return State(state.round, {**kept, **self._begin_to_dream(kept, place.epoch)}, state.numbers)
+        epoch = self.place(state.round).epoch
+        return State(state.round, {**kept, **self._begin_to_dream(kept, epoch)}, state.numbers)
 
     def _begin_to_dream(self, tensors: Tensors, epoch: int) -> dict[str, Array]:
         """The tensors of an epoch's dreams before their first step."""
@@ -395,13 +410,13 @@ class CoDream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def _dreamed(self, state: State, fused: Fused, place: Place) -> dict[str, Array]:
         """The state's tensors after a step of the dreams."""
-        tensors = dict(state.tensors)
+        tensors, unsure = without_unsure(state.tensors)
         x = tensors["dreams"]
         gradient = np.zeros_like(x)
         if self.local_steps == 1:
             gradient = fused.tensors[DREAM_GRADIENT] / np.float32(self.gradient_scale)
-        if self.adversarial and place.epoch >= self.adversarial_from:
-            gradient = gradient - np.float32(self.adversarial) * self._unsure(state)
+        if self._is_adversarial(place):
+            gradient = gradient - np.float32(self.adversarial) * unsure[DREAM_GRADIENT]
         m, v = tensors["adam.m"], tensors["adam.v"]
         step, tensors["adam.m"], tensors["adam.v"] = adam(
             self._clipped(gradient), m, v, place.step + 1, self.dream_rate
@@ -413,14 +428,14 @@ class CoDream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             tensors["change"] = (moved - x).astype(np.float16)
             moved = x + tensors["change"].astype(np.float32)
         tensors["dreams"] = moved
-        tensors["path"] = self._longer_path(tensors["path"], lambda: moved[:1], place)
+        if self._is_pictured(place.step):
+            tensors["path"] = np.concatenate([tensors["path"], self.pixels(moved[:1])])
         return tensors
 
-    def _longer_path(self, path: Array, dream: Callable[[], Array], place: Place) -> Array:
-        """The pictures of the first dream, [n, C, H, W], with the one after this step where it is one to keep."""
+    def _is_pictured(self, step: int) -> bool:
+        """Whether the first dream is kept after this step, in `path`, [n, C, H, W]."""
         every = -(-self.exchanges // (PATH - 2))
-        wanted = place.step % every == every - 1 or place.step == self.exchanges - 1
-        return np.concatenate([path, self.pixels(dream())]) if wanted else path
+        return step % every == every - 1 or step == self.exchanges - 1
 
     def _clipped(self, gradient: Array) -> Array:
         """[B, ...] with no dream's gradient longer than `clip`."""
@@ -430,11 +445,22 @@ class CoDream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         shorter: Array = gradient * np.minimum(1, self.clip / np.maximum(norms, np.float32(1e-12))).astype(np.float32)
         return shorter
 
-    def _unsure(self, state: State) -> Array:
-        """d/dX mean H(softmax s(X))."""
+    def _is_adversarial(self, place: Place) -> bool:
+        return bool(self.adversarial) and place.epoch >= self.adversarial_from
+
+    def _work_of_dreams(self, state: State, place: Place) -> Work | None:
+        """d/dX mean H(softmax s(X)), before each step."""
+        if place.phase != "dream" or not self._is_adversarial(place) or UNSURE_OF + DREAM_GRADIENT in state.tensors:
+            return None
         task = Task(program="dream", feed="announced", batch_size=0, settings=UNSURE, send=(DREAM_GRADIENT,))
-        sent, _ = self.student.carry_out([task], {X: state.tensors["dreams"]}, self.student_in(state.tensors))
-        return np.asarray(sent[DREAM_GRADIENT])
+        return self._for_student(state, task, {X: state.tensors["dreams"]})
+
+    def _added(self, state: State, done: Worked, place: Place) -> Tensors:
+        """What the student's work on dreams adds to the state's tensors."""
+        return {UNSURE_OF + name: value for name, value in done.tensors.items()}
+
+    def _for_student(self, state: State, task: Task, announced: Tensors) -> Work:
+        return Work((task,), announced, self.student_in(state.tensors))
 
     # --- learning ---------------------------------------------------------------------------------------------
 
@@ -454,7 +480,7 @@ class CoDream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             about = f"{about} {place.step + 1} of {self.exchanges}"
         return Ask(tasks, announced, fusion, weight, durable, certain, about)
 
-    def _distill(self, feed: str, place: Place, keep: Keep | None = None) -> Task:
+    def _distill(self, feed: str, epoch: int, keep: Keep | None = None) -> Task:
         rate = {} if self.distill_rate is None else {LEARNING_RATE: self.distill_rate}
         return Task(
             program="distill",
@@ -463,7 +489,7 @@ class CoDream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             reset=(f"{OPTIMIZER}*",),
             epochs=self.distill_epochs,
             batch_size=self.distill_batch_size,
-            seed=self.seed + place.epoch,
+            seed=self.seed + epoch,
             settings={TEMPERATURE: self.temperature, **rate},
         )
 
@@ -489,20 +515,29 @@ class CoDream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """As many dreams as the bundles compare: all of them, and some again."""
         return np.resize(pixels, self.initial[DREAMS].shape)
 
-    def _learned(self, state: State, place: Place) -> dict[str, Array]:
-        """The state's tensors after the student has learned, as devices did."""
-        tensors = dict(state.tensors)
+    def _remembered(self, tensors: Tensors) -> dict[str, Array]:
+        """With the dreams and their labels in the student's buffer, as devices have them in theirs."""
         new = {X: self.pixels(tensors["dreams"]), Y: tensors["labels"]}
+        buffer = {}
         for name, value in new.items():
             before = tensors.get(f"buffer.{name}", value[:0])
-            tensors[f"buffer.{name}"] = np.concatenate([before, value])[-self.buffer :]
-        buffer = {name: tensors[f"buffer.{name}"] for name in new}
-        _, learned = self.student.carry_out([self._distill("announced", place)], buffer, self.student_in(state.tensors))
-        return tensors | {STUDENT + name: value for name, value in learned.items()}
+            buffer[f"buffer.{name}"] = np.concatenate([before, value])[-self.buffer :]
+        return {**tensors, **buffer}
 
     def student_in(self, tensors: Tensors) -> dict[str, Array]:
         """The student's own state, of the method's tensors."""
         return {k.removeprefix(STUDENT): v for k, v in tensors.items() if k.startswith(STUDENT)}
+
+
+def _has_to_learn(state: State, place: Place) -> bool:
+    """Whether the student has not learned yet from the dreams that devices have learned from."""
+    return place.phase == "dream" and "labels" in state.tensors
+
+
+def without_unsure(tensors: Tensors) -> tuple[dict[str, Array], dict[str, Array]]:
+    """A state's tensors without the gradients of what the student is unsure of, and these, by the names of devices."""
+    unsure = {k.removeprefix(UNSURE_OF): v for k, v in tensors.items() if k.startswith(UNSURE_OF)}
+    return {k: v for k, v in tensors.items() if not k.startswith(UNSURE_OF)}, unsure
 
 
 def adam(gradient: Array, m: Array, v: Array, t: int, rate: float) -> tuple[Array, Array, Array]:

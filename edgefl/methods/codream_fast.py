@@ -19,8 +19,8 @@ import numpy as np
 from msgspec import Meta
 
 from edgefl.errors import ConfigError
-from edgefl.method import Ask, Fused, State, Task
-from edgefl.methods.codream import UNSURE, CoDream, Place, X, adam
+from edgefl.method import Ask, Fused, State, Task, Work, Worked
+from edgefl.methods.codream import UNSURE, UNSURE_OF, CoDream, Place, X, adam, without_unsure
 from edgefl.names import GENERATOR, GRADIENT, GRADIENT_SCALE, GRADIENT_Z
 from edgefl.random_numbers import normals
 from edgefl.tensors import Array, Tensors
@@ -61,8 +61,7 @@ class CoDreamFast(CoDream, frozen=True):
         adapted = {ADAPTED + name: value for name, value in tensors.items() if name.startswith(GENERATOR)}
         moved = {"z": normals(self._noise_seed(epoch), (self.dreams, self._latent)), **adapted}
         zeros = {f"adam.{kind}.{name}": np.zeros_like(value) for name, value in moved.items() for kind in ("m", "v")}
-        first = self._imagine(tensors, moved, moved["z"][:1])
-        return {**moved, **zeros, "path": self.pixels(first)}
+        return {**moved, **zeros, "path": np.zeros((0, *self.student.data.features), np.uint8)}
 
     def _ask_to_dream(self, state: State, place: Place) -> Ask:
         seeded = place.step == 0 and self.seeded
@@ -81,10 +80,9 @@ class CoDreamFast(CoDream, frozen=True):
         return self._ask((task,), announced, place, durable=place.step % self.refresh == 0, fusion=self.fusion)
 
     def _dreamed(self, state: State, fused: Fused, place: Place) -> dict[str, Array]:
-        tensors = dict(state.tensors)
+        tensors, unsure = without_unsure(state.tensors)
         gradients = {name: value / np.float32(self.gradient_scale) for name, value in fused.tensors.items()}
-        if self.adversarial and place.epoch >= self.adversarial_from:
-            unsure = self._unsure_of(tensors)
+        if self._is_adversarial(place):
             gradients = {name: g - np.float32(self.adversarial) * unsure[name] for name, g in gradients.items()}
         for name, gradient in gradients.items():
             latent = name == GRADIENT_Z
@@ -95,11 +93,7 @@ class CoDreamFast(CoDream, frozen=True):
                 self._clipped(gradient) if latent else gradient, tensors[m], tensors[v], place.step + 1, rate
             )
             tensors[mine] = tensors[mine] - step
-        tensors["path"] = self._longer_path(
-            tensors["path"], lambda: self._imagine(tensors, tensors, tensors["z"][:1]), place
-        )
         if place.step == self.exchanges - 1:
-            tensors["dreams"] = self._imagine(tensors, tensors, tensors["z"])
             for name in _adapted(tensors):
                 change = tensors[ADAPTED + name] - tensors[name]
                 tensors[name] = tensors[name] + np.float32(self.meta_rate) * change
@@ -110,15 +104,18 @@ class CoDreamFast(CoDream, frozen=True):
         weight: Array = self.initial[GENERATOR + "start.weight"]  # of the Linear that z enters
         return int(weight.shape[1])
 
-    def _imagine(self, tensors: Tensors, moved: Tensors, z: Array) -> Array:
-        """G(z), [n, ...] in the input space."""
-        generator = _adapted(moved)
-        task = Task(program="generate", feed="announced", load=tuple(sorted(generator)), batch_size=0, send=(X,))
-        sent, _ = self.student.carry_out([task], {X: z, **generator}, self.student_in(tensors))
-        return np.asarray(sent[X])
-
-    def _unsure_of(self, tensors: Tensors) -> Tensors:
-        """The gradients of mean H(softmax s(G(z))) by G and z."""
+    def _work_of_dreams(self, state: State, place: Place) -> Work | None:
+        """G(z) where a dream is to be seen, or all of them are done; before each step the gradients of
+        mean H(softmax s(G(z))) by G and z."""
+        tensors = state.tensors
+        if place.phase == "label" and "dreams" not in tensors:
+            return self._imagine(state, tensors["z"])
+        if place.phase != "dream":
+            return None
+        if len(tensors["path"]) < self._pictures(place.step):
+            return self._imagine(state, tensors["z"][:1])
+        if not self._is_adversarial(place) or UNSURE_OF + GRADIENT_Z in tensors:
+            return None
         generator = _adapted(tensors)
         task = Task(
             program="generator_step",
@@ -128,9 +125,23 @@ class CoDreamFast(CoDream, frozen=True):
             settings=UNSURE,
             send=(GRADIENTS + "*", GRADIENT_Z),
         )
-        sent: Tensors
-        sent, _ = self.student.carry_out([task], {X: tensors["z"], **generator}, self.student_in(tensors))
-        return sent
+        return self._for_student(state, task, {X: tensors["z"], **generator})
+
+    def _added(self, state: State, done: Worked, place: Place) -> Tensors:
+        if X not in done.tensors:
+            return super()._added(state, done, place)
+        imagined = done.tensors[X]  # [n, ...] in the input space
+        path = np.concatenate([state.tensors["path"], self.pixels(imagined[:1])])
+        return {"path": path} | ({"dreams": imagined} if place.phase == "label" else {})
+
+    def _imagine(self, state: State, z: Array) -> Work:
+        generator = _adapted(state.tensors)
+        task = Task(program="generate", feed="announced", load=tuple(sorted(generator)), batch_size=0, send=(X,))
+        return self._for_student(state, task, {X: z, **generator})
+
+    def _pictures(self, step: int) -> int:
+        """How many pictures of a dream there are before this step: the first of all, and those of steps."""
+        return 1 + sum(self._is_pictured(before) for before in range(step))
 
 
 def _adapted(tensors: Tensors) -> dict[str, Array]:

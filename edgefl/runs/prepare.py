@@ -23,7 +23,7 @@ from edgefl.aggregator.weights import LEARNED
 from edgefl.bundle import Bundle, read
 from edgefl.errors import ConfigError
 from edgefl.files import write_atomic
-from edgefl.method import Ask, Method
+from edgefl.method import Ask, Method, Work, Worked
 from edgefl.protocol import MAX_HEADER_BYTES, Announcement, BlobRef, devices_that_fit
 from edgefl.runs import questions
 from edgefl.runs.evaluation import evaluation_data, evaluator_of
@@ -40,7 +40,8 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run that can begin. `config` names the copies of somebody's own code."""
+    """A run that can begin. `config` names the copies of somebody's own code; `work` is the model of a method that has
+    one."""
 
     config: RunFile
     classes: list[DeviceClass]
@@ -48,6 +49,7 @@ class Prepared:
     fusing: Fusing
     settings: RoundSettings
     evaluate: Measure | None
+    work: Callable[[Work], Worked] | None
 
 
 def prepare(config: RunFile, place: Path, progress: Progress) -> Prepared:
@@ -57,7 +59,8 @@ def prepare(config: RunFile, place: Path, progress: Progress) -> Prepared:
     """
     config = with_own_code_kept(config, place)
     classes = classes_of(config, place, progress)
-    method = method_of(config, classes, student_of(config, place, progress))
+    student = student_of(config, place, progress)
+    method = method_of(config, classes, student)
     return Prepared(
         config,
         classes,
@@ -65,6 +68,7 @@ def prepare(config: RunFile, place: Path, progress: Progress) -> Prepared:
         fusing_of(config, classes),
         round_of(config, method),
         evaluator_of(config, classes, method),
+        student.carry_out if student is not None else None,
     )
 
 

@@ -177,6 +177,7 @@ def _carry(
             settings=ready.settings,
             seed=config.seed,
             evaluate=ready.evaluate,
+            work=ready.work,
             fusing=ready.fusing,
             target_accuracy=config.evaluate.target_accuracy if config.evaluate else None,
             tls=_tls(config.broker),

@@ -72,7 +72,7 @@ def simulate(
         bundles = {one.name: one.bundle for one in ready.classes}
         fleet = Simulation(bundles, devices, threads=config.fleet.threads, kept=place / "kept")
         state = ready.method.start()
-        for done in fleet.rounds(ready.method, ready.settings, seed=config.seed, fusing=ready.fusing):
+        for done in fleet.rounds(ready.method, ready.settings, seed=config.seed, fusing=ready.fusing, work=ready.work):
             evaluated: Mapping[str, float] = {}
             if ready.evaluate is not None and done.durable:
                 evaluated = ready.evaluate(done.state.tensors)

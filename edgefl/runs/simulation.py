@@ -8,7 +8,7 @@ for done in fleet.rounds(method, RoundSettings(fraction=0.1), seed=0):
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -19,7 +19,7 @@ from edgefl.aggregator.coordinator import Action, Announce, Coordinator, RoundDo
 from edgefl.aggregator.fusion import Fusing, fusing
 from edgefl.aggregator.record import Traffic
 from edgefl.bundle import Bundle
-from edgefl.method import Method, Reply, State, Task
+from edgefl.method import Method, Reply, State, Task, Work, Worked
 from edgefl.tensors import Tensors
 from edgefl_device.data import Dataset, fit_to_contract
 from edgefl_device.engines.runtime import Runtime
@@ -111,10 +111,12 @@ class Simulation:
         seed: int,
         fusing: Fusing = fusing,
         state: State | None = None,
+        work: Callable[[Work], Worked] | None = None,
     ) -> Iterator[RoundDone]:
         """Each round when it is fused, until the method's end or until nobody asks for the next.
 
         `seed`: of who is asked. A round waits for all its replies. `state`: to go on from, in place of the first.
+        `work`: the model of a method that has one.
         """
         settings = msgspec.structs.replace(settings, min_devices=len(self.devices), quorum=1.0, deadline_s=float("inf"))
         coordinator = Coordinator(method, state or method.start(), settings, seed=seed, fusing=fusing)
@@ -125,6 +127,9 @@ class Simulation:
             action = pending.pop(0)
             if isinstance(action, Announce):
                 pending += self.carry_out(action, coordinator)
+            elif isinstance(action, Work):
+                assert work is not None
+                pending += coordinator.worked(work(action), time.monotonic())
             elif isinstance(action, RoundDone):
                 yield action
                 pending += coordinator.begin(time.monotonic())

@@ -327,7 +327,7 @@ class World:
         try:
             metrics = self.evaluate(state)
         except NotFinite as error:
-            return self.aggregator.evaluation_failed(error.message, self.now_s)
+            return self.aggregator.failed(error.message, self.now_s)
         return self.aggregator.evaluated(metrics, self.now_s)
 
     def receive(self, topic: str, payload: bytes, now_s: float) -> list[Outgoing]:

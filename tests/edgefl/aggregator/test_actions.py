@@ -21,6 +21,7 @@ from edgefl.aggregator.coordinator import Coordinator, Note, RoundSettings
 from edgefl.aggregator.session import Aggregator
 from edgefl.bundle import Bundle
 from edgefl.files import sha256_hex
+from edgefl.method import State, Work, Worked
 from edgefl.methods.fedavg import FedAvg
 from edgefl.protocol import Announcement, Offer, Outgoing, Presence, Receipt, TaskFailed
 
@@ -136,6 +137,28 @@ def test_a_round_that_need_not_be_durable_is_not_evaluated(make: Make) -> None:
     assert kinds(send(aggregator, "b", predicted)) == ["Receipt", "Evaluate"]
 
 
+def test_the_work_of_a_methods_own_model_comes_before_the_evaluation(make: Make, regression: Bundle) -> None:
+    class Learned(FedAvg, frozen=True):
+        """Its model gives -w in place of w."""
+
+        def work(self, state: State) -> Work | None:
+            return Work((), state.tensors, {}) if state.tensors["w"][0] > 0 else None
+
+        def worked(self, state: State, done: Worked) -> State:
+            return State(state.round, done.tensors)
+
+    aggregator = make(method=Learned(regression.shared_weights(), rounds=2, batch_size=0))
+    begun(aggregator)
+    reply(aggregator, "a", 2.0)
+    actions = reply(aggregator, "b", 4.0)
+    assert kinds(actions) == ["Receipt", "Work"]
+    assert receipts(reply(aggregator, "b", 4.0)) == ["duplicate"]
+    assert kinds(aggregator.failed("the loss is nan", START_S)) == ["SaveOpenRound", "Announcement"]
+    (work,) = [action for action in reply(aggregator, "a", 2.0) if isinstance(action, Work)]
+    (evaluate,) = aggregator.worked(Worked({"w": -work.tensors["w"]}, {}), START_S)
+    assert isinstance(evaluate, Evaluate) and evaluate.state.tensors["w"].tolist() == [-2, -2]
+
+
 # --- frames while a round is being evaluated ----------------------------------------------------------------------
 
 
@@ -175,7 +198,7 @@ def test_a_round_that_is_undone_goes_on_where_it_was(pending: Aggregator) -> Non
     """a, the only one that replied, is barred; b replies in the second attempt, as if nothing had been."""
     first = pending.coordinator._nonce()
     reply(pending, "b", 5.0)
-    following = pending.evaluation_failed("the loss is nan", START_S + 61)
+    following = pending.failed("the loss is nan", START_S + 61)
     assert kinds(following) == ["SaveOpenRound", "Announcement"]
     (announcement,) = announced(following)
     assert (announcement.round, announcement.attempt, announcement.nonce) == (0, 1, first)
@@ -192,7 +215,7 @@ def test_who_left_while_a_round_was_evaluated_is_not_waited_for_when_it_is_done_
     reply(aggregator, "a", 2.0)
     reply(aggregator, "b", 4.0)
     arrive(aggregator, "b", status="down")
-    aggregator.evaluation_failed("the loss is nan", START_S + 9)  # without b, whose change was larger
+    aggregator.failed("the loss is nan", START_S + 9)  # without b, whose change was larger
     assert kinds(reply(aggregator, "a", 2.0)) == ["Receipt", "Evaluate"]
 
 
@@ -204,7 +227,7 @@ def test_what_an_undone_round_has_cost_is_in_its_record(make: Make) -> None:
     offer_bytes = aggregator._traffic.up["a"]
     reply(aggregator, "b", 4.0)
     assert receipts(reply(aggregator, "a", 2.0)) == ["duplicate"]
-    aggregator.evaluation_failed("the loss is nan", START_S + 9)
+    aggregator.failed("the loss is nan", START_S + 9)
     reply(aggregator, "a", 2.0)
     kept = aggregator.evaluated({}, START_S + 10)[0]
     assert isinstance(kept, SaveRound)

@@ -71,7 +71,9 @@ def make(made: dict[str, Bundle]) -> Make:
 @pytest.fixture
 def rounds(made: dict[str, Bundle], tmp_path: Path) -> Callable[[CoDream], Iterator[RoundDone]]:
     def rounds(method: CoDream) -> Iterator[RoundDone]:
-        yield from fleet_of(made, tmp_path / "kept").rounds(method, RoundSettings(), seed=0)
+        yield from fleet_of(made, tmp_path / "kept").rounds(
+            method, RoundSettings(), seed=0, work=method.student.carry_out
+        )
 
     return rounds
 
@@ -91,7 +93,20 @@ def dreaming(method: CoDream, epoch: int = 1) -> State:
     """The method's state where an epoch begins to dream."""
     per_epoch = method.exchanges + 2
     before = replace(method.start(), round=(epoch - 1) * per_epoch)
-    return method._fall_asleep(replace(before, round=before.round + 1))
+    return settled(method, method._fall_asleep(replace(before, round=before.round + 1)))
+
+
+def settled(method: CoDream, state: State) -> State:
+    """The state when the student has done what there is to do, which follows from the state alone."""
+    while (work := method.work(state)) is not None:
+        again = method.work(state)
+        assert again is not None and again.tasks == work.tasks
+        assert protocol.tensors_to_bytes(again.tensors) == protocol.tensors_to_bytes(work.tensors)
+        done = method.student.carry_out(work)
+        for value in (*state.tensors.values(), *done.tensors.values(), *done.state.values()):
+            value.flags.writeable = False
+        state = method.worked(state, done)
+    return state
 
 
 def fused(**tensors: np.ndarray) -> Fused:
@@ -137,6 +152,48 @@ def test_the_student_pulls_dreams_to_what_it_is_unsure_of(make: Make, made: dict
     )
 
 
+def test_the_student_says_before_each_step_what_it_is_unsure_of_then(make: Make) -> None:
+    """Dreams that have moved have another gradient; asked about the same dreams it says the same."""
+    method = make(adversarial=1.0)
+    state, seen = dreaming(method), []
+    for step in range(method.dream_steps):
+        seen.append(state.tensors["unsure.dream_gradient"])
+        state = settled(method, method.advance(state, fused(dream_gradient=normals(step, seen[0].shape))))
+    assert len({gradient.tobytes() for gradient in seen}) == method.dream_steps
+    assert "unsure.dream_gradient" not in state.tensors  # nobody needs it to label
+
+
+def test_the_student_learns_as_devices_do(make: Make) -> None:
+    """The same passes over the same dreams, with the same seed, once in each epoch."""
+    method = make(adversarial=0.0, seed=5)
+    labels = np.full((DREAMS, 10), 0.1, np.float32)
+    state = dreaming(method, epoch=2)
+    state = replace(state, round=state.round + method.exchanges + 1, tensors={**state.tensors, "labels": labels})
+    ask = method.ask(state)
+    assert ask is not None and method.work(state) is None
+    after = method.advance(state, fused())
+    work = method.work(after)
+    assert work is not None
+    (own,), theirs = work.tasks, ask.tasks[0]
+    assert (own.program, own.seed, own.epochs, own.settings) == ("distill", 7, theirs.epochs, theirs.settings)
+    assert theirs.seed == own.seed
+    np.testing.assert_array_equal(work.tensors["x"], ask.tensors["x"])
+    assert method.work(method.worked(after, method.student.carry_out(work))) is None
+
+
+def test_a_generators_first_dream_is_pictured_on_its_way(make: Make) -> None:
+    """As noise makes it and after each of four steps; the last picture is the dream that is labelled."""
+    method = make(CoDreamFast, adversarial=0.0)
+    state, pictures = dreaming(method), []
+    zeros = {f"gradient.{n}": np.zeros_like(v) for n, v in state.tensors.items() if n.startswith("generator.")}
+    for step in range(method.dream_steps):
+        pictures.append(len(state.tensors["path"]))
+        moved = fused(gradient_z=normals(step, state.tensors["z"].shape), **zeros)
+        state = settled(method, method.advance(state, moved))
+    assert pictures == [1, 2, 3, 4] and len(state.tensors["path"]) == 5
+    np.testing.assert_array_equal(state.tensors["path"][-1], method.pixels(state.tensors["dreams"])[0])
+
+
 def test_one_long_gradient_is_shortened_and_the_others_are_not(make: Make) -> None:
     method = make(adversarial=0.0, clip=1.0, gradient_scale=1.0)
     state = dreaming(method)
@@ -173,7 +230,7 @@ def test_generator_and_latents_move_as_adam_moves_them_and_the_meta_generator_fo
         given["gradient_z"] = z.grad.numpy()  # type: ignore[union-attr]
         scale = np.float32(method.gradient_scale)
         before = state
-        state = method.advance(state, fused(**{name: g * scale for name, g in given.items()}))
+        state = settled(method, method.advance(state, fused(**{name: g * scale for name, g in given.items()})))
     np.testing.assert_allclose(state.tensors["z"], z, atol=1e-5)
     for name, weight in weights.items():
         np.testing.assert_allclose(state.tensors["adapted." + name], weight, atol=1e-5)
@@ -207,7 +264,7 @@ def test_labels_weigh_devices_by_their_examples(make: Make, made: dict[str, Bund
     second.feeds = {"train": second.feeds["train"].take(np.arange(10))}
     weights = {
         method.place(done.round).phase: list(done.fused.weights.values())
-        for done in fleet.rounds(method, RoundSettings(), seed=0)
+        for done in fleet.rounds(method, RoundSettings(), seed=0, work=method.student.carry_out)
     }
     assert weights["label"] == [0.75, 0.25]
     assert weights["dream"] == [0.5, 0.5]
@@ -241,7 +298,7 @@ def test_devices_see_the_dreams_that_the_aggregator_has(
     method = make(dreams_as=dreams_as, dream_steps=7, refresh=3, epochs=1)
     fleet, seen = fleet_of(made, tmp_path), 0
     state = method.start()
-    for done in fleet.rounds(method, RoundSettings(), seed=0):
+    for done in fleet.rounds(method, RoundSettings(), seed=0, work=method.student.carry_out):
         place = method.place(done.round)
         if place.phase == "dream" and dreams_as == "change":
             buffers = Buffers(tmp_path / DEVICES[0], round=done.round + 1)
@@ -264,6 +321,8 @@ def test_devices_and_student_learn_from_dreams_and_no_weight_travels(
     for done in rounds(method):
         sent |= set(done.fused.tensors)
         phase = method.place(done.round).phase
+        if phase == "label":
+            dreamed = method.pixels(done.state.tensors["dreams"])
         if phase == "learn":
             assert done.fused.metrics["distill.examples"] > 0
             assert 0 < done.fused.metrics["likeness.likeness_most"] <= 1 + 1e-6
@@ -272,7 +331,7 @@ def test_devices_and_student_learn_from_dreams_and_no_weight_travels(
     assert done.state.round == method.rounds == 1 + 2 * (4 + 2)
     assert not np.array_equal(done.state.tensors["student.1.weight"], first.tensors["student.1.weight"])
     assert len(done.state.tensors["buffer.x"]) == len(done.state.tensors["buffer.y"]) == 9  # of 12 dreams the newest
-    np.testing.assert_array_equal(done.state.tensors["buffer.x"][-DREAMS:], method.pixels(done.state.tensors["dreams"]))
+    np.testing.assert_array_equal(done.state.tensors["buffer.x"][-DREAMS:], dreamed)
 
 
 def as_bytes(ask: Ask) -> bytes:
@@ -287,7 +346,7 @@ def test_the_laws_of_methods_hold_in_every_round(
     method = make(kind, dreams_as="change")
     state = before = method.start()
     assert all(np.array_equal(value, method.start().tensors[name]) for name, value in state.tensors.items())
-    for done in fleet_of(made, tmp_path).rounds(method, RoundSettings(), seed=0):
+    for done in fleet_of(made, tmp_path).rounds(method, RoundSettings(), seed=0, work=method.student.carry_out):
         ask, again = method.ask(before), method.ask(before)
         assert ask is not None and again is not None and as_bytes(ask) == as_bytes(again)
         for bundle in made.values():
@@ -298,7 +357,7 @@ def test_the_laws_of_methods_hold_in_every_round(
         assert set(select(done.fused.tensors, declared)) == set(done.fused.tensors)
         for value in (*before.tensors.values(), *done.fused.tensors.values()):
             value.flags.writeable = False
-        state = method.advance(before, done.fused)
+        state = settled(method, method.advance(before, done.fused))
         assert state.round == before.round + 1 and state.tensors.keys() == done.state.tensors.keys()
         assert all(np.array_equal(value, done.state.tensors[name]) for name, value in state.tensors.items())
         before = state
@@ -337,19 +396,34 @@ def test_resumed_in_the_middle_of_dreams_the_dreams_are_the_same(
 ) -> None:
     method = make()
     unbroken = fleet_of(made, tmp_path / "unbroken")
-    *_, end = unbroken.rounds(method, RoundSettings(), seed=0)
+    *_, end = unbroken.rounds(method, RoundSettings(), seed=0, work=method.student.carry_out)
 
     fleet = fleet_of(made, tmp_path / "broken")
     before = None
-    for done in fleet.rounds(method, RoundSettings(), seed=0):
+    for done in fleet.rounds(method, RoundSettings(), seed=0, work=method.student.carry_out):
         if method.place(done.state.round) == (1, "dream", 3):  # two steps after one that was saved, after step 0
             break
         if method.place(done.state.round) == (1, "dream", 1):
             before = done.state
     assert before is not None
-    *_, last = fleet.rounds(method, RoundSettings(), seed=0, state=before)
+    *_, last = fleet.rounds(method, RoundSettings(), seed=0, work=method.student.carry_out, state=before)
     for name, value in end.state.tensors.items():
         np.testing.assert_array_equal(last.state.tensors[name], value, err_msg=name)
+
+
+@pytest.mark.parametrize("kind", [CoDream, CoDreamFast])
+def test_a_resume_may_have_more_epochs_than_the_run_had(
+    make: Make, made: dict[str, Bundle], tmp_path: Path, kind: type[CoDream]
+) -> None:
+    """What a run of one epoch ends with is what one of two has then."""
+    two, one = make(kind), make(kind, epochs=1)
+    *_, unbroken = fleet_of(made, tmp_path / "two").rounds(two, RoundSettings(), seed=0, work=two.student.carry_out)
+    fleet = fleet_of(made, tmp_path / "one")
+    *_, middle = fleet.rounds(one, RoundSettings(), seed=0, work=one.student.carry_out)
+    *_, end = fleet.rounds(two, RoundSettings(), seed=0, work=two.student.carry_out, state=middle.state)
+    assert end.state.tensors.keys() == unbroken.state.tensors.keys()
+    for name, value in unbroken.state.tensors.items():
+        np.testing.assert_array_equal(end.state.tensors[name], value, err_msg=name)
 
 
 # --- pictures and refusals ------------------------------------------------------------------------------------------
@@ -362,10 +436,11 @@ def test_an_epoch_leaves_its_dreams_as_pictures(
     folder = tmp_path / "pictures"
     for done in rounds(method):
         write_pictures(folder, method.pictures(done.state))
+        if method.place(done.round).phase == "label":
+            dreams = method.pixels(done.state.tensors["dreams"])
     names = sorted(path.name for path in folder.iterdir())
     assert names == [f"epoch-00{e}{kind}.png" for e in (1, 2) for kind in ("-path", "")]
     sheet = np.asarray(Image.open(io.BytesIO((folder / "epoch-002.png").read_bytes())))
-    dreams = method.pixels(done.state.tensors["dreams"])
     np.testing.assert_array_equal(sheet[0:64:8, 0:64:8, 0], dreams[0, 0])  # magnified eight times
     path = np.asarray(Image.open(folder / "epoch-002-path.png"))
     np.testing.assert_array_equal(path[0:64:8, -66:-2:8, 0], dreams[0, 0])  # its end

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from edgefl.bundle import Bundle
 from edgefl.manifest import DataContract
-from edgefl.method import Task
+from edgefl.method import Work, Worked
 from edgefl.tensors import Tensors
 from edgefl_device.engines.runtime import Runtime
 from edgefl_device.work.interpreter import answer
@@ -29,7 +27,7 @@ class Student:
         """The bundle's state."""
         return self.bundle.weights()
 
-    def carry_out(self, tasks: Sequence[Task], announced: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
+    def carry_out(self, work: Work) -> Worked:
         """What the tasks send, and the state after them. Raises as `perform` does."""
-        done = answer(self._runtime, tasks, announced, {}, Private(state), device="student")
-        return done.outcome.tensors, done.private.tensors
+        done = answer(self._runtime, work.tasks, work.tensors, {}, Private(work.state), device="student")
+        return Worked(done.outcome.tensors, done.private.tensors)
