@@ -27,7 +27,7 @@ from edgefl.method import Ask, Method, Work, Worked
 from edgefl.protocol import MAX_HEADER_BYTES, Announcement, BlobRef, devices_that_fit
 from edgefl.runs import questions
 from edgefl.runs.evaluation import evaluation_data, evaluator_of
-from edgefl.runs.own_method import OwnMethod
+from edgefl.runs.own_method import guarded
 from edgefl.runs.run_file import OWN_CODE, make_method, own_code_of, with_own_code
 from edgefl.runs.sections import BundleSection, ModelSection, RunFile
 
@@ -120,7 +120,7 @@ def method_of(config: RunFile, classes: Sequence[DeviceClass], student: Student 
     method = make_method(config, initial(classes), where="run file", student=student)
     if (found := own_code_of(config.method, "name")) is not None:
         file, name = found
-        method = OwnMethod(method, f"{file.name}:{name}")
+        method = guarded(method, f"{file.name}:{name}")
     manifests = [one.bundle.manifest for one in classes]
     questions.check(method, manifests, config.round.fraction)
     asks = questions.rehearsal(method)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from edgefl.errors import ConfigError
-from edgefl.method import Fused, State
+from edgefl.method import Fused, State, WithModel, Worked
 from edgefl.methods import METHODS, method_named
 from edgefl.methods.fedavg import FedAvg
-from edgefl.runs.own_method import OwnMethod
+from edgefl.runs.own_method import guarded
 from edgefl.runs.prepare import with_own_code_kept
 from edgefl.runs.run_file import make_method, parse_run_file, read_run_file, to_toml
 from edgefl.runs.sections import RunFile
@@ -173,9 +173,9 @@ def test_names_of_ours_are_found_as_before() -> None:
     assert refused.value.hint == "did you mean 'fedavg'?"
 
 
-def failing(**functions: Any) -> OwnMethod:
+def failing(**functions: Any) -> Any:
     """Somebody's FedAvg, in which some functions are others."""
-    return OwnMethod(type("Mine", (FedAvg,), functions, frozen=True)(initial={"w": np.zeros(2)}), "mine.py:Mine")
+    return guarded(type("Mine", (FedAvg,), functions, frozen=True)(initial={"w": np.zeros(2)}), "mine.py:Mine")
 
 
 def test_what_the_functions_of_a_method_raise_or_give_is_one_line() -> None:
@@ -198,3 +198,11 @@ def test_a_method_without_mistakes_is_as_it_was() -> None:
     assert method.ask(state) == plain.ask(plain.start())
     assert method.rounds == 10  # what else a run asks for passes through
     assert method.ask(State(10, state.tensors)) is None
+
+
+def test_a_method_with_a_model_stays_one() -> None:
+    taught = failing(work=lambda self, state: None, worked=lambda self, state, done: 3)
+    assert isinstance(taught, WithModel) and not isinstance(failing(), WithModel)
+    assert taught.work(taught.start()) is None
+    with pytest.raises(ConfigError, match="worked.. gave int; expected State"):
+        taught.worked(taught.start(), Worked({}, {}))
