@@ -49,7 +49,7 @@ def test_the_base_and_a_device_need_no_torch(wheel: Path) -> None:
     assert metadata["Version"] == edgefl.__version__
     needs = metadata.get_all("Requires-Dist", [])
     extras = {re.sub(r".*extra == '(\w+)'.*|.*", r"\1", line) for line in needs if line.startswith("torch")}
-    assert extras == {"exporter", "all", "test"}
+    assert extras == {"exporter", "all", "test", "mutate"}
 
 
 def test_the_base_installs_alone_and_helps(wheel: Path, tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_a_bundle_of_a_newer_format_and_one_with_a_changed_byte(digits_bundle: P
         (["--std", "0"], "std is 0.0"),
         (["--mean", "nan"], "mean is nan"),
         (["--mean", "1,2,3"], "mean has 3 numbers; expected 1"),
-        (["--learning-rate", "nan"], "learning_rate is nan"),
+        (["--learning-rate", "nan"], "--learning-rate is nan; expected a number, above 0"),
     ],
 )
 def test_settings_that_would_train_nothing_are_refused_at_export(tmp_path: Path, options: list[str], says: str) -> None:
