@@ -297,9 +297,11 @@ def test_the_median_of_each_coordinate() -> None:
         (0.2, [0, 1, 2, 4, 5, 6, 7, 9, 10, 1000], 5.5),  # two at each end: (2 + 4 + 5 + 6 + 7 + 9) / 6
         (0.1, [0, 1, 2, 3, 4, 5, 6, 1000], 3.5),  # 0.8 of a reply is one: (1 + ... + 6) / 6
         (0.45, [0, 1, 5, 1000], 3),  # 1.8 would leave nothing: two are left
+        (0.45, [0, 1, 5, 7, 1000], 5),  # 2.25 would leave nothing: one is left
         (0.45, [7], 7),
         (0.1, [7, 9], 8),
         (0.0, [1, 2, 3, 6], 3),
+        (0.0, [2**24, 1, 1], 5592406),  # a sum of float32 would lose both ones
     ],
 )
 def test_the_mean_without_both_ends(trim: float, sent: list[float], want: float) -> None:
@@ -404,6 +406,8 @@ def test_a_device_that_says_its_examples_counts_beside_one_that_does_not() -> No
 def test_only_a_programs_own_counts_add_up() -> None:
     fused = fuse(reply("a", 1, 0, evaluate_head_correct=2.0), reply("b", 1, 0, evaluate_head_correct=4.0))
     assert fused.metrics == {"evaluate.head.correct": 3.0}
+    many = [reply(name, 1, 0, evaluate_head_loss=x, evaluate_examples=n) for name, x, n in (("a", 1, 3), ("b", 5, 1))]
+    assert fuse(*many).metrics["evaluate.head.loss"] == 2.0
 
 
 def test_what_each_device_measured_is_kept() -> None:
