@@ -13,8 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgefl.aggregator.classes import Examples
-from edgefl.aggregator.coordinator import Announce, Note
 from edgefl.aggregator.record import Record
+from edgefl.aggregator.rounds import Announce, Note
 from edgefl.method import State, Work
 from edgefl.protocol import Outgoing
 

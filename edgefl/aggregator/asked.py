@@ -14,7 +14,7 @@ from edgefl.aggregator.checks import (
     trained_by,
 )
 from edgefl.aggregator.classes import DeviceClass, Examples
-from edgefl.aggregator.coordinator import Announce
+from edgefl.aggregator.rounds import Announce
 from edgefl.aggregator.uploads import UPLOAD_BUDGET_BYTES
 from edgefl.method import Ask, Reply
 from edgefl.protocol import Announcement, BlobRef, Offer

@@ -19,8 +19,8 @@ A round, from announcement to fusion:
                                   |--the same without quorum--> open again: other devices are asked too
                                   `--fused to no use, or undone--> open again without those who are to blame
 
-How much a reply counts is edgefl/aggregator/tally.py. A state that is not finite is never given out: no single reply
-ends a run.
+Who is asked is in attendance.py, how much a reply counts in tally.py. A state that is not finite is never given out: no
+single reply ends a run.
 """
 
 from __future__ import annotations
@@ -32,17 +32,18 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 import msgspec
-import numpy as np
 from msgspec import Meta
 
+from edgefl.aggregator.advance import after_round, after_work
+from edgefl.aggregator.attendance import Attendance
 from edgefl.aggregator.fusion import Fusing, fusing
 from edgefl.aggregator.norms import Usual
+from edgefl.aggregator.rounds import Action, Announce, Finished, Note, OpenRound, RoundDone, Verdict
 from edgefl.aggregator.tally import Tally
-from edgefl.errors import EdgeflError, InputError, NotFinite, RemoteProtocolError
-from edgefl.method import Ask, Fused, Method, Reply, State, WithModel, Work, Worked
+from edgefl.errors import NotFinite, RemoteProtocolError
+from edgefl.method import Ask, Method, Reply, State, WithModel, Worked
 from edgefl.protocol import MAX_DEVICES
 
-PATIENCE = 2  # deadlines that a device may miss before it has ever replied: then it may be a name that somebody made up
 MOST_TEXT = 500  # characters of a reason, so that it fits a receipt
 
 
@@ -67,78 +68,6 @@ class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_devices: Annotated[int, Meta(ge=1, le=MAX_DEVICES)] = 1000
     max_share: Annotated[float, Meta(ge=0)] = 3.0
     max_norm: Annotated[float, Meta(ge=0)] = 100.0
-
-
-# --- what a coordinator wants done --------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Announce:
-    """Tell the fleet: these devices are asked. Sent again with a higher `attempt` when a round is asked again."""
-
-    round: int
-    attempt: int
-    nonce: str
-    ask: Ask
-    devices: tuple[str, ...]
-    duration_s: float
-    quorum: int = 1
-    durable: bool = True  # whether the state that the round begins with is: whether a resume may open this round
-    before: str = ""  # the nonce of the round before; "" after a resume
-    weight_limit: float = 0.0  # the most that a reply counts, where that is known before replies are; 0: no limit
-
-
-@dataclass(frozen=True)
-class RoundDone:
-    """A round is fused. Keep `state`, durably unless `durable` says that it need not be; then call `begin` for the next
-    round, or `undo` where it is no use."""
-
-    round: int
-    state: State
-    fused: Fused
-    attempts: int
-    asked: int
-    seconds: float
-    durable: bool = True
-
-
-@dataclass(frozen=True)
-class Finished:
-    """The method asks for nothing more."""
-
-    state: State
-
-
-@dataclass(frozen=True)
-class Note:
-    """Something a person may want to know, for the event log."""
-
-    event: str
-    round: int
-    device: str = ""
-    text: str = ""
-
-
-Action = Announce | Work | RoundDone | Finished | Note
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What became of a reply."""
-
-    status: str  # accepted | duplicate | late | refused
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class OpenRound:
-    """A round that was announced before the aggregator stopped: resuming announces the same one."""
-
-    round: int
-    attempt: int
-    devices: tuple[str, ...]
-    quorum: int = 1
-    weight_limit: float = 0.0
 
 
 @dataclass
@@ -180,18 +109,14 @@ class Coordinator:
         self.method = method
         self.state = state
         self.settings = settings
-        self.present: set[str] = set()
-        self._silent: set[str] = set()  # missed a deadline, and were not heard since: no round waits for them
         self.finished = False
         self.stopping = False
         self._satisfied = False
-        self._seed = seed
         self._secret = secret
         self._epoch = epoch
         self._resumed = resumed
         self._fusing = fusing
-        self._replied = set(replied)  # in any round
-        self._missed: dict[str, int] = {}  # deadlines, of devices that have never replied
+        self._attendance = Attendance(seed=seed, replied=replied)
         self.stated: dict[str, int] = {}  # how many training examples devices say they have
         self._round: _Round | None = None
         self._usual = Usual()
@@ -220,9 +145,7 @@ class Coordinator:
         assert self._round is not None and self._round.closing is not None and isinstance(self.method, WithModel)
         closing = self._round.closing
         try:
-            with np.errstate(all="ignore"):  # a number that is none is found below
-                state = self.method.worked(closing.state, done)
-            _check_finite(state, closing.state)
+            state = after_work(self.method, closing.state, done)
         except NotFinite as error:
             return self.undo(error.message, now_s)
         return self._conclude(replace(closing, state=state))
@@ -232,9 +155,7 @@ class Coordinator:
         nothing."""
         if examples is not None:
             self.stated[device] = examples
-        new = device not in self.present
-        self.present.add(device)
-        self.heard(device)
+        new = self._attendance.arrived(device)
         notes: list[Action] = [Note("joined", self.state.round, device)] if new else []
         if self._round is None:
             return notes + self._open_round(now_s)
@@ -243,8 +164,7 @@ class Coordinator:
 
     def left(self, device: str, now_s: float) -> list[Action]:
         """A device is gone; the round does not wait for it, but takes its reply should it come back in time."""
-        known = device in self.present
-        self.present.discard(device)
+        known = self._attendance.left(device)
         if self._round is not None:
             known |= device in self._outstanding()
             self._round.gone.add(device)
@@ -272,7 +192,7 @@ class Coordinator:
         except RemoteProtocolError as error:
             verdict = Verdict("refused", error.message)
             return verdict, self.failed(reply.device, reply.round, verdict.reason, now_s)
-        self._replied.add(reply.device)
+        self._attendance.replied(reply.device)
         self._round.failed.discard(reply.device)
         notes = [Note("replied", reply.round, reply.device)]
         if clipped:
@@ -285,16 +205,15 @@ class Coordinator:
             return []
         notes = self._pass_over_strangers()
         if self._has_quorum():
-            self._silent |= self._outstanding()
+            self._attendance.passed_over(self._outstanding())
             return notes + self._close(now_s)
         return notes + self._ask_again(now_s)
 
     def _pass_over_strangers(self) -> list[Action]:
         """A deadline has passed: the quorum no longer counts those who have often been asked and never replied."""
         assert self._round is not None
-        for device in self._outstanding() - self._replied:
-            self._missed[device] = self._missed.get(device, 0) + 1
-        strangers = {d for d in self._round.first if self._missed.get(d, 0) >= PATIENCE and d not in self._replied}
+        self._attendance.missed(self._outstanding())
+        strangers = self._attendance.strangers(self._round.first)
         least = min(self.settings.min_devices, len(self._round.first))
         quorum = self._quorum_of(max(least, len(self._round.first) - len(strangers)))
         if quorum >= self._round.quorum:
@@ -305,7 +224,7 @@ class Coordinator:
 
     def heard(self, device: str) -> None:
         """A device says something: it is asked again, should it have been silent."""
-        self._silent.discard(device)
+        self._attendance.heard(device)
 
     def stop(self, now_s: float) -> list[Action]:
         """Fuse what came, when that is a quorum, and open no further round."""
@@ -319,6 +238,11 @@ class Coordinator:
         self._satisfied = True
 
     # --- questions --------------------------------------------------------------------------------------------
+
+    @property
+    def present(self) -> set[str]:
+        """The devices that are there."""
+        return self._attendance.present
 
     def judge(self, device: str, round: int, nonce: str) -> Verdict:
         """What would become of a reply: asked before its tensors travel."""
@@ -373,7 +297,7 @@ class Coordinator:
             devices, self._round.attempt, self._round.quorum = resumed.devices, resumed.attempt, resumed.quorum
             self._round.tally.weight_limit = resumed.weight_limit
         else:
-            devices = tuple(self._sample(self.present - self._silent or self.present, self._wanted(), 0))
+            devices = self._attendance.sample(self._attendance.wanted(self.settings.fraction), self.state.round)
             self._round.quorum = self._quorum_of(len(devices))
             self._round.tally.limit_weights([self.stated.get(device, 0) for device in devices])
         self._round.first = devices
@@ -412,13 +336,13 @@ class Coordinator:
         self._round.attempt += 1
         return [Note("asked again", self.state.round, text=text), *self._announce(others, now_s)]
 
-    def _others(self) -> list[str]:
+    def _others(self) -> tuple[str, ...]:
         """Who is to be asked too, where those who may still reply are not enough."""
         assert self._round is not None
-        spare = self.present - self._round.asked
-        wanted = max(self._wanted(), self._round.quorum)
+        wanted = max(self._attendance.wanted(self.settings.fraction), self._round.quorum)
         missing = wanted - len(self._round.tally.replied) - len(self._outstanding() & self.present)
-        return self._sample(spare, max(0, missing), self._round.attempt + 1)
+        asked, attempt = self._round.asked, self._round.attempt + 1
+        return self._attendance.sample(max(0, missing), self.state.round, attempt, but=asked)
 
     def _close_if_done(self, now_s: float) -> list[Action]:
         if self._round is None or self._round.closing is not None or self._outstanding():
@@ -439,7 +363,7 @@ class Coordinator:
         if outliers := tally.outliers():
             return self._repeat(*outliers, now_s)
         try:
-            fused, state = self._advance(tally)
+            fused, state = after_round(self.method, self.state, tally)
         except NotFinite as error:
             return self._repeat(error.message, tally.largest(), now_s)
         clipped = [Note("clipped", self.state.round, device, text) for device, text in tally.clipped()]
@@ -460,19 +384,6 @@ class Coordinator:
         durable = self._round.tally.ask.durable or following is None or following.durable
         self._round.closing = replace(done, durable=durable)
         return [self._round.closing]
-
-    def _advance(self, tally: Tally) -> tuple[Fused, State]:
-        """What the replies make of the state. Raises NotFinite where that is no state."""
-        try:
-            with np.errstate(all="ignore"):  # a number that is none is found below
-                fused = tally.fuse()
-                state = self.method.advance(self.state, fused)
-        except InputError:
-            raise  # a setting that is wrong, and would be in every attempt
-        except (EdgeflError, ArithmeticError, ValueError) as error:
-            raise NotFinite(f"the replies cannot be fused: {error}") from error
-        _check_finite(state, self.state)
-        return fused, state
 
     def _repeat(self, why: str, moved: Collection[str], now_s: float) -> list[Action]:
         """The round from its beginning, without some devices: the others offer again what they have. Who has not
@@ -509,31 +420,11 @@ class Coordinator:
         assert self._round is not None
         return len(self._round.tally.replied) >= self._round.quorum
 
-    def _wanted(self) -> int:
-        """m = max(C*K, 1), K the devices that are there (McMahan et al. 2017, Algorithm 1)."""
-        return max(1, round(self.settings.fraction * len(self.present)))
-
-    def _sample(self, devices: set[str], count: int, attempt: int) -> list[str]:
-        """`count` devices, uniformly; a function of seed, round, attempt and who is there."""
-        rng = np.random.default_rng([self._seed, self.state.round, attempt])
-        names = sorted(devices)
-        return [names[i] for i in rng.permutation(len(names))[:count]]
-
     def _nonce(self) -> str:
         """The same after a resume, so that devices which finished their work meanwhile need not repeat it; but of this
         start of the aggregator alone where the ask follows from what is not on disk."""
         since = "" if self._durable else f"/{self._epoch}"
         return hashlib.sha256(f"{self._secret}/{self.state.round}{since}".encode()).hexdigest()[:16]
-
-
-def _check_finite(state: State, before: State) -> None:
-    """Raise NotFinite where what is new in a state is no number."""
-    for name, value in state.tensors.items():
-        if value is not before.tensors.get(name) and value.dtype.kind == "f" and not np.isfinite(value).all():
-            raise NotFinite(f"{name!r} would not be finite")
-    for name, number in state.numbers.items():
-        if not math.isfinite(number):
-            raise NotFinite(f"{name!r} would be {number}")
 
 
 def _some(devices: Collection[str]) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from edgefl.aggregator.coordinator import RoundDone
+from edgefl.aggregator.rounds import RoundDone
 
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 Metrics = dict[str, float | None]  # None: it was not finite, for which JSON has no word

@@ -16,9 +16,10 @@ from typing import Any
 from edgefl import protocol
 from edgefl.aggregator.actions import Action, Evaluate, SaveDevice, SaveOpenRound, SaveRound
 from edgefl.aggregator.classes import DeviceClass
-from edgefl.aggregator.coordinator import Coordinator, Note, RoundSettings
+from edgefl.aggregator.coordinator import Coordinator, RoundSettings
 from edgefl.aggregator.fusion import Fusing, fusing
 from edgefl.aggregator.record import Record
+from edgefl.aggregator.rounds import Note
 from edgefl.aggregator.session import REQUESTS_BURST, REQUESTS_PER_S, Aggregator
 from edgefl.aggregator.store import Store
 from edgefl.errors import BrokerError, EdgeflError, InputError, NotFinite

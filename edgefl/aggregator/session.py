@@ -17,15 +17,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from edgefl import protocol
-from edgefl.aggregator import coordinator as rounds
+from edgefl.aggregator import rounds
 from edgefl.aggregator.actions import Action, Evaluate, SaveDevice, SaveOpenRound, SaveRound
 from edgefl.aggregator.asked import Asked, announcement_of, frame_of
 from edgefl.aggregator.classes import DeviceClass, Examples, stated
-from edgefl.aggregator.coordinator import Announce, Coordinator, Finished, Note, RoundDone
+from edgefl.aggregator.coordinator import Coordinator
 from edgefl.aggregator.limits import Limits
 from edgefl.aggregator.places import Places
 from edgefl.aggregator.publications import Publications
 from edgefl.aggregator.record import Record, Traffic, record_of
+from edgefl.aggregator.rounds import Announce, Finished, Note, RoundDone
 from edgefl.aggregator.uploads import Upload, Uploads
 from edgefl.errors import ProtocolError, RemoteProtocolError, one_line
 from edgefl.files import sha256_hex

@@ -34,8 +34,8 @@ import msgspec
 from msgspec import Meta
 
 from edgefl.aggregator.classes import Examples
-from edgefl.aggregator.coordinator import Announce, Note, OpenRound
 from edgefl.aggregator.record import Count, Record
+from edgefl.aggregator.rounds import Announce, Note, OpenRound
 from edgefl.errors import ConfigError, InputError
 from edgefl.files import Kind, from_json, read_bytes, sweep, write_atomic
 from edgefl.method import State

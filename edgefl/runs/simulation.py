@@ -15,9 +15,10 @@ from types import MappingProxyType
 
 import msgspec
 
-from edgefl.aggregator.coordinator import Action, Announce, Coordinator, RoundDone, RoundSettings
+from edgefl.aggregator.coordinator import Coordinator, RoundSettings
 from edgefl.aggregator.fusion import Fusing, fusing
 from edgefl.aggregator.record import Traffic
+from edgefl.aggregator.rounds import Action, Announce, RoundDone
 from edgefl.bundle import Bundle
 from edgefl.method import Method, Reply, State, Task, Work, Worked
 from edgefl.tensors import Tensors

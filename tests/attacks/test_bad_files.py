@@ -27,7 +27,7 @@ from records import record
 
 from edgefl import bundle as bundles
 from edgefl.aggregator.classes import Examples
-from edgefl.aggregator.coordinator import Announce
+from edgefl.aggregator.rounds import Announce
 from edgefl.aggregator.store import Store, read_classes, read_records
 from edgefl.bundle import Bundle
 from edgefl.errors import BundleError, ConfigError, DataError, EdgeflError, InputError

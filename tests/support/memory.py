@@ -15,8 +15,9 @@ from types import MappingProxyType
 from edgefl import protocol
 from edgefl.aggregator.actions import Action, Evaluate, SaveDevice, SaveOpenRound, SaveRound
 from edgefl.aggregator.classes import DeviceClass
-from edgefl.aggregator.coordinator import Coordinator, Note, RoundSettings
+from edgefl.aggregator.coordinator import Coordinator, RoundSettings
 from edgefl.aggregator.record import Record
+from edgefl.aggregator.rounds import Note
 from edgefl.aggregator.session import Aggregator
 from edgefl.aggregator.store import Store
 from edgefl.bundle import Bundle

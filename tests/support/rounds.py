@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from edgefl.aggregator.coordinator import Action, Announce, Coordinator, OpenRound, RoundSettings, Verdict
+from edgefl.aggregator.coordinator import Coordinator, RoundSettings
 from edgefl.aggregator.fusion import Fusing, fusing
+from edgefl.aggregator.rounds import Action, Announce, OpenRound, Verdict
 from edgefl.method import Ask, Fused, Reply, State, Task
 
 

@@ -17,7 +17,8 @@ from records import record
 from edgefl import protocol
 from edgefl.aggregator.actions import Action, Evaluate, SaveDevice, SaveOpenRound, SaveRound
 from edgefl.aggregator.classes import DeviceClass, Examples
-from edgefl.aggregator.coordinator import Coordinator, Note, RoundSettings
+from edgefl.aggregator.coordinator import Coordinator, RoundSettings
+from edgefl.aggregator.rounds import Note
 from edgefl.aggregator.session import Aggregator
 from edgefl.bundle import Bundle
 from edgefl.files import sha256_hex

@@ -7,7 +7,8 @@ from collections import Counter
 import pytest
 from rounds import Count, fleet, make, of, open_with, reply, send
 
-from edgefl.aggregator.coordinator import Announce, Coordinator, Finished, Note, RoundDone, RoundSettings, Verdict
+from edgefl.aggregator.coordinator import Coordinator, RoundSettings
+from edgefl.aggregator.rounds import Announce, Finished, Note, RoundDone, Verdict
 
 # --- joining ----------------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,8 @@ from memory import RUN, Node, World
 from records import record
 
 from edgefl.aggregator.checks import check_ask
-from edgefl.aggregator.coordinator import Announce, Coordinator, RoundDone, RoundSettings
+from edgefl.aggregator.coordinator import Coordinator, RoundSettings
+from edgefl.aggregator.rounds import Announce, RoundDone
 from edgefl.aggregator.store import Store
 from edgefl.bundle import Bundle
 from edgefl.errors import ConfigError

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from rounds import Count, fleet, make, of, open_with, send
 
-from edgefl.aggregator.coordinator import Announce, Coordinator, Finished, OpenRound, RoundDone, RoundSettings
+from edgefl.aggregator.coordinator import Coordinator, RoundSettings
+from edgefl.aggregator.rounds import Announce, Finished, OpenRound, RoundDone
 from edgefl.method import State
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from rounds import Count, fleet, make, of, open_with, send
 
-from edgefl.aggregator.coordinator import Announce, Coordinator, Note, OpenRound, RoundDone, RoundSettings
+from edgefl.aggregator.coordinator import Coordinator, RoundSettings
+from edgefl.aggregator.rounds import Announce, Note, OpenRound, RoundDone
 from edgefl.method import State
 
 

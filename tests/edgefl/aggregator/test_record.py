@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from edgefl.aggregator.coordinator import RoundDone
 from edgefl.aggregator.record import Record, Traffic, record_of
+from edgefl.aggregator.rounds import RoundDone
 from edgefl.method import Fused, State
 
 MEASURED = {"a": {"evaluate.correct": 1.0}, "b": {"evaluate.correct": 2.0}}

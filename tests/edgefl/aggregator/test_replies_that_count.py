@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from rounds import Count, asked, fleet, make, nonce_of, of, open_with, reply, send
 
-from edgefl.aggregator.coordinator import Announce, Coordinator, Finished, Note, RoundDone, Verdict
+from edgefl.aggregator.coordinator import Coordinator
 from edgefl.aggregator.fusion import WeightedMean
+from edgefl.aggregator.rounds import Announce, Finished, Note, RoundDone, Verdict
 from edgefl.aggregator.weights import Rule
 
 # --- failures ---------------------------------------------------------------------------------------------------------

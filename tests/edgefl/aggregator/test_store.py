@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import records
 
-from edgefl.aggregator.coordinator import Announce, Note, OpenRound
 from edgefl.aggregator.record import Record
+from edgefl.aggregator.rounds import Announce, Note, OpenRound
 from edgefl.aggregator.store import Store
 from edgefl.errors import ConfigError
 from edgefl.method import Ask, State

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from rounds import Count, asked, fleet, make, nonce_of, of, open_with, send, stating
 
-from edgefl.aggregator.coordinator import Announce, Note, OpenRound, RoundDone, Verdict
 from edgefl.aggregator.fusion import WeightedMean
+from edgefl.aggregator.rounds import Announce, Note, OpenRound, RoundDone, Verdict
 from edgefl.aggregator.weights import Rule
 from edgefl.errors import ConfigError, EdgeflError
 from edgefl.method import Fused, State

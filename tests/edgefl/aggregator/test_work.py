@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgefl.aggregator.coordinator import Action, Announce, Coordinator, Note, RoundDone, RoundSettings
+from edgefl.aggregator.coordinator import Coordinator, RoundSettings
+from edgefl.aggregator.rounds import Action, Announce, Note, RoundDone
 from edgefl.method import Ask, Fused, Reply, State, Task, WithModel, Work, Worked
 
 

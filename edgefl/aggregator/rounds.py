@@ -1,0 +1,76 @@
+"""What a coordinator wants done, its verdict on a reply, and the round that a resume finds open."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgefl.method import Ask, Fused, State, Work
+
+
+@dataclass(frozen=True)
+class Announce:
+    """Tell the fleet: these devices are asked. Sent again with a higher `attempt` when a round is asked again."""
+
+    round: int
+    attempt: int
+    nonce: str
+    ask: Ask
+    devices: tuple[str, ...]
+    duration_s: float
+    quorum: int = 1
+    durable: bool = True  # whether the state that the round begins with is: whether a resume may open this round
+    before: str = ""  # the nonce of the round before; "" after a resume
+    weight_limit: float = 0.0  # the most that a reply counts, where that is known before replies are; 0: no limit
+
+
+@dataclass(frozen=True)
+class RoundDone:
+    """A round is fused. Keep `state`, durably unless `durable` says that it need not be; then call `begin` for the next
+    round, or `undo` where it is no use."""
+
+    round: int
+    state: State
+    fused: Fused
+    attempts: int
+    asked: int
+    seconds: float
+    durable: bool = True
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The method asks for nothing more."""
+
+    state: State
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something a person may want to know, for the event log."""
+
+    event: str
+    round: int
+    device: str = ""
+    text: str = ""
+
+
+Action = Announce | Work | RoundDone | Finished | Note
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a reply."""
+
+    status: str  # accepted | duplicate | late | refused
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class OpenRound:
+    """A round that was announced before the aggregator stopped: resuming announces the same one."""
+
+    round: int
+    attempt: int
+    devices: tuple[str, ...]
+    quorum: int = 1
+    weight_limit: float = 0.0
