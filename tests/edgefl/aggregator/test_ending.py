@@ -26,6 +26,15 @@ def test_a_resumed_round_announces_the_same_devices_and_nonce() -> None:
     assert set(done.fused.devices) == set(first.devices)
 
 
+def test_a_resumed_round_has_the_quorum_that_it_was_announced_with() -> None:
+    """One was asked, and failed; three spares were asked too. One reply is still enough, though four are asked."""
+    coordinator = make(resumed=OpenRound(0, 1, tuple(fleet(4)), quorum=1), quorum=1.0)
+    send(coordinator, "d03")
+    assert coordinator.tick(99.0) == []
+    (done,) = of(coordinator.tick(100.0), RoundDone)
+    assert done.fused.devices == ("d03",)
+
+
 def test_a_resumed_round_does_not_wait_for_who_is_told_to_be_gone() -> None:
     coordinator = make(min_devices=1, resumed=OpenRound(0, 0, ("a", "b")))
     send(coordinator, "a")

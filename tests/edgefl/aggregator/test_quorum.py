@@ -127,6 +127,13 @@ def test_a_device_that_leaves_without_quorum_is_waited_for_and_may_come_back() -
     assert len(done.fused.devices) == 3
 
 
+def test_who_left_and_came_back_is_waited_for_again() -> None:
+    coordinator, _ = open_with(2, quorum=0.5)
+    coordinator.left("d01", 1.0), coordinator.joined("d01", 2.0)
+    assert of(send(coordinator, "d00")[1], RoundDone) == []
+    assert of(send(coordinator, "d01")[1], RoundDone)
+
+
 def test_a_reply_of_a_device_that_left_counts() -> None:
     coordinator, _ = open_with(3, quorum=1.0)
     coordinator.left("d02", 1.0)

@@ -28,6 +28,31 @@ def test_a_device_that_failed_may_still_reply() -> None:
     assert len(done.fused.devices) == 2
 
 
+def test_who_failed_and_was_asked_again_is_waited_for_again() -> None:
+    """At the deadline one of two has failed; asked again, its second failure ends the waiting at once, and with its
+    reply the round is over."""
+    for replies in (False, True):
+        coordinator, _ = open_with(2, quorum=1.0)
+        coordinator.failed("d00", 0, "no space", 1.0)
+        assert of(coordinator.tick(100.0), Announce)
+        assert of(send(coordinator, "d01", 101.0)[1], Announce) == []  # d00 may still reply
+        if replies:
+            assert len(of(send(coordinator, "d00", 102.0)[1], RoundDone)) == 1
+        else:
+            assert coordinator.failed("d00", 0, "no space", 102.0) == [Note("failed", 0, "d00", "no space")]
+            assert coordinator.replies == (1, 2)
+
+
+def test_who_failed_before_it_replied_is_waited_for_when_the_round_is_done_again() -> None:
+    coordinator, _ = open_with(3, quorum=0.1)
+    coordinator.failed("d00", 0, "no space", 1.0)
+    send(coordinator, "d00"), send(coordinator, "d01")
+    assert of(send(coordinator, "d02", value=1e9)[1], Announce)  # undone, without d02
+    assert of(send(coordinator, "d01")[1], RoundDone) == []
+    (done,) = of(send(coordinator, "d00")[1], RoundDone)
+    assert done.fused.devices == ("d00", "d01")
+
+
 def test_when_all_have_failed_the_others_are_asked_in_their_place() -> None:
     coordinator, first = open_with(4, fraction=0.5, quorum=1.0)
     a, b = first.devices

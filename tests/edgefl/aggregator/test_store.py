@@ -106,8 +106,8 @@ def test_two_runs_have_different_secrets(tmp_path: Path) -> None:
 def test_the_open_round_is_what_was_announced_last(path: Path, reopened: Store) -> None:
     ask = Ask((), {})
     reopened.save_open_round(Announce(2, 0, "0" * 16, ask, ("a",), 60.0))
-    reopened.save_open_round(Announce(2, 1, "0" * 16, ask, ("a", "b"), 60.0))
-    assert reopen(path)[2] == OpenRound(2, 1, ("a", "b"))
+    reopened.save_open_round(Announce(2, 1, "0" * 16, ask, ("a", "b"), 60.0, quorum=2, weight_limit=1.5))
+    assert reopen(path)[2] == OpenRound(2, 1, ("a", "b"), quorum=2, weight_limit=1.5)
 
 
 def test_events_are_for_a_person(path: Path, reopened: Store) -> None:
