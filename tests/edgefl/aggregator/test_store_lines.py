@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from edgefl.aggregator.classes import Examples
-from edgefl.aggregator.coordinator import Announce, Note, OpenRound
 from edgefl.aggregator.record import Record
+from edgefl.aggregator.rounds import Announce, Note, OpenRound
 from edgefl.aggregator.store import MAX_JSON_BYTES, Store, read_classes, read_records
 from edgefl.errors import ConfigError
 from edgefl.method import Ask, State
