@@ -20,6 +20,7 @@ from edgefl_device.data.dataset import Dataset
 from edgefl_device.engines.runtime import Runtime
 from edgefl_exporter import export, methods
 from edgefl_exporter.programs.optimizers import SGD
+from edgefl_exporter.programs.update import Group
 from edgefl_exporter.zoo.classifiers import cnn5
 
 D1, D2, CLASSES = 3, 5, 4
@@ -117,6 +118,17 @@ def test_three_steps_of_training_are_those_of_the_equations(bundle: Bundle) -> N
     for name, want in expected.items():
         assert want is not None
         np.testing.assert_allclose(runtime.view(name), want.detach(), rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_a_group_of_ones_own_comes_before_those_of_the_modules(tmp_path: Path) -> None:
+    """The first group that matches a parameter has it: this one holds the outer head still, which its module moves."""
+    held = Group(("local.head.*",), learning_rate=0.0)
+    runtime = Runtime(make(tmp_path / "b", Local(), groups=(held,), programs=("train",)))
+    before = runtime.state()
+    runtime.step("train", inputs() | {"learning_rate": np.array(RATE, np.float32)})
+    after = runtime.state()
+    np.testing.assert_array_equal(after["local.head.weight"], before["local.head.weight"])
+    assert not np.array_equal(after["local.extractor.body.weight"], before["local.extractor.body.weight"])
 
 
 def test_the_inner_doll_is_the_prefix_of_the_projected_vector(bundle: Bundle) -> None:
