@@ -30,7 +30,7 @@ def _click(option: Option, owner: str = "") -> Callable[[Any], Any]:
     if option.kind is bool:
         return click.option(f"{option.flag}/--no-{option.flag[2:]}", option.name, **more)
     if option.choices:
-        return click.option(option.flag, option.name, type=click.Choice(option.choices), **more)
+        return click.option(option.flag, option.name, type=_Choice(option), **more)
     if option.kind in (int, float):
         kind: Any = click.IntRange if option.kind is int else click.FloatRange
         limits = option.limits
@@ -44,6 +44,17 @@ def _click(option: Option, owner: str = "") -> Callable[[Any], Any]:
     if option.each:
         return click.option(option.flag, option.name, multiple=True, **more)
     return click.option(option.flag, option.name, envvar=ENVIRONMENT.get(option.name), **more)
+
+
+class _Choice(click.Choice[str]):
+    """One of an option's choices, or FILE.py:CLASS where that may stand beside them."""
+
+    def __init__(self, option: Option) -> None:
+        super().__init__(option.choices)
+        self._option = option
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        return value if self._option.is_own(value) else super().convert(value, parameter, context)
 
 
 def _help(option: Option, owner: str) -> str:

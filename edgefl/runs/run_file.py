@@ -34,7 +34,7 @@ from edgefl.runs.sections import (
 STUDENT = "student"  # the field of a method that has one
 # Keys of [method] that may name FILE.py:NAME -> what a copy is called in the run directory.
 OWN_CODE = {"name": "method.py", "fusion": "fusion.py", "weight": "weights.py"}
-SOURCES = ("small", "local", "loss")  # options of `edgefl export` that may name FILE:OBJECT
+SOURCES = ("small", "local", "loss", "method")  # options of `edgefl export` that may name FILE:OBJECT
 MAX_RUN_FILE_BYTES = 2**20
 MAX_DEPTH = 10  # tables and lists in each other
 

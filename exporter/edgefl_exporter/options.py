@@ -14,8 +14,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from edgefl import own_code
 from edgefl.errors import ConfigError, InputError, nearest
-from edgefl_exporter.methods import DEFAULT, METHODS, Method
+from edgefl_exporter.methods import DEFAULT, METHODS, Method, method_named
 from edgefl_exporter.methods.method import NotOfMethod
 
 Share = Annotated[float, Meta(ge=0, lt=1)]
@@ -27,7 +28,7 @@ Numbers = tuple[float, ...]  # also 0.5, or "0.5,0.5"
 Each = Annotated[tuple[str, ...], Meta(extra={"each": True})]  # several texts that may hold commas; also one
 
 HELP = {
-    "method": "Whose programs; those of the first serve every method that is not named here.",
+    "method": "Whose programs; those of the first serve every method that is not named here. Or FILE.py:CLASS.",
     "input": "Shape of one example, e.g. 1x8x8, where MODEL gives only a module.",
     "loss": "cross_entropy, mse ... or FILE:FUNCTION; default: the zoo model's own, or cross_entropy.",
     "label_smoothing": "Of cross_entropy.",
@@ -106,6 +107,7 @@ class Option:
     limits    ge, gt, le, lt of a number
     choices   where only some texts are possible
     each      of a tuple: one text each time it is given
+    own       whether FILE.py:CLASS may stand beside the choices
     """
 
     name: str
@@ -115,6 +117,7 @@ class Option:
     limits: Mapping[str, Any] = field(default_factory=dict)
     choices: tuple[str, ...] = ()
     each: bool = False
+    own: bool = False
 
     @property
     def flag(self) -> str:
@@ -124,10 +127,14 @@ class Option:
     def several(self) -> bool:
         return typing.get_origin(self.kind) is tuple
 
+    def is_own(self, value: Any) -> bool:
+        """Whether it names code of somebody's own, FILE.py:CLASS, where that may stand beside the choices."""
+        return self.own and isinstance(value, str) and own_code.own(value) is not None
+
     def read(self, value: Any, where: str) -> Any:
         """The value as its kind. Raises ConfigError for one that it cannot be."""
         try:
-            if self.choices and value not in self.choices:
+            if self.choices and value not in self.choices and not self.is_own(value):
                 raise msgspec.ValidationError
             return msgspec.convert(self._plain(value), Annotated[self.kind, Meta(**self.limits)], strict=False)
         except msgspec.ValidationError as error:
@@ -137,7 +144,8 @@ class Option:
     def expected(self) -> str:
         """What it can be, in words."""
         if self.choices:
-            return f"{', '.join(self.choices[:-1])} or {self.choices[-1]}"
+            choices = (*self.choices, "FILE.py:CLASS") if self.own else self.choices
+            return f"{', '.join(choices[:-1])} or {choices[-1]}"
         kind = typing.get_args(self.kind)[0] if self.several else self.kind
         words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[kind]
         limits = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
@@ -173,7 +181,7 @@ def _option(name: str, hint: Any, default: Any, text: str) -> Option:
     return Option(name, str if choices else kind, text, default, limits, choices, each)
 
 
-METHOD = Option("method", str, HELP["method"], DEFAULT, {}, tuple(METHODS))
+METHOD = Option("method", str, HELP["method"], DEFAULT, {}, tuple(METHODS), own=True)
 COMMON: dict[str, Option] = _declared(Options, HELP)
 OWN: dict[str, dict[str, Option]] = {name: _declared(method, method.options) for name, method in METHODS.items()}
 ALL: dict[str, Option] = {"method": METHOD} | COMMON | {n: one for own in OWN.values() for n, one in own.items()}
@@ -198,10 +206,11 @@ def checked(given: Mapping[str, Any], where: str = "") -> dict[str, Any]:
 def options(given: Mapping[str, Any]) -> Options:
     """The options of what is `checked`. Raises NotOfMethod for an option that the method has not."""
     said = dict(given)
-    method = METHODS[said.pop("method", DEFAULT)]
+    method = method_named(said.pop("method", DEFAULT))
+    known = OWN[method.name] if METHODS.get(method.name) is method else {}
     for owner, own in OWN.items():
-        if alien := [name for name in own if said.get(name) and name not in OWN[method.name]]:
+        if alien := [name for name in own if said.get(name) and name not in known]:
             raise NotOfMethod(f"{ALL[alien[0]].flag} is of --method {owner}")
-    mine = method(**{name: said.pop(name) for name in OWN[method.name] if name in said})
+    mine = method(**{name: said.pop(name) for name in known if name in said})
     mine.check(name for name, value in said.items() if value)
     return Options(method=mine, **{name: value for name, value in said.items() if name in COMMON})

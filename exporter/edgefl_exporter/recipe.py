@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgefl.errors import InputError, nearest
 from edgefl.manifest import PORTABLE, Normalisation
-from edgefl_exporter.methods import DEFAULT, METHODS, Method
+from edgefl_exporter.methods import DEFAULT, Method, method_named
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from edgefl_exporter.programs.losses import Loss
@@ -79,15 +79,8 @@ class Recipe:
 
     def complete(self) -> tuple[Recipe, Method]:
         """With the method's defaults, and what it adds. Raises InputError for what it does not let choose."""
-        method = method_named(self.method) if isinstance(self.method, str) else self.method
+        method = method_named(self.method)() if isinstance(self.method, str) else self.method
         method.check(name for name in ("private",) if getattr(self, name))
         given = {name: method.defaults[name] for name in ("clip_norm", "proximal") if name in method.defaults}
         own: dict[str, Any] = {name: value for name, value in given.items() if getattr(self, name) is None}
         return method.add(replace(self, **own)), method
-
-
-def method_named(name: str) -> Method:
-    """Raises InputError for a name that no method has."""
-    if name not in METHODS:
-        raise InputError(f"unknown method {name!r}", hint=nearest(name, METHODS))
-    return METHODS[name]()

@@ -226,3 +226,37 @@ def test_mistakes_in_options_of_a_run_file(folder: Path, options: dict[str, obje
     with pytest.raises(ConfigError) as caught:
         export_source("nets.py:model", options, folder / "x", "x", where="run.toml, [[bundle]] 2")
     assert message in caught.value.message
+
+
+OWN_METHOD = """
+from dataclasses import replace
+from edgefl_exporter.methods import Method
+
+class Mine(Method, frozen=True, kw_only=True):
+    name = "mine"
+
+    def add(self, recipe):
+        return replace(recipe, private=("2.*", *recipe.private))
+
+class Nameless(Method, frozen=True, kw_only=True):
+    pass
+
+class Other:
+    name = "other"
+"""
+
+
+def test_a_method_of_ones_own_by_its_file(folder: Path) -> None:
+    (folder / "own.py").write_text(OWN_METHOD)
+    result = run("nets.py:model", "--method", "own.py:Mine", "--programs", "train")
+    assert result.exit_code == 0, result.output
+    manifest = read(folder / "mine-nets.bundle").manifest
+    assert manifest.method == "mine" and {t.name for t in manifest.shared()} == {"0.weight", "0.bias"}
+    for name, message in (
+        ("Min", "no 'Min' in own.py\nhint: did you mean 'Mine'?"),
+        ("Nameless", "--method 'own.py:Nameless' is no method of an export"),
+        ("Other", "--method 'own.py:Other' is no method of an export"),
+    ):
+        refused = run("nets.py:model", "--method", f"own.py:{name}")
+        assert refused.exit_code == 3 and message in refused.stderr, refused.output
+    assert run("nets.py:model", "--method", "mine").exit_code == 2  # click's own words, with the choices
