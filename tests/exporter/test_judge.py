@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterable
 
 import pytest
 import torch
+from toy_proof import STATE, Asked, definition, regression, samples, sides
 
 from edgefl.errors import ParityError
 from edgefl.manifest import File, Output, Parity, Program
 from edgefl_exporter.proof.cases import BATCHES, FREE, Case
-from edgefl_exporter.proof.judge import MOVES, Question, judge
+from edgefl_exporter.proof.judge import MOVES, Question, judge, question
 from edgefl_exporter.proof.sides import Values
 
 NOTHING = File("", "0" * 64, 0)
@@ -144,6 +145,38 @@ def test_an_unsteady_file_is_excused_where_a_kink_may_jump(name: str) -> None:
 
 def test_an_unsteady_file_is_no_excuse_for_a_value() -> None:
     refused(lambda: asked(answer(loss=1.9e-4), file=[answer(loss=1e-3)]))
+
+
+def scaled(**values: float) -> Values:
+    """Some other numbers, whose quotients are exact."""
+    return answer() | {name.replace("_w", ".w"): torch.tensor([value]) for name, value in values.items()}
+
+
+def test_every_bound_is_within_it() -> None:
+    """1 of 10,000 is the tolerance, 10 of 100 ten times 1 of 100, and 1 of 10 still no noise."""
+    assert asked(scaled(loss=10_001.0), want=scaled(loss=10_000.0))["loss"] == 1e-4
+    hundred = scaled(loss=100.0)
+    assert "loss" not in asked(scaled(loss=110.0), want=hundred, pytorch=[scaled(loss=101.0), *[hundred] * 7])
+    ten = scaled(loss=10.0)
+    refused(lambda: asked(scaled(loss=50.0), want=ten, pytorch=[scaled(loss=11.0), *[ten] * 7]))
+    steady, got = scaled(gradient_w=100.0), scaled(gradient_w=110.0)
+    assert "gradient.w" not in asked(got, want=steady, pytorch=[steady] * 8, file=[scaled(gradient_w=121.0)])
+
+
+def test_a_question_is_what_both_sides_answer() -> None:
+    """The file's answer to the case, both to a moved one, PyTorch's in float64."""
+    pytorch, file = Asked(), Asked(lambda values: regression(values) | {"loss": torch.tensor(3.0)})
+    both = sides(definition(pytorch), file)
+    case = Case(BATCHES, {**STATE, **both.definition.draw(samples(), 4, torch.Generator().manual_seed(0))})
+    want = {"loss": torch.tensor(2.0)}
+    found = question(both, case, want)
+    assert found.case is case and found.want is want and found.got["loss"] == 3
+    assert not pytorch.values and torch.equal(file.values[0]["x"], case.values["x"])
+    theirs, ours = found.nearby()
+    assert ours["loss"] == 3 and torch.equal(theirs["next.w"], ours["next.w"])
+    assert not torch.equal(pytorch.values[0]["x"], case.values["x"])
+    assert found.exact()["loss"].dtype == torch.float64
+    assert torch.equal(pytorch.values[1]["x"], case.values["x"].double())
 
 
 # --- slack --------------------------------------------------------------------------------------------------------

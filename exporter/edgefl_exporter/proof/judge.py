@@ -101,6 +101,4 @@ def _undecided(got: Mapping[str, Array], want: Values) -> dict[str, Array]:
         slack = want.get(f"slack.{name}")
         if slack is not None and np.abs(got[name] - wanted.numpy()).max() <= float(slack):
             result[name] = wanted.numpy()
-        if name.startswith("slack."):
-            result[name] = wanted.numpy()
     return result
