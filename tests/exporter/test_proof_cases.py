@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pytest
 import torch
 from torch import Tensor
-from toy_proof import RATE, STATE, Asked, Y, definition, regression, samples
+from toy_proof import RATE, STATE, Asked, X, Y, definition, regression, samples
 
 from edgefl.manifest import Input
 from edgefl_exporter.models.randomness import SEED
@@ -96,6 +96,28 @@ def test_where_pytorch_refuses_one_example_a_short_batch_has_two() -> None:
     assert len(dict(tried(definition(oracle)))["short batch"]["x"]) == 2
 
 
+def test_a_seed_tries_the_same_again() -> None:
+    """Whatever else has drawn random numbers in this process meanwhile."""
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        found.append(tried(definition(typical={"w": 0.25})))
+    for (_, first), (_, second) in zip(*found, strict=True):
+        assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_whether_one_example_is_enough_does_not_depend_on_chance() -> None:
+    asked = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        asked.append(Asked())
+        tried(definition(asked[-1]))
+    first, second = (one.values for one in asked)
+    assert len(first) == 2  # the moved state, and one example
+    for a, b in zip(first, second, strict=True):
+        assert all(torch.equal(value, b[name]) for name, value in a.items())
+
+
 # --- settings -----------------------------------------------------------------------------------------------------
 
 
@@ -114,6 +136,16 @@ def test_settings_are_their_defaults_then_away_from_them() -> None:
     assert [tuple(values[name].item() for name in names) for values in found] == [pytest.approx(each) for each in want]
     assert [values["seed"].item() for values in found[1:3]] == [20_011, -7]
     assert found[1]["count"].dtype == found[1]["seed"].dtype == torch.int64
+
+
+def test_a_program_that_has_settings_and_no_rate() -> None:
+    def oracle(values: Mapping[str, Tensor]) -> Values:
+        return regression({**values, "learning_rate": values["mood"]})
+
+    found = [
+        values for check, values in tried(definition(oracle, inputs=(X, Y, setting("mood", 2.0)))) if check == BATCHES
+    ]
+    assert [values["mood"].item() for values in found[:3]] == [2.0, 1.0, 3.0] and "learning_rate" not in found[0]
 
 
 def test_added_up_gradients_are_full_after_this_batch_then_after_the_next() -> None:

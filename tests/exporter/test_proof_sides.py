@@ -70,6 +70,15 @@ def test_what_is_nowhere_negative_stays_so() -> None:
     assert mixed[0] < 0 < mixed[1]
 
 
+def test_a_seed_moves_the_same_again() -> None:
+    given = {"w": torch.ones(100), "head.bias": torch.zeros(100)}
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        found.append(sides(definition()).moved(given))
+    assert all(torch.equal(found[0][name], found[1][name]) for name in given)
+
+
 def test_both_are_asked_about_the_same_moved_values() -> None:
     pytorch, file = Asked(), Asked(lambda values: {"w": values["w"] * 2})
     given = {"x": torch.ones(3, 2), "y": torch.zeros(3), "w": torch.tensor([1.0, -2.0]), "head.bias": torch.ones(1)}

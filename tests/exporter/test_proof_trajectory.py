@@ -50,6 +50,15 @@ def test_pytorch_walks_and_the_file_is_asked_from_where_it_is() -> None:
     assert found["20 steps"] == pytest.approx(5e-5, rel=0.02) and 0 < found["20 steps, free"] < 1e-2
 
 
+def test_a_seed_walks_the_same_again() -> None:
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        found.append(Asked())
+        walked(found[-1])
+    assert all(torch.equal(a["x"], b["x"]) for a, b in zip(found[0].values, found[1].values, strict=True))
+
+
 @pytest.mark.parametrize("step", [0, 7, 19])
 def test_one_wrong_step_is_refused(step: int) -> None:
     with pytest.raises(ParityError, match="program 'train', check '20 steps': 'next.w' differs"):
@@ -66,7 +75,7 @@ def test_a_file_that_loses_its_way_alone_is_refused() -> None:
         lost = values["optimizer.step"] > 0 and not on_the_path
         return right | {"next.w": (values["w"] if lost else right["next.w"]) * (1 + 1e-6)}
 
-    with pytest.raises(ParityError, match="check '20 steps, free': 'next.w' differs"):
+    with pytest.raises(ParityError, match="program 'train', check '20 steps, free': 'next.w' differs"):
         walked(asked, astray)
 
 
