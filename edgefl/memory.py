@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # malloc.h
@@ -18,3 +19,11 @@ def keep_freed(*, block_bytes: int, all_bytes: int) -> None:
     if mallopt is not None:
         for option, value in ((M_ARENA_MAX, 1), (M_MMAP_THRESHOLD, block_bytes), (M_TRIM_THRESHOLD, all_bytes)):
             mallopt(option, value)
+
+
+def installed_mb() -> int:
+    """The memory of this machine in MiB; 0 where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
+    except (ValueError, AttributeError, OSError):
+        return 0

@@ -123,11 +123,6 @@ def in_state(manifest: Manifest, tensors: Mapping[str, Array]) -> dict[str, Arra
     return {t.name: tensors[group] for group, t in manifest.fusion_map().items() if group in tensors}
 
 
-def whole_state(bundle: Bundle, tensors: Mapping[str, Array]) -> dict[str, Array]:
-    """A bundle's initial state with what a method has fused in its place."""
-    return bundle.weights() | in_state(bundle.manifest, tensors)
-
-
 def initial(classes: Iterable[DeviceClass]) -> dict[str, Array]:
     """What a method starts from: each fusion group's initial value, of the first class that has it."""
     found: dict[str, Array] = {}

@@ -6,6 +6,7 @@ Everything but the network is the real thing: the run file, bundles, tasks, the 
 from __future__ import annotations
 
 import itertools
+import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -16,6 +17,8 @@ from typing import Any
 from edgefl.aggregator.classes import class_of, stated
 from edgefl.aggregator.record import Record, record_of
 from edgefl.errors import ConfigError
+from edgefl.manifest import PORTABLE
+from edgefl.memory import installed_mb
 from edgefl.method import State
 from edgefl.protocol import Presence
 from edgefl.runs.parts import deal
@@ -87,6 +90,7 @@ def simulate(
 def _devices(fleet: FleetSection, ready: Prepared, parts: Mapping[str, Path]) -> list[Device]:
     """The fleet's devices, each of the class that suits what its profile states."""
     from edgefl_device.data import read_splits
+    from edgefl_device.engines.engine import name_of
 
     devices = []
     profiles = itertools.cycle(fleet.profile or (ProfileSection(),))
@@ -96,14 +100,19 @@ def _devices(fleet: FleetSection, ready: Prepared, parts: Mapping[str, Path]) ->
             name,
             1,
             "up",
-            cores=profile.cores or 0,
-            memory_mb=profile.memory_mb or 0,
+            cores=profile.cores or os.cpu_count() or 0,
+            memory_mb=profile.memory_mb or installed_mb(),
+            runtime=name_of(PORTABLE),
+            engine=PORTABLE,
             train_examples=len(splits.train),
             test_examples=len(splits.test) if splits.test is not None else 0,
         )
         one = class_of(presence, ready.classes)
         if one is None:
-            raise ConfigError(f"no [[bundle]] of the run file is for {stated(presence)}", hint=f"{name} is left out")
+            raise ConfigError(
+                f"no [[bundle]] of the run file is for {stated(presence)}",
+                hint=f"of {name}: give [fleet] a profile, or the run a [[bundle]] without `for`",
+            )
         feeds = {"train": splits.train} | ({"test": splits.test} if splits.test is not None else {})
         devices.append(Device(name, one.name, feeds, settings={**one.settings, **profile.settings}))
     return devices

@@ -57,6 +57,15 @@ def test_a_simulated_run_ends_with_the_weights_of_a_real_one(digits_bundle: Path
     assert [row["round"] for row in rows] == [1, 2] and rows[0]["train.loss"] > rows[1]["train.loss"]
 
 
+def test_a_simulated_device_states_what_a_process_would_state(digits_bundle: Path, tmp_path: Path) -> None:
+    one = {"path": str(digits_bundle), "for": "memory_mb >= 1 and cores >= 1 and engine == portable"}
+    run = run_of(digits_bundle, tmp_path, rounds=1)
+    assert len(edgefl.simulate(run | {"bundle": [one]}).history) == 1
+    with pytest.raises(ConfigError, match="no .* is for memory_mb ") as refused:
+        edgefl.simulate(run | {"bundle": [one | {"for": "cores > 100000"}]})
+    assert refused.value.hint == "of device-1: give [fleet] a profile, or the run a [[bundle]] without `for`"
+
+
 @pytest.mark.parametrize(
     ("change", "message", "hint"),
     [

@@ -16,7 +16,7 @@ from edgefl import protocol
 from edgefl.errors import BrokerError, ConfigError, EdgeflError, ProtocolError
 from edgefl.files import locked, write_atomic
 from edgefl.manifest import PORTABLE
-from edgefl.memory import keep_freed
+from edgefl.memory import installed_mb, keep_freed
 from edgefl.mqtt import Address, Connection, Tls
 from edgefl.protocol import AggregatorStatus, Outgoing
 from edgefl.tensors import save_tensors
@@ -173,7 +173,7 @@ class _Participant:
         self._done = False
         self._replaced = False  # another device has our name: it is not for us to say that it sleeps
         capabilities: dict[str, int | str] = {
-            "memory_mb": _memory_mb() if options.memory_mb is None else options.memory_mb,
+            "memory_mb": installed_mb() if options.memory_mb is None else options.memory_mb,
             "cores": (os.cpu_count() or 0) if options.cores is None else options.cores,
             "runtime": name_of(options.engine),
             "train_examples": len(options.data.train),
@@ -358,10 +358,3 @@ class _Participant:
 def _summary(outcome: Outcome) -> str:
     metrics = (f"{name} {value:.4g}" for name, value in outcome.metrics.items())
     return ", ".join(metrics)
-
-
-def _memory_mb() -> int:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
-    except (ValueError, AttributeError, OSError):
-        return 0

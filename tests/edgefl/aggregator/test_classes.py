@@ -17,11 +17,12 @@ from edgefl.aggregator.classes import (
     initial,
     parse_condition,
     stated,
-    whole_state,
 )
 from edgefl.bundle import Bundle
 from edgefl.errors import ConfigError
+from edgefl.method import Model
 from edgefl.protocol import Presence
+from edgefl.runs.outcome import whole
 
 PI = Presence("pi-1", 1, "up", cores=4, memory_mb=2000, runtime="onnxruntime 1.31.1", engine="portable")
 
@@ -111,6 +112,6 @@ def test_a_run_begins_with_the_first_bundles_values_and_a_model_is_made_of_the_f
     fused = {"w": np.array([1, 2], np.float32), "head": np.array([3, 4], np.float32), "m.w": np.zeros(2, np.float32)}
     assert [in_state(one.bundle.manifest, fused)["w"].tolist() for one in classes] == [[1, 2], [3, 4], [3, 4]]
     bundle: Bundle = classes[1].bundle
-    whole = whole_state(bundle, fused)
-    assert whole["w"].tolist() == [3, 4] and sorted(whole) == ["count", "moment", "w"]
-    assert whole_state(bundle, {})["w"].tolist() == [0, 0]
+    all_of = whole(Model("all", bundle, in_state(bundle.manifest, fused)))
+    assert all_of["w"].tolist() == [3, 4] and sorted(all_of) == ["count", "moment", "w"]
+    assert whole(Model("all", bundle, {}))["w"].tolist() == [0, 0]
