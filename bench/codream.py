@@ -43,7 +43,8 @@ from edgefl.methods.fedavg import FedAvg
 from edgefl.runs.partition import dirichlet, iid
 from edgefl.runs.simulation import Device, Simulation
 from edgefl.tensors import Array, Tensors
-from edgefl_device.data import Dataset, Splits, read_splits
+from edgefl_device.data import Dataset, Splits
+from edgefl_device.sources import read_splits
 from edgefl_device.work.private import Private
 from edgefl_device.work.student import Student
 

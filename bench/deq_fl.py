@@ -32,7 +32,8 @@ from edgefl.methods.fedavg import FedAvg
 from edgefl.protocol import tensors_to_bytes
 from edgefl.runs.partition import dirichlet
 from edgefl.runs.simulation import Device, Simulation
-from edgefl_device.data import Splits, read_splits
+from edgefl_device.data import Splits
+from edgefl_device.sources import read_splits
 from edgefl_device.work.evaluate import HeldOut
 
 BUDGETS = (2, 4, 8, 16, 32)

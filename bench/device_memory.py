@@ -28,7 +28,7 @@ from edgefl.aggregator.store import Store
 from edgefl.methods.fedavg import FedAvg
 from edgefl.mqtt import Address
 from edgefl.runs.fleet import Fleet
-from edgefl_device.data import read
+from edgefl_device.sources import read
 
 LIMIT_MB = 120.0
 EXAMPLES = 600

@@ -25,8 +25,9 @@ def device(model: str, bundle_path: str, data_path: str, epochs: int, mark: Call
     """As a device trains: the last epoch's loss."""
     from edgefl import bundle as bundles
     from edgefl.method import Task
-    from edgefl_device.data import fit_to_contract, read
+    from edgefl_device.data import fit_to_contract
     from edgefl_device.engines.runtime import Runtime
+    from edgefl_device.sources import read
     from edgefl_device.work.interpreter import perform
 
     mark("imports")

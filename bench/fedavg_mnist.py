@@ -26,7 +26,8 @@ from edgefl.bundle import Bundle
 from edgefl.methods.fedavg import FedAvg
 from edgefl.runs.partition import PARTITIONS
 from edgefl.runs.simulation import Device, Simulation
-from edgefl_device.data import Dataset, Splits, read_splits
+from edgefl_device.data import Dataset, Splits
+from edgefl_device.sources import read_splits
 
 
 @dataclass(frozen=True)

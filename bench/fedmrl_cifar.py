@@ -36,7 +36,8 @@ from edgefl.methods.fedmrl import FedMRL
 from edgefl.runs.partition import alike, classes
 from edgefl.runs.simulation import Device, Simulation
 from edgefl.tensors import Tensors
-from edgefl_device.data import Dataset, Splits, read_splits
+from edgefl_device.data import Dataset, Splits
+from edgefl_device.sources import read_splits
 
 LOCAL = ("cnn1", "cnn2", "cnn3", "cnn4", "cnn5")  # device i has number i mod 5
 SMALL = "cnn5"

@@ -34,7 +34,8 @@ from edgefl.method import Task
 from edgefl.methods import METHODS
 from edgefl.runs.partition import classes
 from edgefl.runs.simulation import Device, Simulation
-from edgefl_device.data import Dataset, Splits, read_splits
+from edgefl_device.data import Dataset, Splits
+from edgefl_device.sources import read_splits
 
 DEVICES, ASKED, CLASSES, ROUNDS = 50, 10, 2, 100
 EXAMPLES = 5_000  # of MNIST's 60,000: with all of them two classes are easy for a device alone

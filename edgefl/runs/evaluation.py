@@ -64,7 +64,7 @@ def _changed_only(measure: Callable[[dict[str, Array]], dict[str, float]]) -> Ca
 
 def evaluation_data(section: EvaluateSection, seed: int) -> tuple[Dataset, Dataset]:
     """The data set's test part where it has one: what is evaluated on, and what is held out for learned weights."""
-    from edgefl_device.data import read_splits
+    from edgefl_device.sources import read_splits
     from edgefl_device.work.evaluate import set_aside
 
     splits = read_splits(section.data)

@@ -37,7 +37,8 @@ def write_parts(
 
     Gives the examples of each class by part, or one number of examples where labels are no class numbers.
     """
-    from edgefl_device.data import Dataset, Splits, read_splits
+    from edgefl_device.data import Dataset, Splits
+    from edgefl_device.sources import read_splits
 
     splits = read_splits(data)
     rng = np.random.default_rng(seed)

@@ -89,8 +89,8 @@ def simulate(
 
 def _devices(fleet: FleetSection, ready: Prepared, parts: Mapping[str, Path]) -> list[Device]:
     """The fleet's devices, each of the class that suits what its profile states."""
-    from edgefl_device.data import read_splits
     from edgefl_device.engines.engine import name_of
+    from edgefl_device.sources import read_splits
 
     devices = []
     profiles = itertools.cycle(fleet.profile or (ProfileSection(),))

@@ -35,7 +35,7 @@ from edgefl.manifest import MAX_MANIFEST_BYTES, parse_manifest
 from edgefl.method import Ask, State
 from edgefl.runs.run_file import parse_run_file, read_run_file
 from edgefl.tensors import load_tensors, save_tensors
-from edgefl_device.data import read_splits
+from edgefl_device.sources import read_splits
 from edgefl_device.wire.download import Download
 from edgefl_device.work.journal import Journal, Kept
 from edgefl_device.work.kept import Buffers
@@ -827,7 +827,7 @@ from pathlib import Path
 import PIL.Image
 from edgefl import bundle
 from edgefl.errors import EdgeflError
-from edgefl_device.data import read_splits
+from edgefl_device.sources import read_splits
 def peak_mb():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "linux" else 2**20)
 before = peak_mb()

@@ -10,8 +10,9 @@ from pathlib import Path
 from edgefl import bundle as bundles
 from edgefl.method import Task
 from edgefl.tensors import save_tensors
-from edgefl_device.data import fit_to_contract, read
+from edgefl_device.data import fit_to_contract
 from edgefl_device.engines.engine import start
+from edgefl_device.sources import read
 from edgefl_device.work.interpreter import perform
 
 RATE = {"learning_rate": 0.02}

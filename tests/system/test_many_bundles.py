@@ -20,7 +20,7 @@ from edgefl.mqtt import Address, Connection
 from edgefl.tensors import load_tensors
 from edgefl.transport import Received
 from edgefl_broker import RunningBroker
-from edgefl_device.data import read_splits
+from edgefl_device.sources import read_splits
 from edgefl_device.work.journal import Journal
 from edgefl_exporter import export
 from edgefl_exporter.methods import FedMRL

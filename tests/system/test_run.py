@@ -15,7 +15,7 @@ from processes import DEVICES, Process, json_of
 import edgefl_broker
 from edgefl.tensors import load_tensors
 from edgefl_broker import RunningBroker
-from edgefl_device.data import read_splits
+from edgefl_device.sources import read_splits
 
 Start = Callable[..., Process]
 

@@ -10,8 +10,9 @@ from edgefl.errors import ConfigError
 from edgefl.manifest import PORTABLE
 from edgefl.mqtt import Address, Tls
 from edgefl.protocol import NAME
-from edgefl_device.data import Splits, read_splits
+from edgefl_device.data import Splits
 from edgefl_device.participate import Options, participate
+from edgefl_device.sources import read_splits
 
 
 def device(
@@ -34,7 +35,7 @@ def device(
 
     broker      mqtt://HOST:PORT, or mqtts:// with `tls`
     name        of this device: a-z 0-9 _ -, at most 36
-    data        a file or folder that `edgefl_device.data.read_splits` reads, or what it has read
+    data        a file or folder that `edgefl_device.sources.read_splits` reads, or what it has read
     run         to take part in; None: the one that is up
     state       folder for what must survive a restart; None: ~/.edgefl/NAME
     engine      what trains; "onnxruntime-training" needs a bundle exported for it, and its own environment

@@ -28,7 +28,7 @@ from edgefl.methods.codream_fast import CoDreamFast
 from edgefl.random_numbers import normals
 from edgefl.results.pictures import write_pictures
 from edgefl.runs.simulation import Device, Simulation
-from edgefl_device.data import read_splits
+from edgefl_device.sources import read_splits
 from edgefl_device.work.kept import Buffers
 from edgefl_device.work.student import Student
 

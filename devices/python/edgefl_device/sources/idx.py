@@ -14,11 +14,28 @@ from pathlib import Path
 import numpy as np
 
 from edgefl.errors import DataError
-from edgefl_device.data.dataset import AnyArray, check_size
+from edgefl_device.data.dataset import AnyArray, Dataset, check_size
 
 DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 CHUNK_BYTES = 2**20
 MAX_DIMENSIONS = 32  # NumPy 1 has no more
+
+
+def find_images(folder: Path, prefix: str) -> Path | None:
+    found = sorted(folder.glob(f"{prefix}-images*idx*"))
+    return found[0] if found else None
+
+
+def read_pair(images: Path) -> Dataset:
+    """An images file and the labels file that belongs to it by name."""
+    stem = images.name.removesuffix(".gz").replace("images", "labels").replace("idx3", "idx1")
+    if "images" not in images.name:
+        raise DataError(f"{images}: an IDX file of images has 'images' in its name", hint="give the images file")
+    beside = [images.parent / name for name in (stem, f"{stem}.gz")]
+    labels = next((path for path in beside if path.is_file()), None)
+    if labels is None:
+        raise DataError(f"{images}: its labels file {stem}[.gz] is not beside it")
+    return Dataset(read_idx(images), read_idx(labels))
 
 
 def read_idx(path: Path) -> AnyArray:

@@ -12,14 +12,18 @@ import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgefl.errors import DataError
-from edgefl_device.data.dataset import AnyArray, check_size
+from edgefl_device.data.dataset import AnyArray, Dataset, Splits, check_size
+from edgefl_device.sources.images import decode
 
+FEATURE_KEYS = ("x", "features", "images", "data")
+LABEL_KEYS = ("y", "labels", "label", "targets", "target")
 MAX_HEADER_BYTES = 10_000  # as NumPy: a longer one might take Python's parser down
 MAX_DIMENSIONS = 32  # NumPy 1 has no more
 CHUNK_BYTES = 2**20
@@ -27,6 +31,36 @@ _HEADERS = {
     (1, 0): (2, np.lib.format.read_array_header_1_0),  # bytes of the header's length, and what reads both
     (2, 0): (4, np.lib.format.read_array_header_2_0),
 }
+
+
+def read_npz(path: Path) -> Splits:
+    with open_npz(path) as archive:
+        if all(name in archive for name in ("jpeg", "offset", "label")):
+            return Splits(_jpegs(path, archive))
+        train = _split(archive, "_train") or _split(archive, "")
+        if train is None:
+            raise DataError(
+                f"{path} holds {', '.join(archive.names) or 'nothing'}; expected arrays 'x' and 'y'",
+                hint="save it with numpy.savez(path, x=features, y=labels)",
+            )
+        return Splits(train, _split(archive, "_test"))
+
+
+def _split(archive: Npz, suffix: str) -> Dataset | None:
+    features = next((key + suffix for key in FEATURE_KEYS if key + suffix in archive), None)
+    labels = next((key + suffix for key in LABEL_KEYS if key + suffix in archive), None)
+    if features is None or labels is None:
+        return None
+    return Dataset(archive.read(features), archive.read(labels))
+
+
+def _jpegs(path: Path, archive: Npz) -> Dataset:
+    data, offset = archive.read("jpeg"), archive.read("offset")
+    whole = data.dtype == np.uint8 and data.ndim == offset.ndim == 1 and offset.dtype.kind in "iu" and len(offset) > 1
+    if not whole or offset[0] < 0 or offset[-1] > len(data) or (offset[1:] < offset[:-1]).any():
+        raise DataError(f"{path}: 'offset' does not cut 'jpeg' into images")
+    files = [(f"{path}, image {i}", data[a:b].tobytes()) for i, (a, b) in enumerate(pairwise(offset.tolist()))]
+    return Dataset(decode(files), archive.read("label"))
 
 
 class Npz:
