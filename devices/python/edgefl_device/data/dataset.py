@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy.typing as npt
@@ -34,17 +35,22 @@ def check_size(size_bytes: int, where: str, *, file_bytes: int = 0) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Examples and their labels: `features` [n, ...], `labels` [n, ...]. Images are [n, channels, height, width]."""
+    """Examples and their labels: `features` [n, ...], `labels` [n, ...]. Images are [n, channels, height, width].
+
+    names   label -> what the source calls it: a folder's name, a word in a CSV. None where labels are numbers in a
+            file. Words are labelled 0, 1, ... in sorted order; folders that all have whole numbers for names, by these.
+    """
 
     features: AnyArray
     labels: AnyArray
+    names: Mapping[int, str] | None = None
 
     def __len__(self) -> int:
         return len(self.features)
 
     def take(self, indices: AnyArray) -> Dataset:
-        """The examples at `indices`, in that order."""
-        return Dataset(self.features[indices], self.labels[indices])
+        """The examples at `indices`, in that order; labels keep their names."""
+        return replace(self, features=self.features[indices], labels=self.labels[indices])
 
 
 @dataclass(frozen=True)
