@@ -13,7 +13,7 @@
     |-- NotFinite               exit 1    numbers that are no numbers any more: what was computed has diverged
     `-- ParityError             exit 6    a program that does not compute what PyTorch computes
 
-An interrupted command (Ctrl-C) exits 130; wrong usage exits 2 (click's own).
+An interrupted command (Ctrl-C, SIGTERM) exits 130; wrong usage exits 2 (click's own).
 """
 
 from __future__ import annotations

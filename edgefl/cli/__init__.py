@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
 from typing import Any
 
@@ -92,8 +94,11 @@ def main(debug: bool) -> None:
 
     Export a PyTorch model, run an aggregator against an MQTT broker, let devices train. `edgefl demo` shows all of it.
 
-    Exit codes: 0 done, 1 failed, 2 wrong usage, 3 bad input, 4 broker, 5 protocol, 6 proof failed, 130 interrupted.
+    Exit codes: 0 done, 1 failed, 2 wrong usage, 3 bad input, 4 broker, 5 protocol, 6 proof failed, 130 interrupted
+    (Ctrl-C, or SIGTERM as of `kill` and `systemctl stop`).
     """
+    with contextlib.suppress(ValueError):  # beside the main thread nobody can
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
