@@ -30,6 +30,11 @@ class Asked:
         self._largest = {name: largest_reply_bytes(names) for name, names in self._expected.items()}
         self._trained_by = {one.name: trained_by(ask, one.bundle.manifest) for one in classes}
 
+    @property
+    def measures_test_data(self) -> bool:
+        """Whether a task measures something on the devices' own test data, which a device without any leaves out."""
+        return any(task.feed == "test" and not task.send for task in self._ask.tasks)
+
     def largest_upload(self, one: DeviceClass) -> int:
         """The most bytes of a reply of this class."""
         return self._largest[one.name]

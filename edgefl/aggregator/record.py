@@ -31,6 +31,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     measured    the metrics of each device; of a durable round
     loss, accuracy      of the fused model on the aggregator's data, else what devices say of their own; None: nobody
                 evaluated
+    evaluated   how many of the devices measured the model on test data of their own
     durable     whether the state after it is on disk
     """
 
@@ -51,6 +52,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     measured: dict[str, Metrics] = {}
     loss: float | None = None
     accuracy: float | None = None
+    evaluated: Count = 0
     durable: bool = True
 
 
@@ -99,6 +101,7 @@ def record_of(done: RoundDone, traffic: Traffic, evaluated: Mapping[str, float],
         measured={device: dict(metrics) for device, metrics in fused.measured.items()} if done.durable else {},
         loss=held_out.get("evaluate.loss") if done.durable else None,
         accuracy=held_out.get("evaluate.accuracy") if done.durable else None,
+        evaluated=sum("evaluate.examples" in metrics for metrics in fused.measured.values()),
         durable=done.durable,
     )
 

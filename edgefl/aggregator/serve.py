@@ -39,6 +39,7 @@ _SAID = (
     "quorum",
     "protocol error",
     "no bundle",
+    "no test data",
     "run is full",
     "too many requests",
 )

@@ -102,6 +102,7 @@ class Aggregator:
         self._status_again_s = 0.0
         self._nameable = protocol.MAX_DEVICES
         self._noted: set[str] = set()  # whose requests were too many in this round
+        self._untested: set[str] = set()  # of whom it was said that they have no test data
         self._elapsed_s, self._started_s = last.elapsed_s if last else 0.0, 0.0
         self._target_accuracy = target_accuracy
         if last is not None and self._is_reached(last):
@@ -340,12 +341,20 @@ class Aggregator:
             counts = verdict.status == "accepted" and now.status == "duplicate"
             if counts:  # said first: what follows may take long, or undo the round, and then it is to offer again
                 self._receipt(offer, "accepted", "")
+                self._note_untested(offer.device, examples)
             self._follow(following, now_s)
             if verdict.status != "accepted":
                 self._receipt(offer, verdict.status, verdict.reason)
             elif now.status == "refused":  # the round was undone, without this device; or with it, and it offers again
                 self._receipt(offer, now.status, now.reason)
         self._permit_more(now_s)
+
+    def _note_untested(self, device: str, examples: Examples | None) -> None:
+        """Say once of a device that it evaluates nothing, where devices are asked to."""
+        without = examples is not None and examples.test == 0
+        if without and self._asked.measures_test_data and device not in self._untested:
+            self._untested.add(device)
+            self._note("no test data", device, "its training counts, its evaluation is left out")
 
     def _refuse(self, offer: Offer, reason: str, now_s: float) -> None:
         self._receipt(offer, "refused", reason)

@@ -45,6 +45,10 @@ class Rule:
                 raise RemoteProtocolError(f"weight rule {self.name!r} needs metric {metric!r}, which was not sent")
         try:
             weight = float(self.function(reply))
+        except KeyError as error:  # what a device without test data does not measure, mostly
+            raise RemoteProtocolError(
+                f"weight rule {self.name!r} reads {error.args[0]!r}, which was not sent"
+            ) from error
         except Exception as error:  # a function of somebody's own raises what it likes
             raise RemoteProtocolError(f"weight rule {self.name!r} failed: {said(error)}") from error
         if not math.isfinite(weight) or weight <= 0:

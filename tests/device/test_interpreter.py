@@ -386,6 +386,19 @@ def test_a_tensor_is_sent_once(runtime: Runtime) -> None:
         run(runtime, Task(program="evaluate", send=("w",)), Task(program="evaluate", send=("*",)))
 
 
-def test_a_device_without_test_data_says_so(runtime: Runtime) -> None:
+@pytest.mark.parametrize("feeds", [{}, {"test": TWO.take(np.zeros(0, np.int64))}])
+def test_without_test_data_nothing_is_measured_and_everything_else_is_done(
+    runtime: Runtime, feeds: dict[str, Dataset]
+) -> None:
+    measure = Task(program="evaluate", feed="test", load=("w",), reset=("count",), batch_size=0)
+    train = Task(program="train", batch_size=0, settings=LR, send=("w",))
+    announced = {"w": np.array([1, 0], np.float32)}
+    outcome = perform(runtime, [measure, train], announced, {"train": TWO, **feeds}, device="pi-1")
+    np.testing.assert_array_equal(outcome.tensors["w"], [1, 1])  # what was loaded for the first is what trains
+    assert outcome.metrics.keys() == {"train.loss", "train.total", "train.examples"}
+
+
+def test_what_is_to_be_sent_of_test_data_needs_some(runtime: Runtime) -> None:
     with pytest.raises(DataError, match=r"task 1 \('evaluate'\): this device has no 'test' data"):
-        perform(runtime, [Task(program="evaluate", feed="test")], {}, {"train": TWO}, device="pi-1")
+        task = Task(program="evaluate", feed="test", send=("predicted",))
+        perform(runtime, [task], {}, {"train": TWO}, device="pi-1")

@@ -178,7 +178,7 @@ class Node:
             job, self._job = self._job, None
             assert self.runtime is not None
             self.jobs.append(job.key)
-            feeds = {"train": self._fitted, "test": self._fitted}
+            feeds = {"train": self._fitted} | ({"test": self._fitted} if self.capabilities["test_examples"] else {})
             done = answer(
                 self.runtime,
                 job.announcement.tasks,

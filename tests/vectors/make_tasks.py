@@ -284,6 +284,10 @@ def carried_out() -> list[dict[str, Any]]:
             ask(TRAIN, LOOK | {"feed": "test", "load": [], "send": ["loss"]}),
             data=with_test,
         ),
+        story(
+            "without test data nothing is measured, but what is loaded and reset is",
+            ask(LOOK | {"feed": "test", "send": [], "reset": ["count"], "batch_size": 0}, TRAIN | {"load": []}),
+        ),
         story("several tasks, one state", ask(TRAIN, TRAIN | {"load": [], "reset": [], "send": ["gradient"]})),
         story(
             "patterns pass over what the bundle has not",
@@ -373,7 +377,7 @@ def refused() -> list[dict[str, Any]]:
         "a pattern of send that nothing matches": TRAIN | {"send": ["v*"]},
         "a pattern of load that nothing matches": TRAIN | {"load": ["v*"]},
         "a plain name to reset that there is not": TRAIN | {"reset": ["velocity"]},
-        "a feed that this device has not": LOOK | {"feed": "test"},
+        "a feed that this device has not, where outputs of it are to be sent": LOOK | {"feed": "test"},
         "announced examples that were not announced": LOOK | {"feed": "announced"},
         "an output without a batch": TRAIN | {"epochs": 0, "send": ["gradient"]},
         "training that diverges": TRAIN | {"settings": {"learning_rate": 1e38}, "epochs": 40},

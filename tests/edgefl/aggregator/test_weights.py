@@ -181,7 +181,7 @@ def test_numbers_are_the_further_arguments(tmp_path: Path) -> None:
         ("-1", "gives -1.0; expected above 0"),
         ("np.inf", "gives inf; expected above 0"),
         ("None", "failed: TypeError"),
-        ("reply.metrics['train.x']", "failed: KeyError: 'train.x'"),
+        ("reply.metrics['train.x']", "reads 'train.x', which was not sent"),
     ],
 )
 def test_what_it_gives_wrong_refuses_the_reply(tmp_path: Path, body: str, said: str) -> None:

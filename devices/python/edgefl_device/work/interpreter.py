@@ -98,7 +98,8 @@ def perform(
 
     `feeds` holds the device's own "train" and "test" data, each from `fit_to_contract`. `device` is its name,
     which takes part in the shuffle. `own` are its own settings, which count more than a task's. `buffers` are those
-    of this ask; without them, a task that keeps examples or is fed kept ones is refused.
+    of this ask; without them, a task that keeps examples or is fed kept ones is refused. Without "test" data, a task
+    that is fed them and sends nothing measures nothing, and that is all.
 
     Metrics are "PROGRAM.OUTPUT" for every output that is one number, over the batches of the last epoch, and
     "PROGRAM.examples", the examples of that epoch. When two tasks run one program, the later one's are kept.

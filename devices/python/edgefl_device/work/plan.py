@@ -19,6 +19,8 @@ from edgefl_device.data.contract import fit_to_contract
 from edgefl_device.data.dataset import Dataset
 from edgefl_device.work.kept import FEATURES, LABELS, Buffers
 
+NO_DATA = Dataset(np.zeros((0, 0)), np.zeros(0))
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -40,7 +42,7 @@ class Plan:
 
     @property
     def batches_per_epoch(self) -> int:
-        return math.ceil(len(self.data) / (self.task.batch_size or len(self.data)))
+        return math.ceil(len(self.data) / (self.task.batch_size or max(1, len(self.data))))
 
     @property
     def batches(self) -> int:
@@ -76,6 +78,9 @@ def plan(
     """Check one task, whose feed `edgefl.feeds.fault` has no fault with. Raises InputError (DataError for data) that
     names the task and what is wrong with it.
 
+    A task fed "test" that sends nothing only measures. Where there are no such data it has no batches: it loads and
+    resets as it would, and reports nothing.
+
     `own` are the device's own settings: where the program has one of them, it counts more than the task's. What the
     task keeps is noted in `buffers`, and not yet saved.
     """
@@ -95,7 +100,11 @@ def plan(
             f"{where}: batch_size is {task.batch_size}, but the program was exported for batches of {fixed}",
             hint=f"ask with batch_size = {fixed}, or export with --batch dynamic",
         )
-    contract, data = _feed(where, task, program, manifest.data, announced, feeds, buffers)
+    left_out = task.feed == "test" and not task.send and len(feeds.get("test", NO_DATA)) == 0
+    if left_out:
+        task, contract, data = msgspec.structs.replace(task, epochs=0, steps=0), manifest.data, NO_DATA
+    else:
+        contract, data = _feed(where, task, program, manifest.data, announced, feeds, buffers)
     send_state, send_outputs = _sends(where, task, program, manifest)
     one = Plan(
         where=where,
@@ -109,7 +118,8 @@ def plan(
         send_outputs=send_outputs,
         settings=_settings(where, task, program, own),
     )
-    _check_micro_batches(one)
+    if not left_out:
+        _check_micro_batches(one)
     return one
 
 
