@@ -10,7 +10,7 @@ import click
 from edgefl.bundle import Bundle, read
 from edgefl.cli.output import format_option, print_json, print_table
 from edgefl.manifest import Parity, StateTensor
-from edgefl.results.report import size
+from edgefl.results.rounds import size
 
 
 @click.command()

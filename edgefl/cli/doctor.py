@@ -9,7 +9,7 @@ import click
 
 from edgefl.cli.output import format_option, print_json, print_table, working
 from edgefl.doctor.devices import DEVICES
-from edgefl.results.report import size
+from edgefl.results.rounds import size
 
 if TYPE_CHECKING:
     from edgefl.doctor.examine import Examined, Refused

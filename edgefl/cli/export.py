@@ -13,7 +13,7 @@ from edgefl.cli.bundle import summary
 from edgefl.cli.output import format_option, print_json, working
 from edgefl.errors import ConfigError
 from edgefl.files import read_bytes
-from edgefl.results.report import size
+from edgefl.results.rounds import size
 from edgefl.runs.run_file import from_toml
 from edgefl.runs.sections import bundle_name
 from edgefl_exporter.methods import METHODS

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from edgefl.aggregator.record import Record
 from edgefl.cli.output import tell
-from edgefl.results.report import COLUMNS, OWN, Column, Rows
+from edgefl.results.rounds import COLUMNS, OWN, Column, Rows
 from edgefl.runs.run import Begun
 
 SHOWN_ROUNDS = 25

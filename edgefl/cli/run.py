@@ -122,7 +122,7 @@ def _summary(result: Result) -> dict[str, object]:
 
 
 def _print(result: Result) -> None:
-    from edgefl.results.report import facts, size
+    from edgefl.results.rounds import facts, size
 
     place = _shown(result.path)
     click.echo(", ".join(f"{name} {value}" for name, value in facts(result.history)))

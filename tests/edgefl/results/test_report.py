@@ -13,7 +13,8 @@ import pytest
 import records
 
 from edgefl.aggregator.record import Record
-from edgefl.results.report import COLUMNS, OWN, Rows, facts, size, write_report
+from edgefl.results.report import write_report
+from edgefl.results.rounds import COLUMNS, OWN, Rows, facts, size
 
 CONFIG = 'name = "digits"  # <5 & more\nmodel = "</pre><script>alert(1)</script>"\n'
 
