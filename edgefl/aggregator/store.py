@@ -133,7 +133,7 @@ class Store:
         """Make a round durable: its state first, then its record. Where it need not be, its record is noted only."""
         if record.durable:
             about = {"round": state.round, "numbers": dict(state.numbers), "record": record}
-            write_atomic(self.path / "state.safetensors", save_tensors(state.tensors, {"about": _line(about)}))
+            write_atomic(self.path / "state.safetensors", save_tensors(state.tensors, {"about": json_line(about)}))
         self._append("metrics.jsonl", record, durable=record.durable)
 
     def load_state(self) -> State | None:
@@ -169,7 +169,7 @@ class Store:
         if about is not None and (not kept or kept[-1].round != last):
             kept.append(about.record)
         if kept != records:
-            write_atomic(self.path / "metrics.jsonl", "".join(map(_line, kept)).encode())
+            write_atomic(self.path / "metrics.jsonl", "".join(map(json_line, kept)).encode())
 
     # --- devices ----------------------------------------------------------------------------------------------
 
@@ -192,7 +192,7 @@ class Store:
 
     def _append(self, name: str, line: object, *, durable: bool = True) -> None:
         with open(self.path / name, "a", encoding="utf-8") as file:
-            file.write(_line(line))
+            file.write(json_line(line))
             file.flush()
             if durable:
                 os.fsync(file.fileno())
@@ -262,7 +262,7 @@ def _lines(path: Path, kind: type[Kind]) -> list[Kind]:
         return [from_json(line, kind) for line in read_bytes(path).splitlines()]
 
 
-def _line(value: object) -> str:
+def json_line(value: object) -> str:
     """One line of JSON, which has no word for what is not finite: null stands there."""
     return json.dumps(_finite(msgspec.to_builtins(value)), allow_nan=False) + "\n"
 

@@ -62,28 +62,42 @@ class _Commands(click.Group):
     def invoke(self, context: click.Context) -> Any:
         try:
             return super().invoke(context)
-        except EdgeflError as error:
-            if context.params.get("debug"):
-                raise
-            click.echo(f"error: {error.message}", err=True)
-            if error.hint:
-                click.echo(f"hint: {error.hint}", err=True)
-            context.exit(error.exit_code)
-        except ModuleNotFoundError as error:
-            extra = _EXTRAS.get((error.name or "").partition(".")[0])
-            if extra is None or context.params.get("debug"):
-                raise
-            click.echo(f"error: this command needs the package {error.name}", err=True)
-            click.echo(f"hint: pip install 'edgefl[{extra}]'", err=True)
-            context.exit(3)
-        except OSError as error:
-            if context.params.get("debug") or isinstance(error, BrokenPipeError):  # click ends `| head` quietly
-                raise
-            click.echo(f"error: {error.filename or 'the system'}: {error.strerror or error}", err=True)
-            context.exit(3)
         except KeyboardInterrupt:
-            click.echo("interrupted", err=True)
+            _complain(context, "interrupted")
             context.exit(130)
+        except Exception as error:
+            about = None if context.params.get("debug") else _about(error)
+            if about is None:
+                raise
+            message, hint, exit_code = about
+            _complain(context, f"error: {message}")
+            if hint:
+                _complain(context, f"hint: {hint}")
+            context.exit(exit_code)
+
+
+def _about(error: Exception) -> tuple[str, str | None, int] | None:
+    """What a person is told of an error: message, hint, exit code. None for what is a fault of ours, or click's."""
+    match error:
+        case EdgeflError():
+            return error.message, error.hint, error.exit_code
+        case ModuleNotFoundError():
+            extra = _EXTRAS.get((error.name or "").partition(".")[0])
+            if extra is None:
+                return None
+            return f"this command needs the package {error.name}", f"pip install 'edgefl[{extra}]'", 3
+        case BrokenPipeError():  # click ends `| head` quietly
+            return None
+        case OSError():
+            return f"{error.filename or 'the system'}: {error.strerror or error}", None, 3
+    return None
+
+
+def _complain(context: click.Context, line: str) -> None:
+    """A line on stderr, however quiet the command is, and in its log."""
+    click.echo(line, err=True)
+    if context.obj is not None:
+        context.obj.note(line)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

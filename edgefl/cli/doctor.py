@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgefl.cli.output import format_option, print_json, print_table, working
+from edgefl.cli.output import format_option, print_json, print_table
+from edgefl.cli.teller import Teller, tells
 from edgefl.doctor.devices import DEVICES
 from edgefl.results.rounds import size
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 @click.option("--loss", help="As of `edgefl export`; a bundle has its own.")
 @click.option("--train", help="As of `edgefl export`, e.g. 'head.*'; a bundle has its own.")
 @format_option
+@tells
 @click.pass_context
 def doctor(
     context: click.Context,
@@ -35,6 +37,7 @@ def doctor(
     loss: str | None,
     train: str | None,
     form: str,
+    teller: Teller,
 ) -> None:
     """Say what a model asks of a device: does it lower, work, memory, bytes to send, time for an epoch.
 
@@ -47,7 +50,7 @@ def doctor(
     """
     from edgefl.doctor.examine import Refused, examine
 
-    with working(f"examining {model}") as tell:
+    with teller.working(f"examining {model}") as tell:
         try:
             result = examine(
                 model,

@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from edgefl.cli.bundle import summary
-from edgefl.cli.output import format_option, print_json, working
+from edgefl.cli.output import format_option, print_json
+from edgefl.cli.teller import Teller, tells
 from edgefl.errors import ConfigError
 from edgefl.files import read_bytes
 from edgefl.results.rounds import size
@@ -96,12 +97,15 @@ HELP = """Compile a PyTorch model to a bundle of training programs, and prove th
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="The bundle to write; default: NAME.bundle.")
 @_all_options
 @format_option
-def export(model: str | None, out: Path | None, form: str, **given: Any) -> None:
+@tells
+def export(model: str | None, out: Path | None, form: str, teller: Teller, **given: Any) -> None:
     with _wrong_usage():
-        said = options(_configured() | checked({n: value for n, value in given.items() if value not in (None, ())}))
+        said = options(
+            _configured(teller) | checked({n: value for n, value in given.items() if value not in (None, ())})
+        )
         source = said.method.source(model)
     name = f"{said.method.prefix}{bundle_name(source)}"
-    with working(f"exporting {source}") as tell:
+    with teller.working(f"exporting {source}") as tell:
         from edgefl_exporter import export_source  # torch takes seconds to import
 
         bundle = export_source(source, said, out or Path(f"{name}.bundle"), name, progress=tell)
@@ -120,7 +124,7 @@ def _wrong_usage() -> Iterator[None]:
         raise click.UsageError(error.message) from error
 
 
-def _configured() -> dict[str, Any]:
+def _configured(teller: Teller) -> dict[str, Any]:
     """The options in SECTION of the nearest pyproject.toml. Raises ConfigError.
 
     Paths in them are relative to where the command runs, as on the command line.
@@ -139,5 +143,5 @@ def _configured() -> dict[str, Any]:
         if not isinstance(section, dict):
             raise ConfigError(f"{path}: {level!r} is {section!r}; expected the section {SECTION}")
     if section:
-        click.echo(f"options of {path} {SECTION}: {', '.join(section)}", err=True)
+        teller.tell(f"options of {path} {SECTION}: {', '.join(section)}")
     return checked(section, f"{path}, {SECTION}")

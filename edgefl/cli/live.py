@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from edgefl.aggregator.record import Record
-from edgefl.cli.output import tell
+from edgefl.cli.teller import Teller
+from edgefl.errors import one_line
 from edgefl.results.rounds import COLUMNS, OWN, Column, Rows
 from edgefl.runs.run import Begun
 
@@ -24,7 +25,8 @@ class LiveTable:
     Until the run begins there is no table, and what is said is printed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, teller: Teller) -> None:
+        self._teller = teller
         self._title = ""
         self._columns: list[Column] = []
         self._rows = Rows()
@@ -47,39 +49,46 @@ class LiveTable:
         self._title = f"run {begun.name}: {', '.join(one.name for one in begun.classes)}, {begun.method}"
         self._columns = [column for column in COLUMNS if begun.own_accuracy or column is not OWN]
         self._rows = Rows(begun.records)
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not self._teller.quiet:
+            self._teller.note(self._title)
             self._live = Live(self._table(), console=Console(stderr=True), auto_refresh=False)
             self._live.start()
             return
-        tell(self._title)
-        tell(self._line_of([column.title for column in self._columns]))
+        self._teller.tell(self._title)
+        self._teller.row(self._line_of([column.title for column in self._columns]), new=False)
         for record in self._rows.rows:
-            self._print_row(record)
+            self._teller.row(self._line_of_record(record), new=False)
 
     def round_done(self, record: Record) -> None:
         """Show one more round."""
         new = self._rows.add(record)
-        if self._live and new:
+        if not new:
+            return
+        line = self._line_of_record(self._rows.rows[-1])
+        if self._live:
+            self._teller.note(line)
             self._live.update(self._table(), refresh=True)
-        elif new:
-            self._print_row(self._rows.rows[-1])
+        else:
+            self._teller.row(line)
 
-    def _print_row(self, record: Record) -> None:
-        tell(self._line_of([column.cell(record) for column in self._columns]))
+    def progress(self, line: str) -> None:
+        """Show what is going on, in one line. How many replies have come is for a terminal, or who asked for more."""
+        if line == self._line:
+            return
+        self._line = line
+        say = self._teller.detail if line.endswith("replies") else self._teller.tell
+        if self._live:
+            self._teller.note(line)
+            self._live.update(self._table(), refresh=True)
+        else:
+            say(line)
+
+    def _line_of_record(self, record: Record) -> str:
+        return self._line_of([column.cell(record) for column in self._columns])
 
     def _line_of(self, cells: list[str]) -> str:
         widths = (max(len(column.title), 9) for column in self._columns)
         return "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
-
-    def progress(self, line: str) -> None:
-        """Show what is going on, in one line."""
-        if line == self._line:
-            return
-        self._line = line
-        if self._live:
-            self._live.update(self._table(), refresh=True)
-        elif "replies" not in line and "waiting" not in line:
-            tell(line)
 
     def _table(self) -> Group:
         table = Table(title=self._title, title_justify="left", box=None, pad_edge=False)
@@ -87,4 +96,4 @@ class LiveTable:
             table.add_column(column.title, justify="right")
         for record in self._rows.rows[-SHOWN_ROUNDS:]:
             table.add_row(*(column.cell(record) for column in self._columns))
-        return Group(table, Text(self._line, style="dim"))
+        return Group(table, Text(one_line(self._line), style="dim"))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -16,6 +15,13 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 format_option: Callable[[F], F] = click.option(
     "--format", "form", type=click.Choice(["text", "json"]), default="text", help="How to print the result."
+)
+stream_option: Callable[[F], F] = click.option(
+    "--format",
+    "form",
+    type=click.Choice(["text", "json", "jsonl"]),
+    default="text",
+    help="How to print the result; jsonl: a line for each thing that happens, too.",
 )
 
 
@@ -42,23 +48,3 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
 def tell(line: str) -> None:
     """A line for the person at the terminal, whoever said it."""
     click.echo(one_line(line), err=True)
-
-
-@contextmanager
-def working(title: str) -> Iterator[Callable[[str], None]]:
-    """While the block runs: a function that says what is being done. On a terminal the time counts beside it."""
-    if not sys.stderr.isatty():
-        yield tell
-        return
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(title)
-
-        def say(line: str) -> None:
-            progress.update(task, description=line)
-            progress.console.print(line, style="dim", highlight=False)
-
-        yield say

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from edgefl.cli.output import tell
+from edgefl.cli.output import format_option, print_json
+from edgefl.cli.teller import Teller, tells
 
 
 @click.command()
@@ -16,7 +17,9 @@ from edgefl.cli.output import tell
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="Another run, whose devices' accuracies are drawn dashed.",
 )
-def report(run_dir: Path, beside: Path | None) -> None:
+@format_option
+@tells
+def report(run_dir: Path, beside: Path | None, form: str, teller: Teller) -> None:
     """Write RUN_DIR/report.html again, perhaps with the curves of another run beside its own.
 
     \b
@@ -25,4 +28,8 @@ def report(run_dir: Path, beside: Path | None) -> None:
     """
     from edgefl.runs.outcome import report_again
 
-    click.echo(f"report: {report_again(run_dir, beside=beside, progress=tell)}")
+    path = report_again(run_dir, beside=beside, progress=teller.tell)
+    if form == "json":
+        print_json({"report": str(path)})
+    else:
+        click.echo(f"report: {path}")

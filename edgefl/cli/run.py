@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from edgefl.cli.output import format_option, print_json, tell
+from edgefl.cli.output import print_json, stream_option
+from edgefl.cli.teller import Teller, tells
+from edgefl.errors import EdgeflError
 
 if TYPE_CHECKING:
     from edgefl.runs.result import Result
@@ -23,8 +25,9 @@ resume_option = click.option("--resume", is_flag=True, help="Go on with the last
 @click.argument("run_file", type=click.Path(path_type=Path))
 @click.option("--broker", "url", help="Instead of the run file's [broker] url.")
 @resume_option
-@format_option
-def aggregate(run_file: Path, url: str | None, resume: bool, form: str) -> None:
+@stream_option
+@tells
+def aggregate(run_file: Path, url: str | None, resume: bool, form: str, teller: Teller) -> None:
     """Run the aggregator of RUN_FILE against an MQTT broker; devices join by themselves.
 
     \b
@@ -34,14 +37,15 @@ def aggregate(run_file: Path, url: str | None, resume: bool, form: str) -> None:
     from edgefl.runs import run as verbs
 
     again = shlex.join(["edgefl", "aggregate", str(run_file), *(["--broker", url] if url else [])])
-    _carry(partial(verbs.aggregate, run_file, broker=url, resume=resume), again, form)
+    _carry(partial(verbs.aggregate, run_file, broker=url, resume=resume), again, form, teller)
 
 
 @click.command()
 @click.argument("run_file", type=click.Path(path_type=Path))
 @resume_option
-@format_option
-def run(run_file: Path, resume: bool, form: str) -> None:
+@stream_option
+@tells
+def run(run_file: Path, resume: bool, form: str, teller: Teller) -> None:
     """Run broker, aggregator and an emulated fleet on this machine, all from RUN_FILE.
 
     \b
@@ -51,7 +55,7 @@ def run(run_file: Path, resume: bool, form: str) -> None:
     from edgefl.runs import run as verbs
 
     again = shlex.join(["edgefl", "run", str(run_file)])
-    _carry(partial(verbs.run, run_file, resume=resume), again, form)
+    _carry(partial(verbs.run, run_file, resume=resume), again, form, teller)
 
 
 @click.command()
@@ -62,9 +66,16 @@ def run(run_file: Path, resume: bool, form: str) -> None:
 @click.option("--engine", type=click.Choice(["auto", "mosquitto", "iotcore"]), default="auto", show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @resume_option
-@format_option
+@stream_option
+@tells
 def demo(
-    devices: int, runs: Path, engine: Literal["auto", "mosquitto", "iotcore"], seed: int, resume: bool, form: str
+    devices: int,
+    runs: Path,
+    engine: Literal["auto", "mosquitto", "iotcore"],
+    seed: int,
+    resume: bool,
+    form: str,
+    teller: Teller,
 ) -> None:
     """See it all: 8 emulated devices learn handwritten digits, each from its own uneven part.
 
@@ -81,31 +92,55 @@ def demo(
     options = (("devices", devices, 8), ("runs", runs, Path("runs")), ("engine", engine, "auto"), ("seed", seed, 0))
     changed = [word for name, value, default in options if value != default for word in (f"--{name}", str(value))]
     again = shlex.join(["edgefl", "demo", *changed])
-    _carry(partial(verbs.run, config, resume=resume), again, form)
+    _carry(partial(verbs.run, config, resume=resume), again, form, teller)
 
 
 # --- parts --------------------------------------------------------------------------------------------------------
 
 
-def _carry(carry: Callable[..., Result], again: str, form: str) -> None:
+def _carry(carry: Callable[..., Result], again: str, form: str, teller: Teller) -> None:
     """Carry a run in front of a person: a table while it goes on, then how good, where it is. `again`: the command that
     goes on after Ctrl-C."""
     from edgefl.cli.live import LiveTable
+    from edgefl.cli.stream import JsonLines
     from edgefl.runs.result import Interrupted
 
+    stream = JsonLines() if form == "jsonl" else None
     try:
-        with LiveTable() as table:
-            result = carry(on_begin=table.begun, on_round=table.round_done, progress=table.progress)
+        with LiveTable(teller) as table:
+            watchers: list[LiveTable | JsonLines] = [table, stream] if stream else [table]
+            result = carry(
+                on_begin=_each(watcher.begun for watcher in watchers),
+                on_round=_each(watcher.round_done for watcher in watchers),
+                progress=_each(watcher.progress for watcher in watchers),
+            )
     except Interrupted as interrupted:
         result = interrupted.result
-    if form == "json":
+    except EdgeflError as error:
+        if stream:
+            stream.error(error)
+        raise
+    if stream:
+        stream.result(_summary(result))
+    elif form == "json":
         print_json(_summary(result))
     elif result.finished:
         _print(result)
     if not result.finished:
-        tell(f"stopped after {result.rounds} rounds, everything is saved in {_shown(result.path)}")
-        tell(f"go on with: {again} --resume")
+        teller.tell(f"stopped after {result.rounds} rounds, everything is saved in {_shown(result.path)}")
+        teller.tell(f"go on with: {again} --resume")
         raise SystemExit(130)
+
+
+def _each(told: Iterable[Callable[[Any], None]]) -> Callable[[Any], None]:
+    """What tells all of them."""
+    all_told = list(told)
+
+    def tell(what: Any) -> None:
+        for one in all_told:
+            one(what)
+
+    return tell
 
 
 def _summary(result: Result) -> dict[str, object]:

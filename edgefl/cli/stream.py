@@ -1,0 +1,46 @@
+"""A run as JSON lines on stdout, one object for each thing that happens, in the order in which it does.
+
+    {"event": "begun", "time": 1767323045.1, "run": "digits-20260102-030405", "method": "fedavg", "classes": ["digits"],
+     "rounds": 0}
+    {"event": "said", "time": ..., "text": "round 1: 3 of 8 replies"}
+    {"event": "round", "time": ..., "record": {"round": 1, "accuracy": 0.91, ...}}
+    {"event": "result", "time": ..., "accuracy": 0.97, "rounds": 8, "run_dir": "runs/digits-20260102-030405", ...}
+
+The last is "result" or, with `message`, `hint` and `exit_code`, "error". `record` is as in metrics.jsonl
+(edgefl/aggregator/record.py), `rounds` of "begun" are those of earlier starts, `time` counts seconds since 1970.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import click
+
+from edgefl.aggregator.record import Record
+from edgefl.aggregator.store import json_line
+from edgefl.errors import EdgeflError, one_line
+from edgefl.runs.run import Begun
+
+
+class JsonLines:
+    """Writes what happens to stdout, each line as soon as it does."""
+
+    def begun(self, begun: Begun) -> None:
+        names = [one.name for one in begun.classes]
+        self._write("begun", run=begun.name, method=begun.method, classes=names, rounds=len(begun.records))
+
+    def round_done(self, record: Record) -> None:
+        self._write("round", record=record)
+
+    def progress(self, line: str) -> None:
+        self._write("said", text=one_line(line))
+
+    def result(self, summary: Mapping[str, object]) -> None:
+        self._write("result", **summary)
+
+    def error(self, error: EdgeflError) -> None:
+        self._write("error", message=error.message, hint=error.hint, exit_code=error.exit_code)
+
+    def _write(self, event: str, **about: object) -> None:
+        click.echo(json_line({"event": event, "time": round(time.time(), 3), **about}), nl=False)
