@@ -50,10 +50,13 @@ def device(
     for what, text in (("device name", name), ("run", run)):
         if text is not None and not re.fullmatch(NAME, text):
             raise ConfigError(f"{what} {text!r} cannot be used", hint="a-z, 0-9, _ and -, at most 36 characters")
+    splits = data if isinstance(data, Splits) else read_splits(data)
+    for note in splits.notes:
+        progress(f"data: {note}")
     options = Options(
         broker=Address.parse(broker),
         name=name,
-        data=data if isinstance(data, Splits) else read_splits(data),
+        data=splits,
         state=state or Path.home() / ".edgefl" / name,
         run=run,
         tls=tls,

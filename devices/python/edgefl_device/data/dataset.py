@@ -55,7 +55,11 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Splits:
-    """What a source holds: training examples, and test examples where it has them."""
+    """What a source holds: training examples, and test examples where it has them.
+
+    notes   lines about what its reader passed over or changed, for whoever looks
+    """
 
     train: Dataset
     test: Dataset | None = None
+    notes: tuple[str, ...] = ()

@@ -1,48 +1,118 @@
-"""A folder per class: each holds that class's images."""
+"""A folder per class, each with that class's images."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from edgefl.errors import DataError
 from edgefl_device.data.dataset import Dataset, Splits
-from edgefl_device.sources.images import decode
+from edgefl_device.sources import images
 from edgefl_device.sources.known import FORMATS
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".ppm", ".webp")
+TEST_FOLDERS = ("test", "val", "valid", "validation")  # the first that is there
+JUNK = ("Thumbs.db", "desktop.ini", "lost+found", "System Volume Information")
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One folder of classes: class -> its files, and how many others lie there."""
+
+    path: Path
+    files: dict[str, list[Path]]
+    passed_over: list[Path]
+
+    def labelled(self, numbers: Mapping[str, int]) -> list[tuple[Path, int]]:
+        """Each file and its label, in the order of labels."""
+        found = [(file, numbers[name]) for name, files in self.files.items() for file in files]
+        return sorted(found, key=lambda one: one[1])
 
 
 def read_folders(path: Path) -> Splits:
-    """Folders of classes, perhaps inside train/ and test/; classes are numbered in the order of their names."""
-    if not (path / "train").is_dir():
-        return Splits(_images(path, _class_folders(path)))
-    classes = _class_folders(path / "train")
-    test = path / "test"
-    return Splits(_images(path / "train", classes), _images(test, classes) if test.is_dir() else None)
+    """Folders of classes, perhaps inside train/ and test/.
 
-
-def _class_folders(path: Path) -> list[str]:
-    classes = sorted(folder.name for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
-    # Folders called 0, 1, ... 10 are class numbers: as text, 10 would come before 2.
-    if all(name.isdecimal() for name in classes):
-        classes.sort(key=int)
-    if not classes:
-        raise DataError(f"{path} holds no data that is known", hint=f"give {FORMATS}")
-    return classes
-
-
-def _images(path: Path, classes: list[str]) -> Dataset:
-    if unknown := sorted(set(_class_folders(path)) - set(classes)):
-        raise DataError(f"{path} has a class {unknown[0]!r} that the training images lack")
-    found = [
-        (file, number)
-        for number, name in enumerate(classes)
-        for file in sorted((path / name).glob("*"))
-        if file.suffix.lower() in SUFFIXES
+    A folder without images is no class, and what systems leave (.git, __MACOSX, @eaDir, Thumbs.db) is not looked at.
+    Folders that are called by whole numbers have those as labels; others are numbered in the order of their names, of
+    all parts together. Other files are passed over and counted in the notes; folders in a class's folder are refused.
+    """
+    parts = [_look(part) for part in _parts_of(path)]
+    numbers = number_classes({name for part in parts for name in part.files}, str(path))
+    for part in parts:
+        if not part.files:
+            raise DataError(
+                f"{part.path}: no images in its {len(_folders(part.path))} folders",
+                hint=f"known: {', '.join(images.SUFFIXES)}",
+            )
+    files = [part.labelled(numbers) for part in parts]
+    form = images.survey([(str(file), file) for found in files for file, _ in found])
+    names = {number: name for name, number in numbers.items()}
+    read = [
+        Dataset(
+            images.decode([(str(file), file) for file, _ in found], form),
+            np.array([label for _, label in found], np.int64),
+            names,
+        )
+        for found in files
     ]
-    if not found:
-        raise DataError(f"{path}: no images in its {len(classes)} folders", hint=f"known: {', '.join(SUFFIXES)}")
-    features = decode([(str(file), file) for file, _ in found])
-    return Dataset(features, np.array([number for _, number in found], np.int64))
+    return Splits(read[0], read[1] if len(read) > 1 else None, form.notes + _passed_over(parts))
+
+
+def number_classes(names: Iterable[str], where: str) -> dict[str, int]:
+    """Name -> label: its number where all are whole numbers, else its place among them.
+
+    Raises DataError for two names of one number.
+    """
+    names = sorted(names)
+    if not all(re.fullmatch("[0-9]{1,9}", name) for name in names):
+        return {name: i for i, name in enumerate(names)}
+    if len(set(map(int, names))) < len(names):
+        raise DataError(f"{where}: two folders are the same number: {', '.join(names)}")
+    return {name: int(name) for name in names}
+
+
+def _parts_of(path: Path) -> list[Path]:
+    """The folders of training and test examples; a folder called train without folders in it is a class."""
+    train = path / "train"
+    if not train.is_dir() or not _folders(train):
+        return [path]
+    test = next((path / name for name in TEST_FOLDERS if (path / name).is_dir()), None)
+    return [train] if test is None else [train, test]
+
+
+def _look(path: Path) -> _Part:
+    folders = _folders(path)
+    if not folders:
+        raise DataError(f"{path} holds no data that is known", hint=f"give {FORMATS}")
+    files: dict[str, list[Path]] = {}
+    passed_over = [entry for entry in _entries(path) if not entry.is_dir()]
+    for folder in folders:
+        for entry in _entries(folder):
+            if entry.suffix.lower() in images.SUFFIXES:
+                files.setdefault(folder.name, []).append(entry)
+            elif entry.suffix.lower() in images.UNREAD:
+                raise DataError(f"{entry} is an image of a kind that is not read", hint="convert it to PNG")
+            elif entry.is_dir():
+                raise DataError(
+                    f"{folder} is a folder of folders; expected one of images", hint="give one folder for each class"
+                )
+            else:
+                passed_over.append(entry)
+    return _Part(path, files, passed_over)
+
+
+def _passed_over(parts: list[_Part]) -> tuple[str, ...]:
+    files = [file for part in parts for file in part.passed_over]
+    return (f"passed over {len(files)} files that are no images of a class, such as {files[0]}",) if files else ()
+
+
+def _folders(path: Path) -> list[Path]:
+    return [entry for entry in _entries(path) if entry.is_dir()]
+
+
+def _entries(path: Path) -> list[Path]:
+    """In order, without what systems leave in every folder."""
+    return sorted(e for e in path.iterdir() if not e.name.startswith((".", "__", "@", "$")) and e.name not in JUNK)

@@ -20,7 +20,7 @@ import numpy as np
 
 from edgefl.errors import DataError
 from edgefl_device.data.dataset import AnyArray, Dataset, Splits, check_size
-from edgefl_device.sources.images import decode
+from edgefl_device.sources import images
 
 FEATURE_KEYS = ("x", "features", "images", "data")
 LABEL_KEYS = ("y", "labels", "label", "targets", "target")
@@ -59,8 +59,10 @@ def _jpegs(path: Path, archive: Npz) -> Dataset:
     whole = data.dtype == np.uint8 and data.ndim == offset.ndim == 1 and offset.dtype.kind in "iu" and len(offset) > 1
     if not whole or offset[0] < 0 or offset[-1] > len(data) or (offset[1:] < offset[:-1]).any():
         raise DataError(f"{path}: 'offset' does not cut 'jpeg' into images")
-    files = [(f"{path}, image {i}", data[a:b].tobytes()) for i, (a, b) in enumerate(pairwise(offset.tolist()))]
-    return Dataset(decode(files), archive.read("label"))
+    files: list[images.File] = [
+        (f"{path}, image {i}", data[a:b].tobytes()) for i, (a, b) in enumerate(pairwise(offset.tolist()))
+    ]
+    return Dataset(images.decode(files, images.survey(files)), archive.read("label"))
 
 
 class Npz:

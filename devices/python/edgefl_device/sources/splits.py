@@ -18,8 +18,8 @@ def read_splits(source: str | Path) -> Splits:
     IDX                 a folder as MNIST comes (train-images-idx3-ubyte[.gz] ...), or one images file with its
                         labels file beside it
     CSV                 one example per row; the label column is called label, y, target or class, else is the last
-    folder              train.npz and test.npz; or one folder of images per class, perhaps inside train/ and test/;
-                        classes are numbered in the order of their names
+    folder              train.npz and test.npz; or one folder of images per class, perhaps inside train/ and test/:
+                        see `folders.py` for what is a class, `images.py` for what becomes of pixels
     "digits"            scikit-learn's 1,797 images, float32 in 0..1, [1, 8, 8]; every fifth is for testing
     """
     path = Path(source)
