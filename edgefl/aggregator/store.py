@@ -2,6 +2,7 @@
 
     runs/digits-20260102-030405/
         run.toml              the resolved run file
+        about.json            when the run was asked for, with which versions, on what machine (edgefl/runs/about.py)
         run.json              how often the aggregator started (its epoch), the secret of its nonces
         bundles/CLASS/        the bundle that devices of a class download
         devices.jsonl         which class each device has, and how many examples it says it has

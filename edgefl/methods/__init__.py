@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,20 @@ def method_named(name: object) -> type[Any]:
     if not isinstance(name, str) or name not in METHODS:
         raise ConfigError(f"[method] name is {name!r}", hint=nearest(str(name), sorted(METHODS)))
     return METHODS[name]
+
+
+def paper_of(kind: type[Any]) -> tuple[str, str]:
+    """What a method is called, and where it was published, as the docstring of its file says: "FedProx: Li, Sahu, ...".
+
+    Where that says nothing, the class's name and "".
+    """
+    text = getattr(sys.modules.get(kind.__module__), "__doc__", None) or ""
+    for paragraph in text.split("\n\n"):
+        names, _, paper = " ".join(paragraph.split()).partition(": ")
+        for name in re.split(", | and ", names):
+            if paper and re.sub("[^a-z0-9]", "", name.lower()) == kind.__name__.lower():
+                return name, paper
+    return kind.__name__, ""
 
 
 def _own(path: Path, name: str) -> type[Any]:

@@ -1,6 +1,7 @@
 """CoDream: Singh, Gupta, Kapila, Shi, Dagar, Vepakomma, Raskar, "CoDream: Exchanging Dreams Instead of Models for
-Federated Aggregation with Heterogeneous Models", arXiv:2402.15968. Devices of any architecture optimise inputs
-together, label them together, and learn from them. No weight is ever sent.
+Federated Aggregation with Heterogeneous Models", arXiv:2402.15968.
+
+Devices of any architecture optimise inputs together, label them together, and learn from them. No weight is ever sent.
 
     warm up: each device trains its own model f_k
     an epoch, G + 2 rounds:

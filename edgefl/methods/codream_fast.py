@@ -1,6 +1,8 @@
-"""CoDream's fast variant (Singh et al., arXiv:2402.15968, section "fast CoDream"; after Fang et al., AAAI 2022,
-arXiv:2112.06253): a generator G makes the dreams, so a few federated steps of G and its input z take the place of many
-steps of the dreams.
+"""CoDream fast: Singh, Gupta, Kapila, Shi, Dagar, Vepakomma, Raskar, "CoDream: Exchanging Dreams Instead of Models for
+Federated Aggregation with Heterogeneous Models", arXiv:2402.15968, section "fast CoDream"; after Fang et al., AAAI
+2022, arXiv:2112.06253.
+
+A generator G makes the dreams, so a few federated steps of G and its input z take the place of many of the dreams.
 
     dream  G = the meta-generator, z ~ N(0, 1);  a few times: the server announces G and z, device k answers the
            gradients of L_k(G(z)) by both, Adam moves both along their mean

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from edgefl.errors import ConfigError
 from edgefl.files import locked
+from edgefl.runs.about import write_about
 from edgefl.runs.run_file import read_run_file, resumed
 from edgefl.runs.sections import RunFile
 
@@ -35,6 +36,7 @@ def run_directory(given: RunFile, *, resume: bool) -> Iterator[tuple[RunFile, Pa
     busy = ConfigError(f"another process carries the run {place}", hint="stop it first, or start a new run")
     try:
         with locked(place / "lock", busy):
+            write_about(place)
             yield config, place
     except BaseException:
         if not resume and not (place / "open.json").exists():

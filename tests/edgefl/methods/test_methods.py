@@ -14,7 +14,7 @@ from edgefl.aggregator.checks import check_ask
 from edgefl.bundle import Bundle
 from edgefl.errors import BundleError, ConfigError, RemoteProtocolError
 from edgefl.method import Fused, Reply, State
-from edgefl.methods import METHODS
+from edgefl.methods import METHODS, paper_of
 from edgefl.random_numbers import order_of
 from edgefl_device.data.dataset import Dataset
 
@@ -615,3 +615,10 @@ def test_no_model_leaves_its_device(make_bundle: MakeBundle) -> None:
         assert 0 <= reply.metrics["evaluate.prototype_accuracy"] <= 1
     private = {t.name for t in bundle.manifest.state if t.fuse == "local"}
     assert private == {"extractor.0.weight", "extractor.0.bias", "head.weight", "head.bias"}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_each_method_names_its_paper(name: str) -> None:
+    title, paper = paper_of(METHODS[name])
+    assert title.lower().replace("-", "_").replace(" ", "_") == name
+    assert paper.count('"') >= 2 and paper.endswith(".") and ("arXiv:" in paper or "AISTATS 2017" in paper)
