@@ -136,3 +136,19 @@ def test_the_step_of_a_linear_layer_is_one_gemm(tmp_path: Path) -> None:
     graph = onnx.load_from_string(bundle.bytes_of(program.file)).graph
     (step,) = [node for node in graph.node if "next.1.weight" in node.output]
     assert step.op_type == "Gemm" and "1.weight" in step.input
+
+
+def test_no_convolution_is_kept_to_be_counted(tmp_path: Path) -> None:
+    """A Size of a layer's output would keep the output until the runtime wants to know it."""
+    torch.manual_seed(0)
+    bundle = export(
+        nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)),
+        torch.zeros(1, 1, 4, 4),
+        out=tmp_path / "net.bundle",
+        name="net",
+        programs=("train",),
+    )
+    nodes = onnx.load_from_string(bundle.program_bytes("train")).graph.node
+    assert "Size" not in {node.op_type for node in nodes}
+    made = {output: node.op_type for node in nodes for output in node.output}
+    assert "Conv" not in {made.get(node.input[0]) for node in nodes if node.op_type == "Shape"}

@@ -5,6 +5,8 @@ onnxruntime does most of them when it loads at its highest level; browsers and p
 
 from __future__ import annotations
 
+import math
+
 import onnx_ir as ir
 from onnx_ir.passes import common
 
@@ -17,6 +19,8 @@ def simplify(model: ir.Model) -> None:
             _merge_transposes(node)
         elif node.op_type == "Expand":
             _drop_expand(node)
+        elif node.op_type == "Size":
+            _count_from_batch(graph, node)
     for node in list(graph):
         if node.op_type in ("MatMul", "Gemm"):
             _absorb_transposes(graph, node)
@@ -51,6 +55,28 @@ def _drop_expand(node: ir.Node) -> None:
     known = all(isinstance(size, int) or size.value is not None for size in source.shape)
     if known and source.shape == result.shape:
         ir.convenience.replace_all_uses_with(result, source)
+
+
+def _count_from_batch(graph: ir.Graph, node: ir.Node) -> None:
+    """How many elements an inner tensor has, from the batch size of what the program is given.
+
+    onnxruntime puts a Size off until its result is read and keeps the tensor until then: of BatchNorm nets each
+    convolution's output, as much again as the backward needs.
+    """
+    counted = node.inputs[0]
+    given = next((i for i in graph.inputs if i.shape and not isinstance(i.shape[0], int)), None)
+    shape = counted.shape if counted is not None and not counted.is_graph_input() else None
+    if shape is None or given is None or not _is_batch(shape):
+        return
+    each = math.prod(size for size in shape[1:] if isinstance(size, int))
+    batch = ir.node("Shape", [given], attributes={"start": 0, "end": 1})
+    scalar = ir.node("Squeeze", [batch.outputs[0]])
+    times = ir.node("Constant", [], attributes={"value_int": each})
+    count = ir.node("Mul", [scalar.outputs[0], times.outputs[0]])
+    result, target = count.outputs[0], node.outputs[0]
+    result.shape, result.type = target.shape, target.type
+    graph.insert_before(node, [batch, scalar, times, count])
+    ir.convenience.replace_all_uses_with(target, result, replace_graph_outputs=True)
 
 
 def _absorb_transposes(graph: ir.Graph, node: ir.Node) -> None:
@@ -112,9 +138,14 @@ def _few_rows(gemm: ir.Node) -> bool:
     """Whether the gradient A^T B sums over the examples of a batch, not over all places or time steps of them."""
     shape = gemm.inputs[0].shape if gemm.inputs[0] is not None else None
     turned = "transA" in gemm.attributes and gemm.attributes["transA"].as_int() == 1
-    if not turned or shape is None or isinstance(shape[0], int):
+    return turned and _is_batch(shape)
+
+
+def _is_batch(shape: ir.Shape | None) -> bool:
+    """Whether a shape is the batch size and then numbers; a multiple of the batch size is an expression: "64*s3"."""
+    if not shape or isinstance(shape[0], int) or not all(isinstance(size, int) for size in shape[1:]):
         return False
-    return (shape[0].value or "").isidentifier()  # a multiple of the batch size is an expression: "64*s3"
+    return (shape[0].value or "").isidentifier()
 
 
 def _producer(node: ir.Node, place: int, kind: str) -> ir.Node | None:
