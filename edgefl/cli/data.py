@@ -22,6 +22,7 @@ from edgefl.protocol import NAME
 @click.option("--alpha", type=float, default=0.5, show_default=True, help="Of dirichlet: small is uneven.")
 @click.option("--per-device", type=int, default=2, show_default=True, help="Of shards and classes.")
 @click.option("--examples", type=click.IntRange(1), help="Use so many of the training examples, drawn by the seed.")
+@click.option("--label", metavar="NAME", help="Name of the label's column, where DATA is a table.")
 @click.option("--prefix", default="pi", show_default=True, help="Parts are called PREFIX-1, PREFIX-2 ...")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @format_option
@@ -33,6 +34,7 @@ def split(
     alpha: float,
     per_device: int,
     examples: int | None,
+    label: str | None,
     prefix: str,
     seed: int,
     form: str,
@@ -50,7 +52,7 @@ def split(
     names = [f"{prefix}-{i + 1}" for i in range(devices)]
     if not re.fullmatch(NAME, names[-1]):
         raise ConfigError(f"--prefix {prefix!r} makes no device names", hint="a-z, 0-9, _ and -, short")
-    counts = write_parts(data, out, names, partition, alpha, per_device, seed, examples)
+    counts = write_parts(data, out, names, partition, alpha, per_device, seed, examples, label)
     if form == "json":
         print_json({"out": str(out), "parts": {name: sum(classes) for name, classes in counts.items()}})
         return

@@ -24,6 +24,7 @@ from edgefl.training_artifacts import ENGINE
 )
 @click.option("--name", required=True, help="Name of this device: a-z 0-9 _ -, at most 36.")
 @click.option("--data", required=True, help="Its own data: .npz, .csv, IDX files, a folder of images per class.")
+@click.option("--label", metavar="NAME", help="Name of the label's column, where the data are a table.")
 @click.option("--run", help="Run to take part in; default: the one that is up.")
 @click.option(
     "--state",
@@ -57,6 +58,7 @@ def device(
     url: str,
     name: str,
     data: str,
+    label: str | None,
     run: str | None,
     state: Path | None,
     threads: int,
@@ -85,6 +87,7 @@ def device(
             url,
             name,
             data,
+            label=label,
             run=run,
             state=place,
             threads=threads,

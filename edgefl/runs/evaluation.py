@@ -67,6 +67,6 @@ def evaluation_data(section: EvaluateSection, seed: int) -> tuple[Dataset, Datas
     from edgefl_device.sources import read_splits
     from edgefl_device.work.evaluate import set_aside
 
-    splits = read_splits(section.data)
+    splits = read_splits(section.data, label=section.label)
     held_out, rest = set_aside(splits.train if splits.test is None else splits.test, section.held_out, seed=seed)
     return rest, held_out

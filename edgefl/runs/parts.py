@@ -18,7 +18,8 @@ def deal(fleet: FleetSection, folder: Path, seed: int) -> dict[str, Path]:
     """Device -> the file of its data, dealt out once: a folder that has them all is left as it is."""
     names = [f"device-{i + 1}" for i in range(fleet.devices)]
     if not (folder / f"{names[-1]}.npz").exists():
-        write_parts(fleet.data, folder, names, fleet.partition, fleet.alpha, fleet.per_device, seed, fleet.examples)
+        how = (fleet.partition, fleet.alpha, fleet.per_device)
+        write_parts(fleet.data, folder, names, *how, seed, fleet.examples, fleet.label)
     return {name: folder / f"{name}.npz" for name in names}
 
 
@@ -31,16 +32,18 @@ def write_parts(
     per_device: int,
     seed: int,
     examples: int | None = None,
+    label: str | None = None,
 ) -> dict[str, list[int]]:
     """Write OUT/NAME.npz for each name, and OUT/test.npz where there is a test part, of which each device also has its
-    share: of the classes that it trains on. `examples`: so many of the training examples; None for all.
+    share: of the classes that it trains on. `examples`: so many of the training examples; None for all. `label`: the
+    name of the label's column, where the data are a table.
 
     Gives the examples of each class by part, or one number of examples where labels are no class numbers.
     """
     from edgefl_device.data import Dataset, Splits
     from edgefl_device.sources import read_splits
 
-    splits = read_splits(data)
+    splits = read_splits(data, label=label)
     rng = np.random.default_rng(seed)
     if examples is not None:
         splits = Splits(splits.train.take(np.sort(rng.permutation(len(splits.train))[:examples])), splits.test)

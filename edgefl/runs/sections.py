@@ -39,10 +39,12 @@ class EvaluateSection(_Section, frozen=True):
     """`[evaluate]`: held-out data on the aggregator; the run ends early at `target_accuracy` (0 to 1).
 
     Where a data set has a test part, that part is used. `held_out` of its examples are set aside and never evaluated
-    on: learned weights are sought on them, in `held_out_steps` steps a round.
+    on: learned weights are sought on them, in `held_out_steps` steps a round. `label` names the label's column, where
+    `data` is a table.
     """
 
     data: str
+    label: str | None = None
     target_accuracy: Share | None = None
     batch_size: Annotated[int, Meta(ge=1)] = 256
     held_out: Annotated[int, Meta(ge=0)] = 0
@@ -95,11 +97,13 @@ class FleetSection(_Section, frozen=True):
 
     partition    "iid", "dirichlet" (label shares drawn with `alpha`), "shards" (`per_device` sorted pieces) or
                  "classes" (`per_device` labels)
+    label        the name of the label's column, where `data` is a table
     examples     use so many of the training examples, drawn by the run's seed; None for all
     """
 
     devices: Annotated[int, Meta(ge=1, le=1000)]
     data: str
+    label: str | None = None
     partition: Literal["iid", "dirichlet", "shards", "classes"] = "iid"
     alpha: Annotated[float, Meta(gt=0)] = 0.5
     per_device: Annotated[int, Meta(ge=1)] = 2

@@ -20,6 +20,7 @@ def device(
     name: str,
     data: str | Path | Splits,
     *,
+    label: str | None = None,
     run: str | None = None,
     state: Path | None = None,
     threads: int = 1,
@@ -36,6 +37,7 @@ def device(
     broker      mqtt://HOST:PORT, or mqtts:// with `tls`
     name        of this device: a-z 0-9 _ -, at most 36
     data        a file or folder that `edgefl_device.sources.read_splits` reads, or what it has read
+    label       the name of the label's column, where `data` is a table
     run         to take part in; None: the one that is up
     state       folder for what must survive a restart; None: ~/.edgefl/NAME
     engine      what trains; "onnxruntime-training" needs a bundle exported for it, and its own environment
@@ -50,7 +52,7 @@ def device(
     for what, text in (("device name", name), ("run", run)):
         if text is not None and not re.fullmatch(NAME, text):
             raise ConfigError(f"{what} {text!r} cannot be used", hint="a-z, 0-9, _ and -, at most 36 characters")
-    splits = data if isinstance(data, Splits) else read_splits(data)
+    splits = data if isinstance(data, Splits) else read_splits(data, label=label)
     for note in splits.notes:
         progress(f"data: {note}")
     options = Options(

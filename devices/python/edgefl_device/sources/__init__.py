@@ -14,6 +14,6 @@ from edgefl_device.sources.splits import read_splits
 __all__ = ["read", "read_splits"]
 
 
-def read(source: str | Path) -> Dataset:
+def read(source: str | Path, *, label: str | None = None) -> Dataset:
     """The training examples of a source; see `read_splits`."""
-    return read_splits(source).train
+    return read_splits(source, label=label).train

@@ -10,14 +10,16 @@ from edgefl_device.sources import folders, idx, named, npz, table
 from edgefl_device.sources.known import FORMATS
 
 
-def read_splits(source: str | Path) -> Splits:
+def read_splits(source: str | Path, *, label: str | None = None) -> Splits:
     """Training examples, and test examples where the source has them. Raises DataError with one clear line.
+
+    `label` names the label's column of a table.
 
     npz                 `x` and `y` (also features, images, data; labels, targets), a test split as `x_test`, `y_test`;
                         or `jpeg`, `offset`, `label`: image i is the JPEG file jpeg[offset[i]:offset[i + 1]]
     IDX                 a folder as MNIST comes (train-images-idx3-ubyte[.gz] ...), or one images file with its
                         labels file beside it
-    CSV                 one example per row; the label column is called label, y, target or class, else is the last
+    CSV                 one example per row; the label's column is called label, y, target or class, else is the last
     folder              train.npz and test.npz; or one folder of images per class, perhaps inside train/ and test/:
                         see `folders.py` for what is a class, `images.py` for what becomes of pixels
     "digits"            scikit-learn's 1,797 images, float32 in 0..1, [1, 8, 8]; every fifth is for testing
@@ -26,7 +28,7 @@ def read_splits(source: str | Path) -> Splits:
     try:
         if str(source) == "digits" and not path.exists():
             return named.digits()
-        splits = _read(path)
+        splits = _read(path, label)
     except (OSError, ValueError) as error:  # ValueError: a NUL in a path
         raise DataError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     except MemoryError as error:
@@ -52,17 +54,20 @@ def _check_examples(part: Dataset, where: str) -> None:
         )
 
 
-def _read(path: Path) -> Splits:
-    if path.is_dir():
-        return _folder(path)
+def _read(path: Path, label: str | None) -> Splits:
     if not path.exists():
         raise DataError(f"no data at {path}", hint=f"give {FORMATS}")
+    if path.suffix in table.SUFFIXES and path.is_file():
+        data, notes = table.read_table(path, label)
+        return Splits(data, notes=notes)
+    if label is not None:
+        raise DataError(f"{path} has no column {label!r}: it is no table", hint="leave out --label")
+    if path.is_dir():
+        return _folder(path)
     if not path.is_file():
         raise DataError(f"{path} is neither a file nor a folder", hint=f"give {FORMATS}")
     if path.suffix == ".npz":
         return npz.read_npz(path)
-    if path.suffix == ".csv":
-        return Splits(table.read_csv(path))
     if "idx" in path.name or path.suffix == ".idx":
         return Splits(idx.read_pair(path))
     raise DataError(f"{path}: unknown data format", hint=f"give {FORMATS}")
