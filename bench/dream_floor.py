@@ -31,7 +31,8 @@ from edgefl.aggregator.coordinator import RoundSettings
 from edgefl.aggregator.serve import Server
 from edgefl.aggregator.store import Store
 from edgefl.bundle import Bundle
-from edgefl.manifest import FORMAT, DataContract, Input, Manifest, Output, Parity, Program
+from edgefl.data_contract import DataContract, Feature
+from edgefl.manifest import FORMAT, Input, Manifest, Output, Parity, Program
 from edgefl.method import Ask, Fused, State, Task
 from edgefl.mqtt import Address
 from edgefl.runs.fleet import Fleet
@@ -171,7 +172,7 @@ def scaling_bundle(out: Path) -> Bundle:
         name="floor",
         method="codream",
         made_by="bench/dream_floor.py",
-        data=DataContract(features=SHAPE[1:], dtype="float32", classes=1),
+        data=DataContract((Feature(SHAPE[1:], "float32"),), classes=1),
         state=(),
         programs={"dream": program},
         weights=NO_FILE,

@@ -29,7 +29,7 @@ from harness import Row, Target, data_option, finish, options
 from edgefl import bundle as bundles
 from edgefl.aggregator.coordinator import RoundSettings
 from edgefl.bundle import Bundle
-from edgefl.manifest import Normalisation
+from edgefl.data_contract import Normalisation
 from edgefl.method import Ask, Fused, Method, State, Task
 from edgefl.methods.fedavg import FedAvg
 from edgefl.methods.fedmrl import FedMRL

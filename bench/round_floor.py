@@ -26,7 +26,8 @@ from edgefl.aggregator.coordinator import RoundSettings
 from edgefl.aggregator.serve import Server
 from edgefl.aggregator.store import Store
 from edgefl.bundle import Bundle
-from edgefl.manifest import FORMAT, DataContract, File, Input, Manifest, Output, Parity, Program, StateTensor
+from edgefl.data_contract import DataContract, Feature
+from edgefl.manifest import FORMAT, File, Input, Manifest, Output, Parity, Program, StateTensor
 from edgefl.methods.fedavg import FedAvg
 from edgefl.mqtt import Address
 from edgefl.runs.fleet import Fleet
@@ -135,7 +136,7 @@ def identity_bundle(out: Path, values: int) -> Bundle:
         name="floor",
         method="fedavg",
         made_by="bench/round_floor.py",
-        data=DataContract(features=(1,), dtype="float32", classes=1),
+        data=DataContract((Feature((1,), "float32"),), classes=1),
         state=(StateTensor("w", "float32", (values,), "parameter"),),
         programs={"train": program},
         weights=NO_FILE,

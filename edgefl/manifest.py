@@ -15,10 +15,11 @@ from typing import Literal
 import msgspec
 import numpy as np
 
+from edgefl.data_contract import DataContract, Dtype, check_data
 from edgefl.errors import BundleError
 
 MANIFEST = "manifest.json"
-FORMAT = 1  # of the manifest; a reader refuses a newer one
+FORMAT = 2  # of the manifest; a reader refuses any other
 PORTABLE = "portable"  # the engine that runs the programs themselves
 MAX_MANIFEST_BYTES = 16 * 2**20
 MAX_FILE_BYTES = 2**31  # edgefl/protocol.py: MAX_BLOB_BYTES
@@ -27,7 +28,6 @@ MAX_DEPTH = 4  # names in such a path
 _PART = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.+-]*(?<!\.)")  # of a path; on every system a name, and visible
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)  # devices of Windows
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-Dtype = Literal["float32", "float16", "int64", "int32", "uint8", "bool"]
 
 
 class _Frozen(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -76,6 +76,8 @@ class Input(_Frozen, frozen=True):
     `source`: "features" and "labels" come from the task's feed; "present" is 1 for each example of the batch and 0 for
     each row that only fills it up, where the batch size is fixed; "seed" is a whole number that the device makes of the
     task's seed and its own name; "setting" is a scalar from the task's settings, else `default`.
+
+    `feature`: which of the contract's features it takes; "" where the contract has one.
     """
 
     name: str
@@ -83,6 +85,7 @@ class Input(_Frozen, frozen=True):
     shape: tuple[int | str, ...]
     source: Literal["features", "labels", "present", "seed", "setting"]
     default: float | None = None
+    feature: str = ""
 
     @property
     def is_batched(self) -> bool:
@@ -153,27 +156,6 @@ class Target(_Frozen, frozen=True):
 
     files: tuple[File, ...]
     parity: dict[str, Parity]
-
-
-class Normalisation(_Frozen, frozen=True):
-    """x = (pixels - mean) / std, per channel or one for all; uint8 features are divided by 255 first."""
-
-    mean: tuple[float, ...] = (0.0,)
-    std: tuple[float, ...] = (1.0,)
-
-
-class DataContract(_Frozen, frozen=True):
-    """What a device's own data must look like: `features` without the batch dimension, `classes` labels 0..n-1.
-
-    `classes` is None where labels are not class numbers (regression).
-    """
-
-    features: tuple[int, ...]
-    dtype: Dtype
-    labels: tuple[int, ...] = ()
-    labels_dtype: Dtype = "int64"
-    classes: int | None = None
-    normalisation: Normalisation = Normalisation()
 
 
 class Manifest(_Frozen, frozen=True):
@@ -252,9 +234,10 @@ def parse_manifest(data: bytes, *, where: str) -> Manifest:
         version = msgspec.json.decode(data, type=_Format).format
         if version < 1:
             raise BundleError(f"{where}: bundle format {version}; formats are numbered from 1")
-        if version > FORMAT:
+        if version != FORMAT:
             raise BundleError(
-                f"{where}: bundle format {version}; this edgefl reads up to {FORMAT}", hint="upgrade edgefl"
+                f"{where}: bundle format {version}; this edgefl reads {FORMAT}",
+                hint="upgrade edgefl" if version > FORMAT else "export it again with this edgefl",
             )
         manifest = msgspec.json.decode(data, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -294,8 +277,9 @@ def _check_files(files: Iterable[File], where: str) -> None:
 
 
 def check_manifest(manifest: Manifest, where: str) -> None:
-    """What the types cannot say: safe paths, names that exist."""
+    """What the types cannot say: safe paths, names that exist, data that can be."""
     _check_files(manifest.files(), where)
+    check_data(manifest.data, where)
     names = [t.name for t in manifest.state]
     if len(set(names)) != len(names):
         raise BundleError(f"{where}: two state tensors have one name")
@@ -307,6 +291,12 @@ def check_manifest(manifest: Manifest, where: str) -> None:
         for tensor in (*program.reads, *program.writes):
             if tensor not in known:
                 raise BundleError(f"{where}: program {name!r} names unknown state tensor {tensor!r}")
+        for entry in program.inputs:
+            if entry.source == "features" and not manifest.data.has(entry.feature):
+                raise BundleError(
+                    f"{where}: program {name!r}, input {entry.name!r}: feature {entry.feature!r} is not one of "
+                    f"{', '.join(feature.name for feature in manifest.data.features)}"
+                )
     for engine, target in manifest.targets.items():
         if unknown := sorted(target.parity.keys() - manifest.programs.keys()):
             raise BundleError(f"{where}: target {engine!r} names unknown program {unknown[0]!r}")

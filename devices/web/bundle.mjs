@@ -5,7 +5,7 @@ import { BundleError } from "./errors.mjs";
 import { loadTensors } from "./tensors.mjs";
 import { checkGraph, shown } from "./walk.mjs";
 
-const FORMAT = 1; // of the manifest; newer ones are refused
+const FORMAT = 2; // of the manifest; others are refused
 
 /** A bundle whose every byte was checked. Make one with `readBundle`. */
 export class Bundle {
@@ -50,7 +50,8 @@ export async function readBundle(read) {
     throw new BundleError(`manifest.json: ${error.message}`);
   }
   if (manifest.format !== FORMAT) {
-    throw new BundleError(`manifest.json: bundle format ${manifest.format}; expected ${FORMAT}`, "upgrade edgefl");
+    const hint = manifest.format > FORMAT ? "upgrade edgefl" : "export it again";
+    throw new BundleError(`manifest.json: bundle format ${manifest.format}; expected ${FORMAT}`, hint);
   }
   const programs = Object.values(manifest.programs);
   const files = new Map(); // by SHA-256, since a server may answer a path differently when it is asked again

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
 from edgefl.bundle import Bundle, read
 from edgefl.cli.output import format_option, print_json, print_table
@@ -33,7 +34,8 @@ def inspect(bundle: Path, form: str) -> None:
     click.echo(f"{manifest.name}: a bundle for {manifest.method}, made by {manifest.made_by}")
     labels = f"{contract.labels_dtype} {list(contract.labels)}" if contract.labels else contract.labels_dtype
     classes = f", {contract.classes} classes" if contract.classes else ""
-    click.echo(f"data: {contract.dtype} {list(contract.features)}; labels {labels}{classes}")
+    features = ", ".join(f"{one.dtype} {list(one.shape)}" for one in contract.features)
+    click.echo(f"data: {features}; labels {labels}{classes}")
     click.echo(f"identity: {found.sha256}\n")
     print_table(
         "Programs",
@@ -159,7 +161,7 @@ def summary(bundle: Bundle) -> dict[str, Any]:
         "size_bytes": bundle.size_bytes,
         "parameters": sum(t.size_bytes // 4 for t in manifest.state if t.role == "parameter"),
         "bytes_per_round": sum(t.size_bytes for t in manifest.shared()),
-        "data": {"features": list(manifest.data.features), "classes": manifest.data.classes},
+        "data": msgspec.to_builtins(manifest.data),
         "programs": {
             name: {"size_bytes": p.file.size_bytes, "parity": p.parity.worst, "tolerance": p.parity.tolerance}
             for name, p in manifest.programs.items()

@@ -122,7 +122,8 @@ def step_bytes(train: Graph, batch_size: int) -> int:
 
 def data_bytes(bundle: Bundle, examples: int) -> int:
     """The features of so many examples in the contract's dtype (pixels in uint8 take a quarter of float32)."""
-    return examples * math.prod(bundle.manifest.data.features) * np.dtype(bundle.manifest.data.dtype).itemsize
+    features = bundle.manifest.data.features
+    return examples * sum(math.prod(one.shape) * np.dtype(one.dtype).itemsize for one in features)
 
 
 def judge(

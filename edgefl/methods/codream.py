@@ -26,8 +26,9 @@ import numpy as np
 from msgspec import Meta
 
 from edgefl.bundle import Bundle
+from edgefl.data_contract import DataContract
 from edgefl.errors import ConfigError
-from edgefl.manifest import DataContract, Manifest
+from edgefl.manifest import Manifest
 from edgefl.method import Ask, Chosen, Fused, Keep, Model, Sheet, State, Task, Work, Worked
 from edgefl.names import (
     DREAM_CHANGE,
@@ -170,9 +171,9 @@ class CoDream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         the bundles compare."""
         if self.student is None:
             raise ConfigError("codream needs a student, the model that learns on the aggregator", hint="add [student]")
-        if len(self.student.data.features) not in (2, 3):
+        if len(self._shape) not in (2, 3):
             raise ConfigError(
-                f"codream dreams images, and an example of the student has shape {list(self.student.data.features)}",
+                f"codream dreams images, and an example of the student has shape {list(self._shape)}",
                 hint="export with --input CHANNELSxHEIGHTxWIDTH; the model may flatten them",
             )
         if DREAMS not in self.initial:
@@ -251,8 +252,9 @@ class CoDream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 hint="export it with the options of [[bundle]]",
             )
         for manifest in manifests:
-            for what in ("features", "dtype", "normalisation", "classes"):
-                got, want = getattr(manifest.data, what), getattr(student.data, what)
+            for what in ("shape", "dtype", "range", "normalisation", "classes"):
+                mine, its = (data if what == "classes" else data.feature for data in (manifest.data, student.data))
+                got, want = getattr(mine, what), getattr(its, what)
                 if got != want:
                     raise ConfigError(
                         f"bundle {manifest.name!r} has {what} {got}; the student has {want}",
@@ -267,7 +269,7 @@ class CoDream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def rehearse(self) -> tuple[Ask, ...]:
         """One ask of each kind that a run will make, with tensors of the right shapes, to check before it begins."""
         state = self.start()
-        images = np.zeros((self.dreams, *self.student.data.features), np.float32)
+        images = np.zeros((self.dreams, *self._shape), np.float32)
         classes = self.student.data.classes or 1
         labels = np.full((self.dreams, classes), 1 / classes, np.float32)
         given = {"dreams": images, "labels": labels, "change": images.astype(np.float16)}
@@ -348,7 +350,7 @@ class CoDream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def _normalisation(self, x: Array) -> tuple[Array, Array]:
         channels = (-1, *[1] * (x.ndim - 2))
-        normalisation = self.student.data.normalisation
+        normalisation = self.student.data.feature.normalisation
         mean, std = (np.asarray(v, np.float32).reshape(channels) for v in (normalisation.mean, normalisation.std))
         return mean, std
 
@@ -358,8 +360,14 @@ class CoDream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         within: Array = np.clip(x, (0 - mean) / std, (1 - mean) / std).astype(np.float32)
         return within
 
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        """Of one dream."""
+        shape: tuple[int, ...] = self.student.data.feature.shape
+        return shape
+
     def _first(self, epoch: int) -> Array:
-        return normals(self._noise_seed(epoch), (self.dreams, *self.student.data.features))
+        return normals(self._noise_seed(epoch), (self.dreams, *self._shape))
 
     def _noise_seed(self, epoch: int) -> int:
         return self.seed * 10_000 + epoch

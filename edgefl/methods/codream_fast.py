@@ -63,7 +63,7 @@ class CoDreamFast(CoDream, frozen=True):
         adapted = {ADAPTED + name: value for name, value in tensors.items() if name.startswith(GENERATOR)}
         moved = {"z": normals(self._noise_seed(epoch), (self.dreams, self._latent)), **adapted}
         zeros = {f"adam.{kind}.{name}": np.zeros_like(value) for name, value in moved.items() for kind in ("m", "v")}
-        return {**moved, **zeros, "path": np.zeros((0, *self.student.data.features), np.uint8)}
+        return {**moved, **zeros, "path": np.zeros((0, *self.student.data.feature.shape), np.uint8)}
 
     def _ask_to_dream(self, state: State, place: Place) -> Ask:
         seeded = place.step == 0 and self.seeded

@@ -16,13 +16,12 @@ from torch import Tensor
 import edgefl
 from edgefl import bundle
 from edgefl.bundle import Bundle
+from edgefl.data_contract import DataContract, Feature, Normalisation
 from edgefl.errors import InputError, LoweringError, said
 from edgefl.manifest import (
     FORMAT,
-    DataContract,
     File,
     Manifest,
-    Normalisation,
     Parity,
     Program,
     StateTensor,
@@ -106,12 +105,14 @@ def build(
         if idle := [name for name in parts.trained if name not in task.used]:
             tell(f"left as they are, because the loss does not depend on them: {', '.join(idle)}")
         contract = DataContract(
-            features=tuple(example_input.shape[1:]),
-            dtype=DTYPES[example_input.dtype],
+            features=(
+                Feature(
+                    tuple(example_input.shape[1:]), DTYPES[example_input.dtype], normalisation=recipe.normalisation
+                ),
+            ),
             labels=kind.shape,
             labels_dtype=kind.dtype,
             classes=kind.classes,
-            normalisation=recipe.normalisation,
         )
         definitions = [*_define(task, recipe.programs), *(make(task) for make in recipe.own_programs)]
         brought = {name: value for definition in definitions for name, value in definition.brings.items()}

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgefl.data_contract import Normalisation
 from edgefl.errors import InputError, nearest
-from edgefl.manifest import PORTABLE, Normalisation
+from edgefl.manifest import PORTABLE
 from edgefl_exporter.methods import DEFAULT, Method, method_named
 
 if TYPE_CHECKING:  # torch takes seconds to import

@@ -9,8 +9,8 @@ from typing import Any
 from msgspec.structs import replace
 
 from edgefl.bundle import Bundle
+from edgefl.data_contract import Normalisation
 from edgefl.errors import ConfigError, InputError
-from edgefl.manifest import Normalisation
 from edgefl_exporter.build import build
 from edgefl_exporter.models.load_model import Loaded, load_loss, load_model
 from edgefl_exporter.options import Options, checked, options

@@ -68,7 +68,7 @@ def make_world(tmp_path: Path) -> Iterator[Any]:
     made: list[World] = []
 
     def make(bundle: Bundle, devices: int = 2, **settings: Any) -> World:
-        width = bundle.manifest.data.features[0]
+        width = bundle.manifest.data.feature.shape[0]
         data = Dataset(np.zeros((2, width), np.float32), np.ones(2, np.float32))
         method = FedAvg(bundle.shared_weights(), rounds=2, batch_size=0, learning_rate=0.25)
         names = {f"pi-{i + 1}": data for i in range(devices)}

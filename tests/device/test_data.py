@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from edgefl.data_contract import DataContract, Feature, Normalisation
 from edgefl.errors import DataError
-from edgefl.manifest import DataContract, Normalisation
 from edgefl_device.data import Dataset, batches, fit_to_contract
 
-IMAGES = DataContract(features=(1, 2, 2), dtype="float32", classes=3)
+IMAGES = DataContract((Feature((1, 2, 2), "float32"),), classes=3)
 PIXELS = np.arange(12, dtype=np.uint8).reshape(3, 2, 2)
 LABELS = np.array([2, 0, 1], np.uint8)
 
@@ -25,11 +25,13 @@ def test_what_fits_without_a_change_of_meaning() -> None:
     fitted = fit_to_contract(Dataset(PIXELS, LABELS), IMAGES, "here")  # a channel dimension is added
     assert fitted.features.shape == (3, 1, 2, 2) and fitted.features.dtype == np.uint8
     assert fitted.labels.dtype == np.int64
-    flat = DataContract(features=(4,), dtype="float32", classes=3)
+    flat = DataContract((Feature((4,), "float32"),), classes=3)
     assert fit_to_contract(Dataset(PIXELS[:, None], LABELS), flat, "here").features.shape == (3, 4)
     floats = fit_to_contract(Dataset(PIXELS.astype(np.float64), LABELS.astype(np.float32)[:, None]), flat, "here")
     assert floats.features.dtype == np.float32 and floats.labels.tolist() == [2, 0, 1]
-    tokens = DataContract(features=(4,), dtype="int64", classes=3)
+    row = fit_to_contract(Dataset(PIXELS.reshape(3, 4), LABELS), IMAGES, "here")  # as a CSV has them
+    np.testing.assert_array_equal(row.features, PIXELS[:, None])
+    tokens = DataContract((Feature((4,), "int64"),), classes=3)
     assert fit_to_contract(Dataset(PIXELS.astype(np.int32), LABELS), tokens, "here").features.dtype == np.int64
 
 
@@ -39,7 +41,7 @@ def test_misfits_are_named() -> None:
     assert misfit(PIXELS[:0], LABELS[:0]) == "my.npz: no examples"
     assert misfit(PIXELS, LABELS[:2]) == "my.npz: 3 examples but 2 labels"
     assert misfit(np.zeros((3, 3, 2)), LABELS) == "my.npz: an example has shape [3, 2]; expected [1, 2, 2]"
-    assert misfit(np.zeros((3, 4)), LABELS) == "my.npz: an example has shape [4]; expected [1, 2, 2]"
+    assert misfit(np.zeros((3, 5)), LABELS) == "my.npz: an example has shape [5]; expected [1, 2, 2]"
     assert misfit(floats.astype(str), LABELS) == "my.npz: features are <U32; expected numbers"
     assert misfit(nan, LABELS).startswith("my.npz: example 1 has a feature that is nan; expected finite float32")
     assert misfit(nan + 1e200, LABELS).startswith("my.npz: example 0 has a feature that is 1e+200;")
@@ -50,30 +52,28 @@ def test_misfits_are_named() -> None:
     )
     assert misfit(PIXELS, np.array(["a", "b", "c"])) == "my.npz: labels are <U1; expected numbers"
     assert misfit(PIXELS, np.eye(3)) == "my.npz: a label has shape [3]; expected []"
-    regression = DataContract(features=(1, 2, 2), dtype="float32", labels_dtype="float32")
-    assert misfit(PIXELS, np.array([0, np.inf, 0]), regression) == "my.npz: label 1 is inf; expected finite numbers"
-    bytes_only = DataContract(features=(1, 2, 2), dtype="uint8", classes=3)
-    assert "features at 0 are 300" in misfit(np.full((3, 2, 2), 300), LABELS, bytes_only)
-    three_means = DataContract(
-        features=(1, 2, 2), dtype="float32", normalisation=Normalisation((0.1, 0.2, 0.3), (1.0,))
+    regression = DataContract((Feature((1, 2, 2), "float32"),), labels_dtype="float32")
+    assert (
+        misfit(PIXELS, np.array([0, np.inf, 0]), regression)
+        == "my.npz: label 1 is inf; expected finite float32 numbers"
     )
-    assert "normalises 3 channels but its features have 1" in misfit(PIXELS, LABELS, three_means)
+    bytes_only = DataContract((Feature((1, 2, 2), "uint8"),), classes=3)
+    assert "features at 0 are 300" in misfit(np.full((3, 2, 2), 300), LABELS, bytes_only)
 
 
 def test_channels_last_gets_the_right_hint() -> None:
-    contract = DataContract(features=(3, 2, 4), dtype="float32")
+    contract = DataContract((Feature((3, 2, 4), "float32"),))
     with pytest.raises(DataError) as caught:
         fit_to_contract(Dataset(np.zeros((1, 2, 4, 3)), np.zeros(1)), contract, "here")
     assert caught.value.hint is not None and "transpose" in caught.value.hint
 
 
 def test_batches_by_hand() -> None:
-    contract = DataContract(
-        features=(2, 1, 1), dtype="float32", classes=9, normalisation=Normalisation((0.5, 0.0), (0.5, 2.0))
-    )
+    normalised = Normalisation((0.5, 0.0), (0.5, 2.0))
+    contract = DataContract((Feature((2, 1, 1), "float32", normalisation=normalised),), classes=9)
     pixels = np.array([[0, 0], [255, 255], [51, 102]], np.uint8).reshape(3, 2, 1, 1)
     data = fit_to_contract(Dataset(pixels, np.array([4, 5, 6])), contract, "here")
-    first, last = batches(data, contract, np.array([2, 1, 0]), 2)
+    first, last = ((x["x"], y) for x, y in batches(data, contract, np.array([2, 1, 0]), 2))
     np.testing.assert_allclose(first[0].reshape(2, 2), [[-0.6, 0.2], [1.0, 0.5]], rtol=1e-6)
     assert first[1].tolist() == [6, 5]
     assert last[0].reshape(-1).tolist() == [-1, 0] and last[1].tolist() == [4]
@@ -83,8 +83,8 @@ def test_batches_by_hand() -> None:
 
 
 def test_floats_are_normalised_but_not_scaled() -> None:
-    contract = DataContract(features=(1,), dtype="float32", normalisation=Normalisation((1.0,), (2.0,)))
+    contract = DataContract((Feature((1,), "float32", normalisation=Normalisation((1.0,), (2.0,))),))
     data = fit_to_contract(Dataset(np.array([[5.0]], np.float32), np.array([0])), contract, "here")
     for _ in range(2):  # twice: the first pass must not change the data
         [(x, _y)] = batches(data, contract, np.arange(1), 0)
-        assert x.tolist() == [[2.0]]
+        assert x["x"].tolist() == [[2.0]]

@@ -14,11 +14,12 @@ from toy import write_regression
 
 from edgefl.aggregator.checks import most_steps, trained_by
 from edgefl.bundle import Bundle
+from edgefl.data_contract import DataContract, Feature, Normalisation
 from edgefl.errors import DataError, EdgeflError, InputError
-from edgefl.manifest import DataContract, File, Input, Manifest, Normalisation, Parity, Program
+from edgefl.manifest import FORMAT, File, Input, Manifest, Parity, Program
 from edgefl.method import Ask, Task
 from edgefl.random_numbers import order_of, seed_of
-from edgefl_device.data.contract import batches
+from edgefl_device.data.batches import batches
 from edgefl_device.data.dataset import Dataset
 from edgefl_device.engines.runtime import Runtime
 from edgefl_device.work.interpreter import Outcome, perform
@@ -218,10 +219,10 @@ def test_announced_pixels_are_normalised_and_floats_are_not() -> None:
     """Dreams arrive in the program's input space; as uint8 they are pixels like the device's own."""
     x = Input(name="x", dtype="float32", shape=("batch", 1), source="features")
     soft = Input(name="y", dtype="float32", shape=("batch", 3), source="labels")
-    contract = DataContract(features=(1,), dtype="float32", classes=3, normalisation=Normalisation((0.5,), (0.25,)))
+    contract = DataContract((Feature((1,), "float32", normalisation=Normalisation((0.5,), (0.25,))),), classes=3)
     nothing = File(path="p", sha256="", size_bytes=0)
     program = Program(nothing, (x, soft), (), (), {}, Parity("by hand", 0.0, {}), nothing)
-    manifest = Manifest(1, "dreams", "codream", "hand", contract, (), {"learn": program}, nothing)
+    manifest = Manifest(FORMAT, "dreams", "codream", "hand", contract, (), {"learn": program}, nothing)
     probabilities = np.array([[0.5, 0.25, 0.25]], np.float32)
 
     def fed(features: np.ndarray) -> list[Any]:
@@ -229,7 +230,7 @@ def test_announced_pixels_are_normalised_and_floats_are_not() -> None:
         one = plan(1, task, manifest, {"x": features, "y": probabilities}, {}, {})
         [(features, labels)] = batches(one.data, one.contract, np.arange(1), 0)
         assert labels.dtype == np.float32
-        return [features.item(), labels.tolist()]
+        return [features["x"].item(), labels.tolist()]
 
     assert fed(np.array([[7]], np.float32)) == [7, [[0.5, 0.25, 0.25]]]
     assert fed(np.array([[255]], np.uint8)) == [2, [[0.5, 0.25, 0.25]]]

@@ -15,8 +15,9 @@ from toy import NOTHING
 
 from edgefl import bundle as bundles
 from edgefl.bundle import Bundle
+from edgefl.data_contract import DataContract, Feature
 from edgefl.errors import DataError, EdgeflError, InputError
-from edgefl.manifest import DataContract, Input, Manifest, Output, Parity, Program
+from edgefl.manifest import FORMAT, Input, Manifest, Output, Parity, Program
 from edgefl.method import Keep, Task
 from edgefl.random_numbers import normals
 from edgefl_device.data.dataset import Dataset
@@ -308,8 +309,8 @@ def unlabelled(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     x = Input("x", "float32", ("batch", 2), "features")
     shown = Output("shown", "float32", ("batch", 2), "concat")
     program = Program(NOTHING, (x,), (shown,), (), {}, Parity("by hand", 0.0, {}), NOTHING)
-    contract = DataContract(features=(2,), dtype="float32")
-    manifest = Manifest(1, "shown", "codream", "hand", contract, (), {"predict": program}, NOTHING)
+    contract = DataContract((Feature((2,), "float32"),))
+    manifest = Manifest(FORMAT, "shown", "codream", "hand", contract, (), {"predict": program}, NOTHING)
     place = tmp_path_factory.mktemp("bundles") / "shown.bundle"
     programs = {"predict": model.SerializeToString()}
     return bundles.write(place, manifest, weights={}, programs=programs, golden={"predict": {}})

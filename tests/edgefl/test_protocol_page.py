@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from msgspec import inspect
 
-from edgefl import feeds, manifest, method, protocol
+from edgefl import data_contract, feeds, manifest, method, protocol
 from edgefl_device.wire import fetch, offering, presence, session
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
@@ -21,8 +21,9 @@ OTHERS = {
     "Task": method.Task,
     "Keep": method.Keep,
     "Manifest": manifest.Manifest,
-    "DataContract": manifest.DataContract,
-    "Normalisation": manifest.Normalisation,
+    "DataContract": data_contract.DataContract,
+    "Feature": data_contract.Feature,
+    "Normalisation": data_contract.Normalisation,
     "StateTensor": manifest.StateTensor,
     "Program": manifest.Program,
     "Input": manifest.Input,
@@ -62,7 +63,7 @@ def spelled(kind: Any) -> str:
             return "true or false"
         case inspect.NoneType():
             return "null"
-        case inspect.LiteralType() if set(kind.values) == set(get_args(manifest.Dtype)):
+        case inspect.LiteralType() if set(kind.values) == set(get_args(data_contract.Dtype)):
             return "dtype"
         case inspect.LiteralType():
             return " or ".join(f'"{value}"' for value in sorted(kind.values))

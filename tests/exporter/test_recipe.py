@@ -13,8 +13,8 @@ from torch import nn
 
 import edgefl.cli
 import edgefl_exporter
+from edgefl.data_contract import Normalisation
 from edgefl.errors import ConfigError, InputError
-from edgefl.manifest import Normalisation
 from edgefl_exporter import SGD, Adam, Group, Recipe, export
 from edgefl_exporter.methods import METHODS, CoDream, FedMRL, FedProx
 from edgefl_exporter.methods.method import Method, NotOfMethod

@@ -69,9 +69,9 @@ def test_a_path_out_of_the_bundle_is_refused(path: str, bundles: list[Bundle], t
 
 
 def test_a_newer_bundle_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "manifest.json").write_text('{"format": 2}')
+    (tmp_path / "manifest.json").write_text('{"format": 3}')
     done = verify(tmp_path)
-    assert done.returncode == 3 and "bundle format 2; expected 1" in done.stderr
+    assert done.returncode == 3 and "bundle format 3; expected 2" in done.stderr
 
 
 def test_no_bundle_is_wrong_usage() -> None:

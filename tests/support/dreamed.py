@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from edgefl.bundle import Bundle
-from edgefl.manifest import Normalisation
+from edgefl.data_contract import Normalisation
 from edgefl.method import Task
 from edgefl.tensors import Array
 from edgefl_device.data.contract import fit_to_contract

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from edgefl.bundle import Bundle
-from edgefl.manifest import Normalisation
+from edgefl.data_contract import Normalisation
 from edgefl_exporter import export
 from edgefl_exporter.methods import CoDream
 from edgefl_exporter.programs.optimizers import Adam

@@ -9,7 +9,8 @@ from onnx import TensorProto, helper
 
 from edgefl import bundle as bundles
 from edgefl.bundle import Bundle
-from edgefl.manifest import DataContract, File, Input, Manifest, Output, Parity, Program, StateTensor
+from edgefl.data_contract import DataContract, Feature
+from edgefl.manifest import FORMAT, File, Input, Manifest, Output, Parity, Program, StateTensor
 
 NOTHING = File(path="", sha256="", size_bytes=0)
 FLOAT, INT = TensorProto.FLOAT, TensorProto.INT64
@@ -116,11 +117,11 @@ def write_regression(path: Path, width: int = 2, *, name: str = "regression", gr
         golden=NOTHING,
     )
     manifest = Manifest(
-        format=1,
+        format=FORMAT,
         name=name,
         method="fedavg",
         made_by="hand",
-        data=DataContract(features=(width,), dtype="float32", labels_dtype="float32"),
+        data=DataContract((Feature((width,), "float32"),), labels_dtype="float32"),
         state=(
             StateTensor(name="w", dtype="float32", shape=(width,), role="parameter", group=group),
             StateTensor(name="moment", dtype="float32", shape=(width,), role="optimizer", fuse="local"),

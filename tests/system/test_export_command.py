@@ -194,7 +194,7 @@ def test_options_of_a_run_file_are_those_of_the_command(folder: Path) -> None:
     bundle = export_source("nets.py:forecaster", options, folder / "x.bundle", "x", progress=told.append)
     assert bundle.manifest.name == "x" and list(bundle.manifest.programs) == ["train", "evaluate"]
     assert bundle.manifest.program("train").settings() == {"learning_rate": 0.5}
-    assert bundle.manifest.data.normalisation.mean == (2.0,)
+    assert bundle.manifest.data.feature.normalisation.mean == (2.0,)
     assert told[0] == "train: lowering"
 
     two = {"method": "fedmrl", "small": "nets.py:small", "programs": ["predict"]}

@@ -33,8 +33,9 @@ from toy import NOTHING, write_regression
 
 from edgefl import bundle as bundles
 from edgefl.bundle import Bundle
+from edgefl.data_contract import DataContract, Feature, Normalisation
 from edgefl.errors import EdgeflError
-from edgefl.manifest import PORTABLE, DataContract, Input, Manifest, Normalisation, Output, Parity, Program, StateTensor
+from edgefl.manifest import FORMAT, PORTABLE, Input, Manifest, Output, Parity, Program, StateTensor
 from edgefl.method import Task
 from edgefl_device.data.contract import fit_to_contract
 from edgefl_device.data.dataset import Dataset
@@ -158,11 +159,11 @@ def write_odd(path: Path) -> Bundle:
         ),
     }
     manifest = Manifest(
-        1,
+        FORMAT,
         "odd",
         "fedavg",
         "hand",
-        DataContract((2,), "float32", (), "int64", 4, Normalisation((0.5,), (0.25,))),
+        DataContract((Feature((2,), "float32", normalisation=Normalisation((0.5,), (0.25,))),), classes=4),
         (
             StateTensor("shift", "float32", (2,), "parameter", group="common.shift"),
             StateTensor("half", "float16", (2,), "buffer"),

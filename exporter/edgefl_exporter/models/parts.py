@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from edgefl.data_contract import Dtype
 from edgefl.errors import InputError, LoweringError, nearest
-from edgefl.manifest import Dtype, Input, select
+from edgefl.manifest import Input, select
 from edgefl_exporter.models.adapters import PARAMETERS, add_adapters
 from edgefl_exporter.models.randomness import SEED, SEED_BUFFER, draws
 from edgefl_exporter.torch_internals import AnyNorm

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from edgefl.data_contract import Normalisation
 from edgefl.errors import LoweringError
-from edgefl.manifest import Input, Normalisation, Output
+from edgefl.manifest import Input, Output
 from edgefl.names import GENERATOR, GRADIENT, GRADIENT_SCALE, GRADIENT_Z
 from edgefl_exporter.programs.objective import SCALING, Objective, factors_of
 from edgefl_exporter.programs.program import Definition, Values

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from edgefl.manifest import Normalisation, Output
+from edgefl.data_contract import Normalisation
+from edgefl.manifest import Output
 from edgefl.names import DREAMS, FEATURES, LIKENESS_MOST, NEAREST
 from edgefl_exporter.programs.program import Definition, Values, following
 from edgefl_exporter.programs.supervised import Supervised

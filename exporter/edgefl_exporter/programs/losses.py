@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from edgefl.data_contract import Dtype
 from edgefl.errors import InputError, LoweringError, said
-from edgefl.manifest import Dtype, Input
+from edgefl.manifest import Input
 
 NEAR_TIE = 1e-3  # of the largest logit: closer than this, rounding may decide which class wins
 

@@ -33,7 +33,7 @@ def make_world(tmp_path: Path) -> Iterator[MakeWorld]:
     made: list[World] = []
 
     def make(bundle: Bundle, **options: Any) -> World:
-        data = make_data(bundle.manifest.data.features[0])
+        data = make_data(bundle.manifest.data.feature.shape[0])
         given, method = options.pop("classes", bundle), options.pop("method", None) or fedavg(bundle)
         made.append(World(tmp_path, given, method, data, **options))
         return made[-1]

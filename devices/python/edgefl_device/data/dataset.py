@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy.typing as npt
@@ -37,20 +37,30 @@ def check_size(size_bytes: int, where: str, *, file_bytes: int = 0) -> None:
 class Dataset:
     """Examples and their labels: `features` [n, ...], `labels` [n, ...]. Images are [n, channels, height, width].
 
-    names   label -> what the source calls it: a folder's name, a word in a CSV. None where labels are numbers in a
-            file. Words are labelled 0, 1, ... in sorted order; folders that all have whole numbers for names, by these.
+    names     label -> what the source calls it: a folder's name, a word in a CSV. None where labels are numbers in a
+              file. Words are labelled 0, 1, ... in sorted order; folders that are all called by numbers, by these.
+    others    further features by name, for a bundle that takes several; `features` is the first
+    lengths   [n]: so much of each example, along its first dimension, is there, the rest fills it up. None: all of it
     """
 
     features: AnyArray
     labels: AnyArray
     names: Mapping[int, str] | None = None
+    others: Mapping[str, AnyArray] = field(default_factory=dict)
+    lengths: AnyArray | None = None
 
     def __len__(self) -> int:
         return len(self.features)
 
     def take(self, indices: AnyArray) -> Dataset:
         """The examples at `indices`, in that order; labels keep their names."""
-        return replace(self, features=self.features[indices], labels=self.labels[indices])
+        return replace(
+            self,
+            features=self.features[indices],
+            labels=self.labels[indices],
+            others={name: array[indices] for name, array in self.others.items()},
+            lengths=None if self.lengths is None else self.lengths[indices],
+        )
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from edgefl.manifest import Output
 from edgefl.method import Task
 from edgefl.random_numbers import order_of, seed_of
 from edgefl.tensors import Array, Tensors
-from edgefl_device.data.contract import batches
+from edgefl_device.data.batches import batches
 from edgefl_device.data.dataset import AnyArray, Dataset
 from edgefl_device.engines.engine import Engine
 from edgefl_device.work.kept import Buffers
@@ -149,12 +149,12 @@ def _carry_out(
     base = runtime.state(one.send_state.values()) if task.send_as == "delta" else {}
     reduced = _Reduced(one)
     seed = np.array(seed_of(task.seed, device), np.int64)
-    for done, (epoch, x, y) in enumerate(_batches(one, device)):
+    for done, (epoch, features, labels) in enumerate(_batches(one, device)):
         if stop is not None and stop.requested:
             raise Stopped("stopped on request")
         if epoch != reduced.epoch:
             reduced = _Reduced(one, epoch)
-        reduced.add(runtime.step(task.program, _inputs(one, x, y, seed), stop), len(x), done)
+        reduced.add(runtime.step(task.program, _inputs(one, features, labels, seed), stop), len(labels), done)
         if progress is not None:
             progress(task.program, done + 1, one.batches)
     _refuse_diverged_state(runtime, one)
@@ -176,28 +176,32 @@ def _carry_out(
     return tensors, {name: float(value) for name, value in metrics.items()}
 
 
-def _batches(one: Plan, device: str) -> Iterator[tuple[int, Array, Array]]:
+def _batches(one: Plan, device: str) -> Iterator[tuple[int, dict[str, Array], Array]]:
     """Epoch, features and labels of every batch of the task; `steps` may stop in the middle of an epoch."""
     left, epoch = one.batches, 0
     seed = None if one.task.feed == "noise" else one.task.seed  # noise has one order, the same on every device
     while left:
         order = order_of(len(one.data), seed=seed, device=device, epoch=epoch)
-        for x, y in batches(one.data, one.contract, order, one.task.batch_size):
-            yield epoch, x, y
+        for features, labels in batches(one.data, one.contract, order, one.task.batch_size):
+            yield epoch, features, labels
             left -= 1
             if not left:
                 return
         epoch += 1
 
 
-def _inputs(one: Plan, x: Array, y: Array, seed: Array) -> dict[str, Array]:
+def _inputs(one: Plan, features: dict[str, Array], labels: Array, seed: Array) -> dict[str, Array]:
     """A batch as the program's inputs. Where its batch size is fixed, a shorter batch is repeated up to it."""
-    present = np.ones(len(x), np.float32)
-    if one.program.fixed_batch is not None and len(x) < one.program.fixed_batch:
-        rows = np.arange(one.program.fixed_batch) % len(x)
-        x, y, present = x[rows], y[rows], (np.arange(one.program.fixed_batch) < len(x)).astype(np.float32)
-    fed = {"features": x, "labels": y, "present": present, "seed": seed}
-    return {i.name: fed[i.source] for i in one.program.inputs if i.source != "setting"} | dict(one.settings)
+    there, size = len(labels), one.program.fixed_batch
+    present = np.ones(there, np.float32)
+    if size is not None and there < size:
+        rows = np.arange(size) % there
+        features = {name: array[rows] for name, array in features.items()}
+        labels, present = labels[rows], (np.arange(size) < there).astype(np.float32)
+    fed = {"labels": labels, "present": present, "seed": seed}
+    inputs = {i.name: fed[i.source] for i in one.program.inputs if i.source in fed}
+    taken = [i for i in one.program.inputs if i.source == "features"]
+    return inputs | {i.name: features[i.feature or one.contract.feature.name] for i in taken} | dict(one.settings)
 
 
 class _Reduced:

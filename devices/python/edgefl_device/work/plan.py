@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
+from edgefl.data_contract import DataContract, Normalisation
 from edgefl.errors import DataError, InputError
 from edgefl.feeds import buffer_of
-from edgefl.manifest import DataContract, Input, Manifest, Normalisation, Program, select
+from edgefl.manifest import Input, Manifest, Program, select
 from edgefl.method import Task
 from edgefl.random_numbers import normals
 from edgefl.tensors import Array, Tensors
@@ -200,21 +201,30 @@ def _examples(
     Floating-point "x" is taken as it is: whoever announces dreams makes them in the program's input space.
     uint8 "x" are pixels and normalised like the device's own.
     """
-    features = next((i for i in program.inputs if i.source == "features"), None)
+    inputs = [i for i in program.inputs if i.source == "features"]
     labels = next((i for i in program.inputs if i.source == "labels"), None)
+    if len(inputs) > 1:
+        raise InputError(f"{where}: feed {task.feed!r} is one array, and the program takes {len(inputs)} features")
     if FEATURES not in examples or (labels is not None and LABELS not in examples):
         missing = LABELS if FEATURES in examples else FEATURES
         raise InputError(f"{where}: feed {task.feed!r} needs the tensor {missing!r}, which was not announced")
     x = examples[FEATURES]
     y = np.zeros(len(np.atleast_1d(x)), np.int64) if labels is None else examples[LABELS]
+    feature = next((f for f in contract.features for i in inputs if i.feature == f.name), contract.features[0])
+    feature = msgspec.structs.replace(
+        feature,
+        shape=_example_shape(inputs[0], x) if inputs else feature.shape,
+        dtype=inputs[0].dtype if inputs else feature.dtype,
+        range=feature.range if x.dtype == np.uint8 else None,
+        normalisation=feature.normalisation if x.dtype == np.uint8 else Normalisation(),
+    )
     contract = msgspec.structs.replace(
         contract,
-        features=contract.features if features is None else _example_shape(features, x),
-        dtype=contract.dtype if features is None else features.dtype,
+        features=(feature,),
         labels=() if labels is None else _example_shape(labels, y),
         labels_dtype="int64" if labels is None else labels.dtype,
         classes=contract.classes if labels is not None and labels.dtype == contract.labels_dtype else None,
-        normalisation=contract.normalisation if x.dtype == np.uint8 else Normalisation(),
+        class_names=(),
     )
     return contract, fit_to_contract(Dataset(x, y), contract, f"{where}: {task.feed} data")
 

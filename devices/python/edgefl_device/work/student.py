@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgefl.bundle import Bundle
-from edgefl.manifest import DataContract
+from edgefl.data_contract import DataContract
 from edgefl.method import Work, Worked
 from edgefl.tensors import Tensors
 from edgefl_device.engines.runtime import Runtime
