@@ -71,7 +71,8 @@ Epoch = Annotated[int, Meta(ge=0, le=MAX_EPOCH)]
 Stock = Annotated[int, Meta(ge=0, le=10**9)]  # examples of one device: no device has more
 Size = Annotated[int, Meta(ge=0, le=MAX_BLOB_BYTES)]
 ChunkBytes = Annotated[int, Meta(ge=1024, le=MAX_FRAME_BYTES)]
-Text = Annotated[str, Meta(max_length=1000)]
+MOST_CHARACTERS = 1000  # of a text
+Text = Annotated[str, Meta(max_length=MOST_CHARACTERS)]
 Range = tuple[Count, Count]  # [start, stop) of chunk indices
 
 
@@ -94,7 +95,8 @@ class ManifestRef(BlobRef, frozen=True):
 
 class Presence(_Message, frozen=True, tag="presence"):
     """A device is there, asleep or gone. `instance` names its process and `session` counts that process's
-    connections, so that a late will of an old one cannot mark a newer one dead."""
+    connections, so that a late will of an old one cannot mark a newer one dead. `data` notes what was done with its
+    data for the bundle, or is odd about them."""
 
     device: Name
     session: Count
@@ -106,6 +108,7 @@ class Presence(_Message, frozen=True, tag="presence"):
     engine: Text = ""
     train_examples: Stock = 0
     test_examples: Stock = 0
+    data: Text = ""
 
 
 class AggregatorStatus(_Message, frozen=True, tag="aggregator"):

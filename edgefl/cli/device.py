@@ -25,6 +25,7 @@ from edgefl.training_artifacts import ENGINE
 @click.option("--name", required=True, help="Name of this device: a-z 0-9 _ -, at most 36.")
 @click.option("--data", required=True, help="Its own data: .npz, .csv, IDX files, a folder of images per class.")
 @click.option("--label", metavar="NAME", help="Name of the label's column, where the data are a table.")
+@click.option("--as-is", is_flag=True, help="Use data far outside the range that the bundle was made for.")
 @click.option("--run", help="Run to take part in; default: the one that is up.")
 @click.option(
     "--state",
@@ -59,6 +60,7 @@ def device(
     name: str,
     data: str,
     label: str | None,
+    as_is: bool,
     run: str | None,
     state: Path | None,
     threads: int,
@@ -95,6 +97,7 @@ def device(
             memory_mb=memory_mb,
             cores=cores,
             settings=dict(_setting(text) for text in settings),
+            as_is=as_is,
             tls=Tls(ca, cert, key),
             parent=parent,
             progress=_ignore if quiet else _tell,

@@ -17,11 +17,16 @@ if TYPE_CHECKING:
     from edgefl_device.data import Dataset
 
 
-def evaluator_of(config: RunFile, classes: Sequence[DeviceClass], method: Method) -> Measure | None:
+def evaluator_of(
+    config: RunFile,
+    classes: Sequence[DeviceClass],
+    method: Method,
+    progress: Callable[[str], None] = lambda line: None,
+) -> Measure | None:
     """A function: the tensors of a method's state -> metrics over the evaluation data, the mean over its models.
 
-    None where the run evaluates nothing, or the state holds no model. Raises ConfigError where only devices have whole
-    models.
+    `progress` is told what is odd about the data. None where the run evaluates nothing, or the state holds no model.
+    Raises ConfigError where only devices have whole models.
     """
     if config.evaluate is None:
         return None
@@ -39,7 +44,9 @@ def evaluator_of(config: RunFile, classes: Sequence[DeviceClass], method: Method
 
     data, _ = evaluation_data(config.evaluate, config.seed)
     size = config.evaluate.batch_size
-    measures = {model.name: _changed_only(evaluator(model.bundle, data, batch_size=size)) for model in models}
+    measures = {
+        model.name: _changed_only(evaluator(model.bundle, data, batch_size=size, progress=progress)) for model in models
+    }
 
     def evaluate(tensors: Tensors) -> dict[str, float]:
         found = [measures[model.name](model.state) for model in models_of(method, classes, tensors)]

@@ -67,7 +67,7 @@ def prepare(config: RunFile, place: Path, progress: Progress) -> Prepared:
         method,
         fusing_of(config, classes),
         round_of(config, method),
-        evaluator_of(config, classes, method),
+        evaluator_of(config, classes, method, progress),
         student.carry_out if student is not None else None,
     )
 

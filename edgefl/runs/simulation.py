@@ -22,7 +22,7 @@ from edgefl.aggregator.rounds import Action, Announce, RoundDone
 from edgefl.bundle import Bundle
 from edgefl.method import Method, Reply, State, Task, Work, Worked
 from edgefl.tensors import Tensors
-from edgefl_device.data import Dataset, fit_to_contract
+from edgefl_device.data import Dataset, fit_all
 from edgefl_device.engines.runtime import Runtime
 from edgefl_device.work.interpreter import Outcome, answer, perform
 from edgefl_device.work.kept import Buffers
@@ -64,10 +64,9 @@ class Simulation:
         self.devices = {device.name: device for device in devices}
         for device in devices:
             contract = bundles[device.bundle].manifest.data
-            device.feeds = {
-                feed: fit_to_contract(data, contract, f"{device.name}'s {feed} data")
-                for feed, data in device.feeds.items()
-            }
+            called = {f"{device.name}'s {feed} data": data for feed, data in device.feeds.items()}
+            fitted, _ = fit_all(called, contract)
+            device.feeds = dict(zip(device.feeds, fitted.values(), strict=True))
 
     def perform(self, device: Device, tasks: Sequence[Task], tensors: Tensors, round: int = 0) -> Outcome:
         """One device carries out tasks, from its private state to its private state."""
@@ -141,6 +140,6 @@ class Simulation:
         """Accuracy and loss on data of the aggregator, of the shared tensors alone."""
         runtime = self.runtimes[bundle]
         task = Task(program="evaluate", feed="test", load=("*",), batch_size=500, settings=dict(settings))
-        feeds = {"test": fit_to_contract(test, runtime.manifest.data, "test data")}
+        feeds = {"test": fit_all({"test data": test}, runtime.manifest.data)[0]["test data"]}
         metrics = perform(runtime, [task], tensors, feeds, device="aggregator").metrics
         return metrics["evaluate.correct"] / metrics["evaluate.examples"], metrics["evaluate.loss"]

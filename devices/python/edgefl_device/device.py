@@ -28,6 +28,7 @@ def device(
     memory_mb: int | None = None,
     cores: int | None = None,
     settings: Mapping[str, float] | None = None,
+    as_is: bool = False,
     tls: Tls | None = None,
     parent: int | None = None,
     progress: Callable[[str], None] = lambda line: None,
@@ -43,6 +44,7 @@ def device(
     engine      what trains; "onnxruntime-training" needs a bundle exported for it, and its own environment
     memory_mb, cores    to state instead of what is here
     settings    of programs, this device's own: they count more than what the aggregator says
+    as_is       use data far outside the range that the bundle was made for; the aggregator is told
     parent      end when this process is no longer our parent
     progress    is told what happens, one line at a time
 
@@ -67,6 +69,7 @@ def device(
         memory_mb=memory_mb,
         cores=cores,
         settings=dict(settings or {}),
+        as_is=as_is,
         parent=parent,
     )
     participate(options, progress)

@@ -21,7 +21,7 @@ from edgefl.mqtt import Address, Connection, Tls
 from edgefl.protocol import AggregatorStatus, Outgoing
 from edgefl.tensors import save_tensors
 from edgefl.transport import Broken, Connected, Disconnected, Received, Transport
-from edgefl_device.data.contract import fit_to_contract
+from edgefl_device.data.contract import fit_all
 from edgefl_device.data.dataset import Splits
 from edgefl_device.engines.engine import Engine, name_of, start
 from edgefl_device.wire.actions import (
@@ -66,6 +66,7 @@ class Options:
     memory_mb: int | None = None  # what it states instead of what it has; so with cores
     cores: int | None = None
     settings: Mapping[str, float] = field(default_factory=dict)  # of programs, its own
+    as_is: bool = False  # data far outside the bundle's range are used all the same
     parent: int | None = None  # end when this process is no longer our parent
 
 
@@ -280,17 +281,20 @@ class _Participant:
     def _prepare(self, action: Prepare) -> None:
         contract = action.bundle.manifest.data
         data = self._options.data
+        parts = {"training data": data.train} | ({"test data": data.test} if data.test is not None else {})
         try:
-            train = fit_to_contract(data.train, contract, "training data")
-            test = fit_to_contract(data.test, contract, "test data") if data.test is not None else None
+            fitted, note = fit_all(parts, contract, as_is=self._options.as_is)
             check_own_settings(self._options.settings, action.bundle.manifest)
             self._runtime = start(self._options.engine, action.bundle, threads=self._options.threads)
         except EdgeflError as error:
             self._carry_out(self._session.unfit(error.message))
             self._fatal, self._done = error, True
             return
-        self._data = Splits(train, test)
-        self._log(f"bundle {action.bundle.manifest.name}: {len(train)} training examples")
+        self._data = Splits(fitted["training data"], fitted.get("test data"))
+        self._log(f"bundle {action.bundle.manifest.name}: {len(self._data.train)} training examples")
+        if note:
+            self._log(f"data: {note}")
+            self._carry_out(self._session.note_data(note))
 
     def _work(self) -> None:
         """The training thread: one job after the other; never touches the connection."""

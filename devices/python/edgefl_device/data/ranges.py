@@ -70,7 +70,7 @@ def judged(arrays: Mapping[str, AnyArray], feature: Feature, *, as_is: bool) -> 
         return found, f"as is: {span} for {stated}"
     raise DataError(
         f"{where}: values are {span}, and the bundle was made for {stated}",
-        hint="scale the data as the other devices do; --as-is lets them pass",
+        hint="scale the data as the other devices do, or export with --range LOW,HIGH; --as-is lets them pass",
     )
 
 

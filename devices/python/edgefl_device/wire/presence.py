@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from edgefl import protocol
+from edgefl.errors import one_line
 from edgefl.protocol import Outgoing, Presence
 
 AGAIN_S = 3.0  # without an assignment for so long, say again that we are up; doubles up to a minute
@@ -48,6 +49,11 @@ class OwnPresence:
             **self._capabilities,  # type: ignore[arg-type]
         )
         return Outgoing(self._topic, protocol.encode(presence), retain=True)
+
+    def note_data(self, note: str) -> Outgoing:
+        """That we are up, with a note about our data, which later words have too."""
+        self._capabilities = {**self._capabilities, "data": one_line(note, protocol.MOST_CHARACTERS)}
+        return self.say("up")
 
     @property
     def time_s(self) -> float:

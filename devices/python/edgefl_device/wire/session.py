@@ -175,6 +175,10 @@ class Session:
         self._failures.note(job.key, one_line(reason))
         return [self._fail(reason)]
 
+    def note_data(self, note: str) -> list[Action]:
+        """What had to be done with the data for this bundle, or is odd about them: the aggregator shows it."""
+        return [self._presence.note_data(note)]
+
     def unfit(self, reason: str) -> list[Action]:
         """The bundle cannot be used here (its data contract is not met): every ask will be answered with this."""
         self._supplies.broken = reason

@@ -12,20 +12,30 @@ from edgefl.errors import DataError
 from edgefl.method import Task
 from edgefl.names import GRADIENT
 from edgefl.tensors import Array, Tensors
-from edgefl_device.data.contract import fit_to_contract
+from edgefl_device.data.contract import fit_all
 from edgefl_device.data.dataset import Dataset
 from edgefl_device.engines.runtime import Runtime
 from edgefl_device.work.interpreter import perform
 
+HELD_OUT = "held-out data"  # what errors call them
+
 
 def evaluator(
-    bundle: Bundle, data: Dataset, *, batch_size: int, threads: int = 1
+    bundle: Bundle,
+    data: Dataset,
+    *,
+    batch_size: int,
+    threads: int = 1,
+    progress: Callable[[str], None] = lambda line: None,
 ) -> Callable[[dict[str, Array]], dict[str, float]]:
     """A function: some state tensors, the others being the bundle's -> metrics of its `evaluate` program over `data`.
 
     Raises DataError when the data does not fit the bundle.
     """
-    test = fit_to_contract(data, bundle.manifest.data, "held-out data")
+    fitted, note = fit_all({HELD_OUT: data}, bundle.manifest.data)
+    if note:
+        progress(f"evaluation data: {note}")
+    test = fitted[HELD_OUT]
     runtime = Runtime(bundle, threads=threads)
     task = Task(program="evaluate", feed="test", batch_size=batch_size)
 
@@ -64,7 +74,7 @@ class HeldOut:
         settings: Mapping[str, float] = MappingProxyType({}),
         threads: int = 1,
     ) -> None:
-        self._feeds = {"test": fit_to_contract(data, bundle.manifest.data, "held-out data")}
+        self._feeds = {"test": fit_all({HELD_OUT: data}, bundle.manifest.data)[0][HELD_OUT]}
         self._runtime = Runtime(bundle, threads=threads)
         self._map = bundle.manifest.fusion_map()
         gradient = bundle.manifest.program("gradient")
