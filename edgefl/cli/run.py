@@ -18,16 +18,32 @@ from edgefl.errors import EdgeflError
 if TYPE_CHECKING:
     from edgefl.runs.result import Result
 
-resume_option = click.option("--resume", is_flag=True, help="Go on with the last run of this file.")
+LAST = "the last run"  # no name of a run: what --resume without one stands for
+
+
+def _resume(context: click.Context, option: click.Parameter, said: str | None) -> bool | str:
+    return False if said is None else True if said == LAST else said
+
+
+resume_option = click.option(
+    "--resume",
+    metavar="[RUN]",
+    is_flag=False,
+    flag_value=LAST,
+    callback=_resume,
+    help="Go on with RUN, a name or a directory; without RUN with the last run of this file; `auto`: with the last "
+    "where it is unfinished, else begin one.",
+)
+run_file_argument = click.argument("run_file", type=click.Path(path_type=Path), required=False)
 
 
 @click.command()
-@click.argument("run_file", type=click.Path(path_type=Path))
-@click.option("--broker", "url", help="Instead of the run file's [broker] url.")
+@run_file_argument
+@click.option("--broker", "url", envvar="EDGEFL_BROKER", help="Instead of the run file's [broker] url.")
 @resume_option
 @stream_option
 @tells
-def aggregate(run_file: Path, url: str | None, resume: bool, form: str, teller: Teller) -> None:
+def aggregate(run_file: Path | None, url: str | None, resume: bool | str, form: str, teller: Teller) -> None:
     """Run the aggregator of RUN_FILE against an MQTT broker; devices join by themselves.
 
     \b
@@ -36,16 +52,17 @@ def aggregate(run_file: Path, url: str | None, resume: bool, form: str, teller: 
     """
     from edgefl.runs import run as verbs
 
-    again = shlex.join(["edgefl", "aggregate", str(run_file), *(["--broker", url] if url else [])])
-    _carry(partial(verbs.aggregate, run_file, broker=url, resume=resume), again, form, teller)
+    path, resume = _asked(run_file, resume)
+    again = shlex.join(["edgefl", "aggregate", str(path), *(["--broker", _masked(url)] if url else [])])
+    _carry(partial(verbs.aggregate, path, broker=url, resume=resume), again, form, teller)
 
 
 @click.command()
-@click.argument("run_file", type=click.Path(path_type=Path))
+@run_file_argument
 @resume_option
 @stream_option
 @tells
-def run(run_file: Path, resume: bool, form: str, teller: Teller) -> None:
+def run(run_file: Path | None, resume: bool | str, form: str, teller: Teller) -> None:
     """Run broker, aggregator and an emulated fleet on this machine, all from RUN_FILE.
 
     \b
@@ -54,8 +71,9 @@ def run(run_file: Path, resume: bool, form: str, teller: Teller) -> None:
     """
     from edgefl.runs import run as verbs
 
-    again = shlex.join(["edgefl", "run", str(run_file)])
-    _carry(partial(verbs.run, run_file, resume=resume), again, form, teller)
+    path, resume = _asked(run_file, resume)
+    again = shlex.join(["edgefl", "run", str(path)])
+    _carry(partial(verbs.run, path, resume=resume), again, form, teller)
 
 
 @click.command()
@@ -73,7 +91,7 @@ def demo(
     runs: Path,
     engine: Literal["auto", "mosquitto", "iotcore"],
     seed: int,
-    resume: bool,
+    resume: bool | str,
     form: str,
     teller: Teller,
 ) -> None:
@@ -98,6 +116,15 @@ def demo(
 # --- parts --------------------------------------------------------------------------------------------------------
 
 
+def _asked(run_file: Path | None, resume: bool | str) -> tuple[Path, bool | str]:
+    """RUN_FILE and what to resume. In `--resume RUN_FILE` the option has taken the file for a run."""
+    if run_file is not None:
+        return run_file, resume
+    if isinstance(resume, str):
+        return Path(resume), True
+    raise click.UsageError("Missing argument 'RUN_FILE'.")
+
+
 def _carry(carry: Callable[..., Result], again: str, form: str, teller: Teller) -> None:
     """Carry a run in front of a person: a table while it goes on, then how good, where it is. `again`: the command that
     goes on after Ctrl-C."""
@@ -105,7 +132,7 @@ def _carry(carry: Callable[..., Result], again: str, form: str, teller: Teller) 
     from edgefl.cli.stream import JsonLines
     from edgefl.runs.result import Interrupted
 
-    stream = JsonLines() if form == "jsonl" else None
+    stream, stopped = JsonLines() if form == "jsonl" else None, False
     try:
         with LiveTable(teller) as table:
             watchers: list[LiveTable | JsonLines] = [table, stream] if stream else [table]
@@ -115,7 +142,7 @@ def _carry(carry: Callable[..., Result], again: str, form: str, teller: Teller) 
                 progress=_each(watcher.progress for watcher in watchers),
             )
     except Interrupted as interrupted:
-        result = interrupted.result
+        result, stopped = interrupted.result, True
     except EdgeflError as error:
         if stream:
             stream.error(error)
@@ -126,9 +153,13 @@ def _carry(carry: Callable[..., Result], again: str, form: str, teller: Teller) 
         print_json(_summary(result))
     elif result.finished:
         _print(result)
+    place = _shown(result.path)
     if not result.finished:
-        teller.tell(f"stopped after {result.rounds} rounds, everything is saved in {_shown(result.path)}")
-        teller.tell(f"go on with: {again} --resume")
+        teller.tell(f"stopped after {result.rounds} rounds, everything is saved in {place}")
+        teller.tell(f"go on with: {again} --resume {result.path.name}")
+    elif stopped:
+        teller.tell(f"stopped before its report was written; get it with: edgefl report {shlex.quote(str(place))}")
+    if stopped:
         raise SystemExit(130)
 
 
@@ -141,6 +172,14 @@ def _each(told: Iterable[Callable[[Any], None]]) -> Callable[[Any], None]:
             one(what)
 
     return tell
+
+
+def _masked(url: str) -> str:
+    """A broker's address as it may be printed: what is said ends in logs."""
+    scheme, _, rest = url.partition("://")
+    login, at, place = rest.rpartition("@")
+    user, colon, _ = login.partition(":")
+    return f"{scheme}://{user}{colon and ':***'}{at}{place}"
 
 
 def _summary(result: Result) -> dict[str, object]:
@@ -161,7 +200,8 @@ def _print(result: Result) -> None:
 
     place = _shown(result.path)
     click.echo(", ".join(f"{name} {value}" for name, value in facts(result.history)))
-    click.echo(f"report:    {place / 'report.html'}")
+    if result.report().exists():
+        click.echo(f"report:    {place / 'report.html'}")
     for path in result.models:
         click.echo(f"model:     {place / path.relative_to(result.path)} ({size(path.stat().st_size)})")
     if not result.models:

@@ -66,8 +66,12 @@ class Result:
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C while a run went on, after everything was saved; `result` is what there is. A resume goes on."""
+    """Ctrl-C while a run went on, after everything was saved; `result` is what there is. A resume goes on.
+
+    Where the result is finished, Ctrl-C came while its report was written, which `edgefl report` writes again.
+    """
 
     def __init__(self, result: Result) -> None:
-        super().__init__(f"stopped after {result.rounds} rounds; everything is saved in {result.path}")
+        what = "finished, but its report was not written" if result.finished else "everything is saved"
+        super().__init__(f"stopped after {result.rounds} rounds; {what}, in {result.path}")
         self.result = result

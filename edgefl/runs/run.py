@@ -25,7 +25,7 @@ from edgefl.methods import DEFAULT
 from edgefl.mqtt import Address, Tls
 from edgefl.results.pictures import write_pictures
 from edgefl.runs import questions
-from edgefl.runs.directory import run_directory
+from edgefl.runs.directory import Resume, run_directory
 from edgefl.runs.fleet import Fleet
 from edgefl.runs.outcome import PICTURES, write_models, write_run_report
 from edgefl.runs.parts import deal
@@ -66,7 +66,7 @@ def aggregate(
     run_file: RunFile | Mapping[str, Any] | str | Path,
     *,
     broker: str | None = None,
-    resume: bool = False,
+    resume: Resume = False,
     on_begin: Callable[[Begun], None] = _ignore,
     on_round: Callable[[Record], None] = _ignore,
     progress: Callable[[str], None] = _ignore,
@@ -75,7 +75,8 @@ def aggregate(
 
     run_file    the path of a file (TOML), or the same as a RunFile or a dict
     broker      mqtt://HOST:PORT, instead of the run file's
-    resume      go on with the last run of that name
+    resume      go on with the last run of that name (True), with one by its own name or directory, or, "auto", with
+                the last where it is unfinished; else begin a new one
     on_begin    told before the first round; `on_round` after each, when it is durable; `progress` one line at a time
 
     Raises ConfigError, BundleError, BrokerError; Interrupted on Ctrl-C, when everything is saved.
@@ -87,7 +88,7 @@ def aggregate(
             f"run {config.name!r} has no broker",
             hint='add [broker] url = "mqtt://127.0.0.1:1883", or give --broker',
         )
-    with run_directory(config, resume=resume) as (config, place):
+    with run_directory(config, resume=resume, progress=progress) as (config, place):
         result = _carry(config, place, url, _Watch(on_begin, on_round, progress), parts={})
     return _ended(result)
 
@@ -95,7 +96,7 @@ def aggregate(
 def run(
     run_file: RunFile | Mapping[str, Any] | str | Path,
     *,
-    resume: bool = False,
+    resume: Resume = False,
     on_begin: Callable[[Begun], None] = _ignore,
     on_round: Callable[[Record], None] = _ignore,
     progress: Callable[[str], None] = _ignore,
@@ -111,7 +112,7 @@ def run(
             "the run file has no [fleet]", hint="add [fleet] devices = 8 and data = ..., or use `edgefl aggregate`"
         )
     asked = config.fleet
-    with run_directory(config, resume=resume) as (config, place), contextlib.ExitStack() as stack:
+    with run_directory(config, resume=resume, progress=progress) as (config, place), contextlib.ExitStack() as stack:
         parts = deal(config.fleet or asked, place / "data", config.seed)
         url, check = config.broker.url, _nothing
         if url is None:
@@ -195,11 +196,18 @@ def _carry(
 
         if not server.serve(check_all):
             return Result(place, finished=False)
-        write_models(ready.method, ready.classes, server.coordinator.state.tensors, place)
-        write_run_report(place, config, ready.classes)
+        try:
+            write_models(ready.method, ready.classes, server.coordinator.state.tensors, place)
+        except KeyboardInterrupt:
+            return Result(place, finished=False)
+        result = Result(place, finished=True)
+        try:
+            write_run_report(place, config, ready.classes)
+        except KeyboardInterrupt:
+            raise Interrupted(result) from None
         if devices is not None:
             devices.wait(10.0)
-    return Result(place, finished=True)
+    return result
 
 
 def _watcher(ready: Prepared, store: Store, watch: _Watch) -> Watcher:

@@ -20,7 +20,6 @@ from edgefl.files import read_bytes
 from edgefl.method import Method
 from edgefl.methods import DEFAULT, method_named
 from edgefl.own_code import own
-from edgefl.runs.questions import length_of
 from edgefl.runs.sections import (
     BrokerSection,
     BundleSection,
@@ -150,7 +149,7 @@ def make_method(run: RunFile, initial: Mapping[str, Any], *, where: str, student
     """The run's method with its settings. Raises ConfigError for an unknown method, key, or wrong value."""
     settings = dict(run.method)
     settings.pop("name", None)
-    kind = _kind_of(run, where)
+    kind = kind_of(run, where)
     allowed = {f for f in kind.__struct_fields__ if f not in ("initial", STUDENT)}
     for key in settings:
         if key not in allowed:
@@ -176,7 +175,8 @@ def make_method(run: RunFile, initial: Mapping[str, Any], *, where: str, student
     return result
 
 
-def _kind_of(run: RunFile, where: str) -> type[Any]:
+def kind_of(run: RunFile, where: str) -> type[Any]:
+    """The class of the run's method. Raises ConfigError for a name that is none."""
     try:
         return method_named(run.method.get("name", DEFAULT))
     except ConfigError as error:
@@ -188,18 +188,6 @@ def to_toml(run: RunFile) -> str:
     if run.broker.url is not None:
         run = msgspec.structs.replace(run, broker=msgspec.structs.replace(run.broker, url=_public(run.broker.url)))
     return tomli_w.dumps(msgspec.to_builtins(run))
-
-
-def resumed(saved: RunFile, given: RunFile) -> RunFile:
-    """The run file to go on with: seed, method, model and fleet stay the run's own; where the broker is, how rounds
-    are closed, how the model is evaluated and how many rounds there are may be given anew."""
-    method = dict(saved.method)
-    length = length_of(_kind_of(saved, "run file"))
-    if length in given.method:
-        method[length] = given.method[length]
-    return msgspec.structs.replace(
-        saved, broker=given.broker, round=given.round, evaluate=given.evaluate, runs=given.runs, method=method
-    )
 
 
 def _public(url: str) -> str:
@@ -245,7 +233,7 @@ def _check_student(run: RunFile, where: str) -> None:
     if own_code_of(run.method, "name"):  # is looked at when the run is prepared
         wanted = run.student is not None
     else:
-        wanted = STUDENT in _kind_of(run, where).__struct_fields__
+        wanted = STUDENT in kind_of(run, where).__struct_fields__
     if wanted and run.student is None:
         raise ConfigError(
             f"{where}: {name} has a student, a model that learns on the aggregator",

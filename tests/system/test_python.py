@@ -16,6 +16,7 @@ import pytest
 
 import edgefl
 from edgefl.errors import ConfigError
+from edgefl.runs.outcome import report_again
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "from_python.py"
 
@@ -98,6 +99,21 @@ def test_ctrl_c_comes_when_everything_is_saved_and_a_resume_goes_on(digits_bundl
     assert isinstance(stopped.value, KeyboardInterrupt) and not result.finished and 2 <= reached < 50
     after = edgefl.run(run_of(digits_bundle, tmp_path, rounds=reached + 1), resume=True)
     assert after.path == result.path and after.finished and after.rounds == reached + 1
+
+
+def test_ctrl_c_while_the_report_is_written_leaves_a_finished_run(
+    digits_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*about: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("edgefl.runs.run.write_run_report", interrupted)
+    with pytest.raises(edgefl.Interrupted, match="finished, but its report was not written") as stopped:
+        edgefl.run(run_of(digits_bundle, tmp_path, rounds=1))
+    result = stopped.value.result
+    assert result.finished and result.models and not result.report().exists()
+    monkeypatch.undo()
+    assert report_again(result.path, progress=print) == result.report() and result.report().exists()
 
 
 def test_a_run_may_be_carried_beside_the_main_thread(digits_bundle: Path, tmp_path: Path) -> None:
