@@ -17,7 +17,7 @@ from edgefl.runs.sections import RunFile
 
 def test_a_run_says_when_it_began_with_what_and_where(tmp_path: Path) -> None:
     before_s = time.time()
-    with run_directory(RunFile(name="a", runs=str(tmp_path)), resume=False) as (_, place):
+    with run_directory(RunFile(name="a", runs=str(tmp_path)), resume=False, progress=print) as (_, place):
         about = read_about(place)
     assert about is not None
     assert before_s - 0.001 <= about.started <= time.time()
@@ -28,11 +28,11 @@ def test_a_run_says_when_it_began_with_what_and_where(tmp_path: Path) -> None:
 
 def test_a_resume_keeps_what_the_first_start_said(tmp_path: Path) -> None:
     config = RunFile(name="a", runs=str(tmp_path))
-    with run_directory(config, resume=False) as (_, place):
+    with run_directory(config, resume=False, progress=print) as (_, place):
         (place / "run.json").write_text("{}")
         (place / "run.toml").write_text('name = "a"\nmodel = "zoo:digits"\n')
         (place / ABOUT).write_text((place / ABOUT).read_text().replace('"started":', '"started":1e-3, "then":'))
-    with run_directory(config, resume=True) as (_, place):
+    with run_directory(config, resume=True, progress=print) as (_, place):
         about = read_about(place)
     assert about is not None and about.started == 0.001
 
