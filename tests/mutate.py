@@ -79,12 +79,15 @@ def result_of(entry: dict[str, Any], named: list[dict[str, str]], jobs: int) -> 
     assert source.exists() and tests, f"mutants.toml: no {entry['file']}, or no tests for it"
     with tempfile.TemporaryDirectory() as folder:
         tree = copied(Path(folder), file, tests)
-        done = mutmut(tree, "run", "--max-children", str(jobs), check=False)
+        done = mutmut(tree, "run", "--max-children", str(jobs))
         codes: dict[str, int | None] = {}
         if (tree / "mutants" / f"{file}.meta").exists():
             codes = json.loads((tree / "mutants" / f"{file}.meta").read_text())["exit_code_by_key"]
         if not codes or None in codes.values():
-            sys.exit(f"{entry['file']}: mutmut did not test its mutants\n{done[-3000:]}")
+            sys.exit(
+                f"{entry['file']}: mutmut ended with exit code {done.returncode} before all mutants were tested\n"
+                f"{done.stdout[-3000:]}"
+            )
         living = [described(tree, name, source) for name, code in codes.items() if code not in CAUGHT]
     own = [one for one in named if one["file"] == entry["file"]]
     pairs = [(one["was"], one["becomes"]) for one in own]
@@ -118,15 +121,14 @@ def copied(tree: Path, file: str, tests: list[str]) -> Path:
     return tree
 
 
-def mutmut(tree: Path, *arguments: str, check: bool = True) -> str:
+def mutmut(tree: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "mutmut", *arguments]
-    done = subprocess.run(command, cwd=tree, check=check, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    return done.stdout
+    return subprocess.run(command, cwd=tree, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def described(tree: Path, name: str, source: Path) -> Mutant:
     """Where a mutant is and what it changes."""
-    lines = mutmut(tree, "show", name).splitlines()
+    lines = mutmut(tree, "show", name).stdout.splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("@@"))
     hunk = lines[start + 1 :]
     offset = int(lines[start].split()[1].split(",")[0][1:]) - 1
