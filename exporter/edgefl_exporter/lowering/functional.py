@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -61,6 +62,7 @@ def _simplify(graph: GraphModule) -> None:
     graph.graph.eliminate_dead_code()
 
 
+@functools.cache  # a tenth of the time that a small program takes
 def _decompositions(registry: ONNXRegistry) -> dict[Any, Callable[..., Any]]:
     """PyTorch's decompositions of operators without a translation, and in any case those to core ATen and ours."""
     translated: Any = set(get_onnx_implemented_overloads(registry))
