@@ -41,7 +41,8 @@ def split(
 ) -> None:
     """Cut a data set into one part per device, and its test part; a device's part has its share of the test part, too.
 
-    DATA is a folder of IDX files (MNIST), an .npz or .csv file, a folder of images per class, or `digits`.
+    DATA is a folder of IDX files (MNIST), an .npz, .csv or .parquet file, a folder of images per class, or
+    `digits`; docs/data.md has them all.
 
     \b
     Example:

@@ -23,7 +23,11 @@ from edgefl.training_artifacts import ENGINE
     help="mqtt://HOST:PORT, or mqtts:// with --ca --cert --key.",
 )
 @click.option("--name", required=True, help="Name of this device: a-z 0-9 _ -, at most 36.")
-@click.option("--data", required=True, help="Its own data: .npz, .csv, IDX files, a folder of images per class.")
+@click.option(
+    "--data",
+    required=True,
+    help="Its own data: .npz, .csv, .parquet, IDX files, a folder of images per class; see docs/data.md.",
+)
 @click.option("--label", metavar="NAME", help="Name of the label's column, where the data are a table.")
 @click.option("--as-is", is_flag=True, help="Use data far outside the range that the bundle was made for.")
 @click.option("--run", help="Run to take part in; default: the one that is up.")

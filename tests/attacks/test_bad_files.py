@@ -19,6 +19,8 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -746,6 +748,25 @@ def test_numbers_too_large_for_a_float_are_for_the_contract_to_refuse(tmp_path: 
 def test_a_mutated_csv(tmp_path: Path, changed: bytes) -> None:
     (tmp_path / "a.csv").write_bytes(changed)
     safe(lambda: read_splits(tmp_path / "a.csv"))
+
+
+def rows(form: str) -> bytes:
+    """Two rows of a Parquet file, or of one that Hugging Face's datasets saved."""
+    data, table = io.BytesIO(), pa.table({"x": [[1.0, 2.0], [3.0, 4.0]], "label": ["cat", "dog"]})
+    if form == "parquet":
+        pq.write_table(table, data)
+    else:
+        with pa.ipc.new_stream(data, table.schema) as stream:
+            stream.write_table(table)
+    return data.getvalue()
+
+
+@settings(FUZZ, max_examples=150)
+@given(data=st.data(), form=st.sampled_from(["parquet", "arrow"]))
+def test_a_mutated_table_of_arrow(tmp_path: Path, data: st.DataObject, form: str) -> None:
+    (tmp_path / "state.json").write_text('{"_data_files": [{"filename": "a.arrow"}]}')
+    (tmp_path / f"a.{form}").write_bytes(data.draw(mutations(rows(form))))
+    safe(lambda: read_splits(tmp_path / "a.parquet" if form == "parquet" else tmp_path))
 
 
 def picture(form: str) -> bytes:

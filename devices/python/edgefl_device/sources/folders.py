@@ -12,9 +12,8 @@ import numpy as np
 from edgefl.errors import DataError
 from edgefl_device.data.dataset import Dataset, Splits
 from edgefl_device.sources import images
-from edgefl_device.sources.known import FORMATS
+from edgefl_device.sources.known import FORMATS, TEST_PARTS
 
-TEST_FOLDERS = ("test", "val", "valid", "validation")  # the first that is there
 JUNK = ("Thumbs.db", "desktop.ini", "lost+found", "System Volume Information")
 
 
@@ -79,7 +78,7 @@ def _parts_of(path: Path) -> list[Path]:
     train = path / "train"
     if not train.is_dir() or not _folders(train):
         return [path]
-    test = next((path / name for name in TEST_FOLDERS if (path / name).is_dir()), None)
+    test = next((path / name for name in TEST_PARTS if (path / name).is_dir()), None)
     return [train] if test is None else [train, test]
 
 

@@ -1,5 +1,9 @@
-"""What a device reads, in words: for the hint of an error."""
+"""What a device reads, in words, and how parts are called."""
 
 from __future__ import annotations
 
-FORMATS = "an .npz file, IDX files, a .csv file, a folder with one folder of images per class, or the name 'digits'"
+FORMATS = (
+    "an .npz, .csv or .parquet file, IDX files, a folder with one folder of images per class, a folder that "
+    "Hugging Face's datasets saved, or the name 'digits'"
+)
+TEST_PARTS = ("test", "val", "valid", "validation")  # of folders and files: the first that is there

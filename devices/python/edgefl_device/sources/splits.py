@@ -6,7 +6,7 @@ from pathlib import Path
 
 from edgefl.errors import DataError
 from edgefl_device.data.dataset import Dataset, Splits
-from edgefl_device.sources import folders, idx, named, npz, table
+from edgefl_device.sources import folders, idx, named, npz, tables
 from edgefl_device.sources.known import FORMATS
 
 
@@ -19,7 +19,9 @@ def read_splits(source: str | Path, *, label: str | None = None) -> Splits:
                         or `jpeg`, `offset`, `label`: image i is the JPEG file jpeg[offset[i]:offset[i + 1]]
     IDX                 a folder as MNIST comes (train-images-idx3-ubyte[.gz] ...), or one images file with its
                         labels file beside it
-    CSV                 one example per row; the label's column is called label, y, target or class, else is the last
+    CSV, Parquet        one example per row; the label's column is called label, y, target or class, else is the last;
+                        or a folder with train.csv and test.csv, train-*.parquet and test-*.parquet
+    saved by datasets   a folder as Hugging Face's save_to_disk writes it
     folder              train.npz and test.npz; or one folder of images per class, perhaps inside train/ and test/:
                         see `folders.py` for what is a class, `images.py` for what becomes of pixels
     "digits"            scikit-learn's 1,797 images, float32 in 0..1, [1, 8, 8]; every fifth is for testing
@@ -57,9 +59,8 @@ def _check_examples(part: Dataset, where: str) -> None:
 def _read(path: Path, label: str | None) -> Splits:
     if not path.exists():
         raise DataError(f"no data at {path}", hint=f"give {FORMATS}")
-    if path.suffix in table.SUFFIXES and path.is_file():
-        data, notes = table.read_table(path, label)
-        return Splits(data, notes=notes)
+    if (of_table := tables.read_tables(path, label)) is not None:
+        return of_table
     if label is not None:
         raise DataError(f"{path} has no column {label!r}: it is no table", hint="leave out --label")
     if path.is_dir():
