@@ -65,7 +65,6 @@ def test_the_command_line_loads_nothing_heavy_until_it_must() -> None:
         "torch",
         "onnx",
         "onnxruntime",
-        "matplotlib",
         "sklearn",
         "edgefl_exporter",
         "edgefl_device",

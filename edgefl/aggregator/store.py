@@ -13,7 +13,8 @@
         events.jsonl          what happened, for a person
         weights.safetensors   the fused weights at the end
         model.onnx            an inference model with these weights
-        report.html           curves and tables
+        report.html           for a person: edgefl/results/report.py
+        summary.json          what it came to, and its curves: edgefl/results/summary.py
 
 A round is durable when `save_round` returns, unless its ask said that it need not be. What such rounds have left here
 after the last durable one is removed when the run goes on.
@@ -186,8 +187,7 @@ class Store:
 
     def examples(self) -> dict[str, Examples]:
         """What each device stated last."""
-        lines = _lines(self.path / "devices.jsonl", _Device)
-        return {line.device: Examples(line.train_examples, line.test_examples) for line in lines}
+        return read_examples(self.path)
 
     # --- files of lines ---------------------------------------------------------------------------------------
 
@@ -254,6 +254,12 @@ def read_records(path: Path) -> list[Record]:
 def read_classes(run_dir: Path) -> dict[str, str]:
     """A run's devices.jsonl: the class of each device. Raises ConfigError where it is damaged."""
     return {line.device: line.name for line in _lines(run_dir / "devices.jsonl", _Device)}
+
+
+def read_examples(run_dir: Path) -> dict[str, Examples]:
+    """What each device stated last, of devices.jsonl. Raises ConfigError where it is damaged."""
+    lines = _lines(run_dir / "devices.jsonl", _Device)
+    return {line.device: Examples(line.train_examples, line.test_examples) for line in lines}
 
 
 def _lines(path: Path, kind: type[Kind]) -> list[Kind]:

@@ -6,30 +6,29 @@ from pathlib import Path
 
 import click
 
-from edgefl.cli.output import format_option, print_json
-from edgefl.cli.teller import Teller, tells
-
 
 @click.command()
 @click.argument("run_dir", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option(
     "--beside",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Another run, whose devices' accuracies are drawn dashed.",
+    help="Another run: its curves are drawn over this one's, dashed.",
 )
-@format_option
-@tells
-def report(run_dir: Path, beside: Path | None, form: str, teller: Teller) -> None:
-    """Write RUN_DIR/report.html again, perhaps with the curves of another run beside its own.
+@click.option(
+    "--target",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="An accuracy: when it was reached, in rounds, bytes and seconds.  [default: the run file's]",
+)
+def report(run_dir: Path, beside: Path | None, target: float | None) -> None:
+    """Write RUN_DIR/report.html again, perhaps with the curves of another run over its own; of a folder of runs, its
+    index.html.
 
     \b
-    Example:
+    Examples:
       edgefl report runs/codream-20260102-030405 --beside runs/alone-20260102-020405
+      edgefl report runs/digits-20260102-030405 --target 0.9
+      edgefl report runs
     """
-    from edgefl.runs.outcome import report_again
+    from edgefl.runs.reports import report_again
 
-    path = report_again(run_dir, beside=beside, progress=teller.tell)
-    if form == "json":
-        print_json({"report": str(path)})
-    else:
-        click.echo(f"report: {path}")
+    click.echo(f"report: {report_again(run_dir, beside=beside, target=target)}")

@@ -1,38 +1,37 @@
-"""report.html of a run: its curves as pictures, its rounds as a table. Needs no network to be viewed."""
+"""report.html of a run: what it came to in words, its curves, its devices, its rounds. Needs nothing but a browser."""
 
 from __future__ import annotations
 
-import html
+import base64
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import msgspec
 
 from edgefl.aggregator.record import Record
 from edgefl.files import write_atomic
-from edgefl.results.figures import empty, percent, png, svg
-from edgefl.results.rounds import COLUMNS, Rows, Value, facts, metric, size
+from edgefl.results.confusion import Confusion, confusion_section
+from edgefl.results.devices import Known, devices_section, labels_section
+from edgefl.results.events import Event, Timed, evenly, lanes, timed
+from edgefl.results.markup import Markup, joined, table, tag
+from edgefl.results.page import page
+from edgefl.results.rounds import COLUMNS, Rows, duration, facts, size
+from edgefl.results.summary import Summary, counted, sentence
 
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{title}</title><style>
-body {{ font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 64rem; padding: 0 1rem; color: #1b1f24 }}
-h1 {{ font-size: 1.4rem }} h2 {{ font-size: 1.1rem; margin-top: 2rem }}
-.facts {{ display: flex; flex-wrap: wrap; gap: 1rem 2.5rem; margin: 1rem 0 }}
-.facts b {{ display: block; font-size: 1.5rem }}
-.curves img {{ width: 100%; max-width: 31rem }}
-table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem }}
-td, th {{ padding: .2rem .8rem; text-align: right; border-bottom: 1px solid #d0d7de }}
-pre {{ background: #f6f8fa; padding: 1rem; overflow: auto; font-size: .85rem }}
-</style></head><body>
-<h1>{title}</h1>
-<div class="facts">{facts}</div>
-<h2>Curves</h2><div class="curves">{curves}</div>
-{pictures}{classes}<h2>Rounds</h2><table><tr>{head}</tr>{rows}</table>
-{weights}
-<h2>Run file</h2><pre>{config}</pre>
-</body></html>
-"""
+MOST_ROWS = 200  # rounds in the table
+MOST_EVENTS = 200  # in the table
+MOST_PICTURES = 8  # sheets that are shown
+FILES = {
+    "model.onnx": "predicts",
+    "models": "models that predict",
+    "weights.safetensors": "the fused weights",
+    "metrics.jsonl": "every round",
+    "events.jsonl": "what happened",
+    "summary.json": "this page's curves",
+    "run.toml": "the run file",
+}
 
 
 @dataclass(frozen=True)
@@ -46,92 +45,147 @@ class ClassRow:
     shared_bytes: int
 
 
-def write_report(
-    path: Path,
-    title: str,
-    records: Sequence[Record],
-    config: str,
-    classes: Sequence[ClassRow] = (),
-    *,
-    pictures: Path | None = None,
-    beside: Sequence[Record] = (),
-) -> None:
-    """Write the report; several classes get a table. Raises InputError without the matplotlib package.
+@dataclass(frozen=True)
+class Story:
+    """What a report is made from.
 
-    `pictures`: a folder of sheets. `beside`: the records of another run, whose devices' accuracies are
-    drawn dashed beside those of this one.
+    place       the run directory: its files are linked, its pictures shown
+    config      the run file, as text
+    paper       where the method was published, as text
+    about       of versions and machine: name and value
+    known       of the devices, by name
+    settings    that devices have of their own, by device
+    labels      the names of the classes
     """
-    shown = Rows(records).rows
-    columns = [column for column in COLUMNS if any(column.value(record) is not None for record in shown)]
-    page = _PAGE.format(
-        title=html.escape(title),
-        facts="".join(f"<div>{html.escape(name)}<b>{html.escape(value)}</b></div>" for name, value in facts(records)),
-        curves="".join(_curve(records, *curve) for curve in (*_CURVES, *_extremes(records)))
-        + _devices(records, beside),
-        pictures=_pictures(pictures) if pictures is not None else "",
-        classes=_classes(classes) if len(classes) > 1 else "",
-        head="".join(f"<th>{c.title}</th>" for c in columns),
-        rows="".join("<tr>" + "".join(f"<td>{c.cell(r)}</td>" for c in columns) + "</tr>" for r in shown),
-        weights=_weights(records),
-        config=html.escape(config),
+
+    summary: Summary
+    records: Sequence[Record]
+    place: Path
+    config: str
+    paper: str = ""
+    about: Sequence[tuple[str, str]] = ()
+    classes: Sequence[ClassRow] = ()
+    events: Sequence[Event] = ()
+    known: Mapping[str, Known] = field(default_factory=dict)
+    settings: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    labels: Sequence[str] = ()
+    confusion: Confusion | None = None
+
+
+def write_report(path: Path, story: Story, *, beside: Summary | None = None) -> None:
+    """Write the report. `beside`: another run, whose curves are drawn over this one's."""
+    happened = timed(story.events)
+    runs = [story.summary, *([beside] if beside is not None else [])]
+    data = {"runs": [msgspec.to_builtins(run) for run in runs], "events": _dots(happened)}
+    body = (
+        tag("h1", story.summary.name),
+        tag("p", sentence(story.summary), _aim(story.summary), class_="lead"),
+        _beside(beside) if beside is not None else "",
+        tag("div", *(tag("div", name, tag("b", value)) for name, value in facts(story.records)), class_="facts"),
+        _curves(story.summary, beside),
+        confusion_section(story.confusion) if story.confusion is not None else "",
+        devices_section(story.records, story.events, story.known, story.settings),
+        labels_section(story.known, story.labels),
+        _classes(story.classes) if len(story.classes) > 1 else "",
+        _pictures(story.place / "pictures"),
+        _rounds(story.records),
+        _events(happened),
+        _method(story),
+        _files(story.place),
+        tag("h2", "Run file"),
+        tag("pre", story.config),
     )
-    write_atomic(path, page.encode())
+    write_atomic(path, page(story.summary.name, tag("main", *body), data))
 
 
-MOST = "_most"  # how a metric ends of which the greatest over devices says something, and not the mean
+# --- parts ----------------------------------------------------------------------------------------------------------
 
 
-def _greatest(name: str) -> Value:
-    """The greatest of all devices."""
-    return lambda record: max((m.get(name) or 0.0 for m in record.measured.values()), default=None)
-
-
-MOST_WEIGHTS = 50  # devices whose weights are listed
-
-ACCURACY = "test accuracy"
-_CURVES: tuple[tuple[str, Value], ...] = (
-    (ACCURACY, lambda r: r.accuracy),
-    ("test loss", lambda r: r.loss),
-    ("training loss", metric("train.loss")),
-    ("seconds per round", lambda r: r.seconds),
-)
-
-
-def _extremes(records: Sequence[Record]) -> list[tuple[str, Value]]:
-    """A curve for each metric whose greatest value over devices counts."""
-    names = sorted({name for record in records for name in record.metrics if name.endswith(MOST)})
-    return [(f"greatest {name.partition('.')[0]} of any device", _greatest(name)) for name in names]
-
-
-MOST_CURVES = 12  # devices whose accuracies are drawn
-MOST_PICTURES = 8  # sheets that are shown
-
-
-def _classes(classes: Sequence[ClassRow]) -> str:
-    rows = [
-        (html.escape(c.name), html.escape(c.condition or "any"), c.devices, size(c.bundle_bytes), size(c.shared_bytes))
-        for c in classes
-    ]
-    cells = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    head = "".join(f"<th>{title}</th>" for title in ("class", "for", "devices", "bundle", "shared"))
-    return f"<h2>Device classes</h2><table><tr>{head}</tr>{cells}</table>\n"
-
-
-def _weights(records: Sequence[Record]) -> str:
-    """How much each device counted, in the last round and in the mean of those it took part in; few devices only."""
-    devices = sorted({device for r in records for device in r.weights})
-    if not 0 < len(devices) <= MOST_WEIGHTS:
+def _aim(of: Summary) -> str:
+    """Whether and when the target was reached, in words."""
+    if of.target is None:
         return ""
-    rows = []
-    for device in devices:
-        found = [weight for r in records if (weight := r.weights.get(device)) is not None]
-        last = records[-1].weights.get(device)
-        cells = (html.escape(device), "-" if last is None else f"{last:.3f}", f"{sum(found) / len(found):.3f}")
-        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    return f"<h2>Weights</h2><table><tr><th>device</th><th>last round</th><th>mean</th></tr>{''.join(rows)}</table>"
+    if of.reached is None:
+        return f" Its target of {of.target:.2%} was not reached."
+    wire, seconds = size(of.reached.bytes), duration(of.reached.seconds)
+    return f" Its target of {of.target:.2%} was reached in round {of.reached.round:,}, after {wire} and {seconds}."
 
 
-def _pictures(folder: Path) -> str:
+def _beside(other: Summary) -> Markup:
+    return tag("p", "Beside it, dashed: ", tag("b", other.name), ". ", sentence(other), _aim(other), class_="lead")
+
+
+def _curves(of: Summary, beside: Summary | None) -> Markup:
+    if not of.charts and not (beside is not None and beside.charts):
+        return Markup()
+    told = "Point at a chart, or focus it and use the arrow keys, to read its values."
+    without = tag("noscript", tag("p", "The charts need JavaScript; the tables below do not.", class_="more"))
+    return joined(
+        (tag("h2", "Curves"), tag("p", told, class_="more"), without, tag("div", id="charts", class_="charts"))
+    )
+
+
+def _rounds(records: Sequence[Record]) -> Markup:
+    rows = Rows(records).rows
+    columns = [column for column in COLUMNS if any(column.value(record) is not None for record in rows)]
+    if not rows:
+        return Markup()
+    shown = [rows[i] for i in sorted({round(i * (len(rows) - 1) / (MOST_ROWS - 1)) for i in range(MOST_ROWS)})]
+    more = f"{len(shown)} of {len(rows):,} rows; metrics.jsonl has them all" if len(shown) < len(rows) else ""
+    cells = ([column.cell(record) for column in columns] for record in shown)
+    return joined((tag("h2", "Rounds"), table([column.title for column in columns], cells, more=more)))
+
+
+def _classes(classes: Sequence[ClassRow]) -> Markup:
+    rows = [(c.name, c.condition or "any", c.devices, size(c.bundle_bytes), size(c.shared_bytes)) for c in classes]
+    return joined((tag("h2", "Device classes"), table(["class", "for", "devices", "bundle", "shared"], rows)))
+
+
+def _dots(happened: Sequence[Timed]) -> list[dict[str, object]]:
+    """The time line: of each kind of event when, and what."""
+    return [
+        {"name": kind, "seconds": [one.seconds for one in found], "words": [one.event.words for one in found]}
+        for kind, found in lanes(happened).items()
+    ]
+
+
+def _events(happened: Sequence[Timed]) -> Markup:
+    if not happened:
+        return Markup()
+    shown = evenly(list(happened), MOST_EVENTS)
+    rows = [(duration(one.seconds), one.event.event, one.event.words) for one in shown]
+    more = f"{len(shown)} of {len(happened):,} events; events.jsonl has them all" if len(shown) < len(happened) else ""
+    listed = tag(
+        "details", tag("summary", counted(len(happened), "event")), table(["after", "what", ""], rows, more=more)
+    )
+    return joined((tag("h2", "What happened"), tag("div", id="events", class_="charts"), listed))
+
+
+def _method(story: Story) -> Markup:
+    told = [("method", story.summary.method), *([("paper", _paper(story.paper))] if story.paper else []), *story.about]
+    rows = joined(joined((tag("dt", name), tag("dd", value))) for name, value in told)
+    return joined((tag("h2", "Method and machine"), tag("dl", rows)))
+
+
+def _paper(text: str) -> Markup:
+    """The reference, its numbers on arXiv as links."""
+    parts = re.split(r"(arXiv:[0-9]{4}\.[0-9]{4,5})", text)
+    return joined(
+        tag("a", part, href=f"https://arxiv.org/abs/{part[6:]}", rel="noreferrer") if i % 2 else part
+        for i, part in enumerate(parts)
+    )
+
+
+def _files(place: Path) -> Markup:
+    there = [(name, what) for name, what in FILES.items() if (place / name).exists()]
+    if not there:
+        return Markup()
+    items = (tag("li", tag("a", name, href=name), f": {what}") for name, what in there)
+    everything = tag("li", tag("a", "all runs", href="../index.html"), " of this folder")
+    return joined((tag("h2", "Files"), tag("ul", *items, everything)))
+
+
+def _pictures(folder: Path) -> Markup:
     """The sheets of a run's pictures, WHAT-NUMBER.png and WHAT-NUMBER-MORE.png: those of some numbers, the last among
     them."""
     groups: dict[str, list[Path]] = {}
@@ -139,62 +193,20 @@ def _pictures(folder: Path) -> str:
         if (group := re.match(r"[^-]+-[0-9]+", path.stem)) is not None:
             groups.setdefault(group[0], []).append(path)
     if not groups:
-        return ""
+        return Markup()
     names = list(groups)
     chosen = sorted({round(i * (len(names) - 1) / max(1, MOST_PICTURES - 1)) for i in range(MOST_PICTURES)})
     figures = []
     for name in (names[i] for i in chosen if i < len(names)):
         what, _, number = name.partition("-")
         title = f"{what} {int(number)}"
-        shown = "".join(png(path, f"pictures of {title}") for path in groups[name])
-        figures.append(
-            f"<details{' open' if name == names[-1] else ''}><summary>{html.escape(title)}</summary>{shown}</details>"
-        )
-    return f"<h2>Pictures</h2><p>The files are in <code>{html.escape(folder.name)}/</code>.</p>{''.join(figures)}\n"
+        shown = (_png(path, f"pictures of {title}") for path in groups[name])
+        figures.append(tag("details", tag("summary", title), *shown, open=name == names[-1]))
+    words = tag("p", "The files are in ", tag("code", f"{folder.name}/"), ".", class_="more")
+    return joined((tag("h2", "Pictures"), words, *figures))
 
 
-def own_accuracies(records: Sequence[Record]) -> dict[str, list[tuple[int, float]]]:
-    """Device -> the number of each evaluation of the run that it took part in, from 1, and its accuracy then."""
-    found: dict[str, list[tuple[int, float]]] = {}
-    number = 0
-    for record in records:
-        accuracies = {
-            device: correct / examples
-            for device, metrics in record.measured.items()
-            if (examples := metrics.get("evaluate.examples"))
-            and (correct := metrics.get("evaluate.correct")) is not None
-        }
-        number += bool(accuracies)
-        for device, accuracy in accuracies.items():
-            found.setdefault(device, []).append((number, accuracy))
-    return found
-
-
-def _devices(records: Sequence[Record], beside: Sequence[Record]) -> str:
-    """The accuracy of each device on its own test data, of few devices only."""
-    own, other = own_accuracies(records), own_accuracies(beside)
-    own = {device: values for device, values in sorted(own.items()) if len(values) > 1}
-    if not 0 < len(own) <= MOST_CURVES:
-        return ""
-    figure, axes = empty("each device, on its own test data" + (", dashed: beside" if other else ""), "evaluation")
-    for i, (device, values) in enumerate(own.items()):
-        axes.plot(*zip(*values, strict=True), color=f"C{i % 10}", label=device, linewidth=1.5)
-        if device in other:
-            axes.plot(*zip(*other[device], strict=True), color=f"C{i % 10}", linestyle="--", linewidth=1)
-    axes.legend(fontsize=7, frameon=False)
-    percent(axes)
-    return svg(figure, "accuracy of each device")
-
-
-def _curve(records: Sequence[Record], label: str, value: Value) -> str:
-    """One curve, or nothing where no round has the value."""
-    points = [(record.round, y) for record in records if (y := value(record)) is not None]
-    if not points:
-        return ""
-    figure, axes = empty(label, "round")
-    axes.plot([x for x, _ in points], [y for _, y in points], marker="o", markersize=3, color="#0969da")
-    if label == ACCURACY:
-        percent(axes)
-    else:
-        axes.set_ylim(bottom=0)
-    return svg(figure, f"{label} by round")
+def _png(path: Path, what: str) -> Markup:
+    """The picture, inside the page."""
+    data = base64.b64encode(path.read_bytes()).decode()
+    return tag("p", tag("img", alt=what, src=f"data:image/png;base64,{data}"))

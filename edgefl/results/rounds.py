@@ -70,18 +70,33 @@ class Rows:
 
 
 def facts(records: Sequence[Record]) -> list[tuple[str, str]]:
-    """What a reader wants first: name and value."""
+    """What a reader wants first: name and value. The time is from the first announcement on."""
     if not records:
         return [("rounds", "0")]
     last = records[-1]
     found = [("rounds", str(last.round))]
     if last.accuracy is not None:
         found.insert(0, ("test accuracy", f"{last.accuracy:.2%}"))
-    found.append(("time", f"{last.elapsed_s:.1f} s"))
+    found.append(("time", duration(last.elapsed_s - waited_s(records))))
     found.append(("bytes up", size(sum(r.bytes_up for r in records))))
     found.append(("bytes down", size(sum(r.bytes_down for r in records))))
     found.append(("devices", str(len({d for r in records for d in r.devices}))))
     return found
+
+
+def waited_s(records: Sequence[Record]) -> float:
+    """How long a run waited for its first devices: its time until the first announcement."""
+    return max(0.0, records[0].elapsed_s - records[0].seconds) if records else 0.0
+
+
+def duration(seconds: float) -> str:
+    """A time for people: 8.0 s, 3 min 20 s, 2 h 05 min."""
+    if seconds < 99.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60:,} h {minutes % 60:02d} min"
 
 
 def size(count: float) -> str:

@@ -16,11 +16,16 @@ MOST_CLASSES = 10_000  # that are counted: labels may be any numbers
 
 def deal(fleet: FleetSection, folder: Path, seed: int) -> dict[str, Path]:
     """Device -> the file of its data, dealt out once: a folder that has them all is left as it is."""
-    names = [f"device-{i + 1}" for i in range(fleet.devices)]
+    names = names_of(fleet)
     if not (folder / f"{names[-1]}.npz").exists():
         how = (fleet.partition, fleet.alpha, fleet.per_device)
         write_parts(fleet.data, folder, names, *how, seed, fleet.examples, fleet.label)
     return {name: folder / f"{name}.npz" for name in names}
+
+
+def names_of(fleet: FleetSection) -> list[str]:
+    """What emulated devices are called."""
+    return [f"device-{i + 1}" for i in range(fleet.devices)]
 
 
 def write_parts(

@@ -23,13 +23,15 @@ from edgefl.errors import ConfigError
 from edgefl.method import State
 from edgefl.methods import DEFAULT
 from edgefl.mqtt import Address, Tls
+from edgefl.results.overview import write_overview
 from edgefl.results.pictures import write_pictures
 from edgefl.runs import questions
 from edgefl.runs.directory import Resume, run_directory
 from edgefl.runs.fleet import Fleet
-from edgefl.runs.outcome import PICTURES, write_models, write_run_report
+from edgefl.runs.outcome import PICTURES, write_models
 from edgefl.runs.parts import deal
 from edgefl.runs.prepare import Prepared, prepare
+from edgefl.runs.reports import write_run_report
 from edgefl.runs.result import Interrupted, Result
 from edgefl.runs.run_file import run_file_of, to_toml
 from edgefl.runs.sections import BrokerEngine, BrokerSection, FleetSection, ProfileSection, RunFile
@@ -203,6 +205,7 @@ def _carry(
         result = Result(place, finished=True)
         try:
             write_run_report(place, config, ready.classes)
+            write_overview(place.parent)
         except KeyboardInterrupt:
             raise Interrupted(result) from None
         if devices is not None:

@@ -96,7 +96,7 @@ def test_devices_dream_and_one_that_cannot_is_refused_by_name(start: Start, bund
     names = sorted(p.name for p in (place / "pictures").iterdir())
     assert names == [f"epoch-00{epoch}{kind}.png" for epoch in (1, 2) for kind in ("-path", "")]
     report = (place / "report.html").read_text()
-    assert report.count("data:image/png;base64,") == 4 and "accuracy of each device" in report
+    assert report.count("data:image/png;base64,") == 4 and "Each device on its own test data" in report
     session = onnxruntime.InferenceSession(place / "model.onnx", providers=["CPUExecutionProvider"])
     (logits,) = session.run(None, {"x": np.zeros((2, 1, 8, 8), np.float32)})
     assert logits.shape == (2, 10)

@@ -145,8 +145,8 @@ def test_private_state_survives_a_kill_and_is_never_on_the_wire(
     names = {name: [json.loads(path.read_bytes())["name"] for path in paths] for name, paths in manifests.items()}
     assert names == {"pi-1": ["large"], "pi-2": ["little"], "pi-3": ["little"]}
     report = (run_dir / "report.html").read_text()
-    assert "<td>large</td><td>memory_mb &gt;= 4000</td><td>1</td>" in report
-    assert "<td>little</td><td>any</td><td>2</td>" in report
+    assert ">large</th><td>memory_mb &gt;= 4000</td><td>1</td>" in report
+    assert ">little</th><td>any</td><td>2</td>" in report
 
     # A device's own model is on the device, and becomes one file that is as good as the device said.
     (weights_file,) = (tmp_path / ".edgefl" / "pi-2").glob("*.safetensors")

@@ -96,7 +96,8 @@ def test_one_command_trains_a_fleet_and_leaves_a_run_directory(
     assert all(r["replies"] == 4 for r in records)
     assert records[-1]["accuracy"] == result["accuracy"] and records[-2]["accuracy"] < 0.9
     assert result["bytes_up"] == sum(r["bytes_up"] for r in records)
-    assert "svg+xml" in (run_dir / "report.html").read_text()
+    assert f"to {result['accuracy']:.2%} test accuracy" in (run_dir / "report.html").read_text()
+    assert run_dir.name in (run_dir.parent / "index.html").read_text()
 
     # The inference model needs nothing but features, and is as good as the table says.
     test = read_splits("digits").test
