@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from edgefl.cli.output import tell
+
 
 @click.command()
 @click.argument("run_dir", type=click.Path(path_type=Path, exists=True, file_okay=False))
@@ -31,4 +33,4 @@ def report(run_dir: Path, beside: Path | None, target: float | None) -> None:
     """
     from edgefl.runs.reports import report_again
 
-    click.echo(f"report: {report_again(run_dir, beside=beside, target=target)}")
+    click.echo(f"report: {report_again(run_dir, beside=beside, target=target, progress=tell)}")

@@ -104,9 +104,10 @@ class _Rows:
         settings: Mapping[str, Mapping[str, float]],
     ) -> None:
         self.records, self.events, self.known, self.settings = records, events, known, settings
+        self.last = {device: record for record in records for device in record.devices}
 
     def stated(self) -> list[tuple[str, Cells]]:
-        """What a device is, by its own word or the run's."""
+        """What a device is, by its own word or the run's, and whether it still is there."""
         known = self.known.items()
         keys = sorted({key for own in self.settings.values() for key in own})
         return [
@@ -114,6 +115,7 @@ class _Rows:
             ("memory", {name: size(one.memory_mb * 2**20) for name, one in known if one.memory_mb}),
             ("cores", {name: str(one.cores) for name, one in known if one.cores}),
             ("runtime", {name: one.runtime for name, one in known}),
+            ("last reply", {name: f"round {record.round:,}" for name, record in self.last.items()}),
             *((key, _numbers({name: own.get(key) for name, own in self.settings.items()}, "g")) for key in keys),
         ]
 
@@ -124,7 +126,6 @@ class _Rows:
         wire: Counter[str] = Counter()
         for record in self.records:
             wire.update(record.bytes_up_by_device)
-        last = {device: record for record in self.records for device in record.devices}
         failed = Counter(event.device for event in self.events if event.event == "failed")
         return [
             ("examples", {name: f"{one.examples:,}" for name, one in known if one.examples}),
@@ -133,11 +134,10 @@ class _Rows:
             ("up", {name: size(count) for name, count in wire.items()}),
             ("seconds a round", {name: f"{s:.2f}" for name, s in seconds_of_devices(self.events).items()}),
             *self._measured(),
-            ("weight, last", _numbers({d: r.weights.get(d) for d, r in last.items()}, ".3f")),
+            ("weight, last", _numbers({d: r.weights.get(d) for d, r in self.last.items()}, ".3f")),
             ("weight, mean", _numbers(_means(self.records), ".3f")),
             ("failures", {name: f"{n:,}" for name in {*failed, *self.known} if (n := self._failures(name, failed))}),
             ("missed", {name: f"{one.missed:,}" for name, one in known if one.missed}),
-            ("last reply", {name: f"round {record.round:,}" for name, record in last.items()}),
         ]
 
     def _failures(self, name: str, failed: Mapping[str, int]) -> int:

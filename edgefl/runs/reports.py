@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
-from edgefl.aggregator.classes import DeviceClass
 from edgefl.aggregator.store import read_classes, read_examples, read_records
-from edgefl.errors import ConfigError
+from edgefl.bundle import Bundle, read
+from edgefl.errors import ConfigError, EdgeflError
 from edgefl.files import write_atomic
 from edgefl.methods import DEFAULT, METHODS, paper_of
 from edgefl.names import MAX_STEPS, TOLERANCE
@@ -25,37 +26,17 @@ from edgefl.results.rounds import size
 from edgefl.results.summary import SUMMARY, Summary, counted, read_summary, summary_of
 from edgefl.runs.about import read_about
 from edgefl.runs.parts import names_of
-from edgefl.runs.prepare import classes_of
 from edgefl.runs.run_file import read_run_file, to_toml
 from edgefl.runs.sections import BundleSection, RunFile
 
 
-def write_run_report(
-    place: Path,
-    config: RunFile,
-    classes: Sequence[DeviceClass],
-    *,
-    beside: Path | None = None,
-    target: float | None = None,
-) -> None:
+def write_run_report(place: Path, config: RunFile, *, beside: Path | None = None, target: float | None = None) -> None:
     """Write RUN_DIR/summary.json and report.html. `beside`: another run's directory; `target`: an accuracy, instead of
     the run file's."""
     events = read_events(place / "events.jsonl")
     summary = _summary(place, config, events, target)
     write_atomic(place / SUMMARY, msgspec.json.encode(summary))
-    held = read_classes(place)
-    counts = Counter(held.values())
-    rows = [
-        ClassRow(
-            name=one.name,
-            condition=" and ".join(filter(None, (section.condition, ", ".join(section.devices)))),
-            devices=counts[one.name],
-            bundle_bytes=one.bundle.size_bytes,
-            shared_bytes=sum(t.size_bytes for t in one.bundle.manifest.shared()),
-        )
-        for one, section in zip(classes, config.bundles, strict=True)
-    ]
-    confusion = read_confusion(place)
+    held, bundles = read_classes(place), _bundles(place, config)
     story = Story(
         summary=summary,
         records=read_records(place / "metrics.jsonl"),
@@ -63,38 +44,42 @@ def write_run_report(
         config=to_toml(config),
         paper=_method(config)[1],
         about=_about(place, config),
-        classes=rows,
+        classes=_classes(config, bundles, held),
         events=events,
         known=_known(place, held),
-        settings=settings_of_devices(config, classes, held),
-        labels=classes[0].bundle.manifest.data.class_names,
-        confusion=confusion,
+        settings=settings_of_devices(config, bundles, held),
+        labels=next((bundle.manifest.data.class_names for bundle in bundles.values()), ()),
+        confusion=read_confusion(place),
     )
     write_report(place / "report.html", story, beside=None if beside is None else _summary_of(beside, target))
 
 
-def report_again(run_dir: Path, *, beside: Path | None = None, target: float | None = None) -> Path:
+def report_again(
+    run_dir: Path, *, beside: Path | None = None, target: float | None = None, progress: Callable[[str], None]
+) -> Path:
     """Write the report of a run directory again, or the page of all runs of a folder of them; where it is.
 
     `beside`: another run's directory, whose curves are drawn over this one's. `target`: an accuracy, 0 to 1. Raises
     ConfigError for a directory without a finished round.
     """
     if beside is None and target is None and not (run_dir / "run.toml").exists() and any(run_dir.glob("*/run.json")):
-        return _overview_again(run_dir)
+        return _overview_again(run_dir, progress)
     for place in filter(None, (run_dir, beside)):
         if not (place / "metrics.jsonl").exists():
             raise ConfigError(f"{place} holds no finished round of a run", hint="give a folder of runs/")
-    config = read_run_file(run_dir / "run.toml")
-    write_run_report(run_dir, config, classes_of(config, run_dir, lambda line: None), beside=beside, target=target)
+    write_run_report(run_dir, read_run_file(run_dir / "run.toml"), beside=beside, target=target)
     write_overview(run_dir.resolve().parent, only_if_there=True)
     return run_dir / "report.html"
 
 
-def _overview_again(runs: Path) -> Path:
+def _overview_again(runs: Path, progress: Callable[[str], None]) -> Path:
     """The page of all runs; the report of each that has rounds and no summary yet is written too."""
     for place in sorted(path.parent for path in runs.glob("*/metrics.jsonl")):
         if read_summary(place) is None and (place / "run.toml").exists():
-            report_again(place)
+            try:
+                write_run_report(place, read_run_file(place / "run.toml"))
+            except EdgeflError as error:  # one run that is damaged hides no other
+                progress(f"no report: {error.message}")
     written = write_overview(runs)
     if written is None:
         raise ConfigError(f"{runs / INDEX} is no page of edgefl's", hint="move it elsewhere: it would be overwritten")
@@ -167,8 +152,32 @@ def _known(place: Path, held: Mapping[str, str]) -> dict[str, Known]:
     return stated | read_devices(place)
 
 
+def _bundles(place: Path, config: RunFile) -> dict[str, Bundle]:
+    """Those of the run's device classes that can be read: a run directory may be a copy without them."""
+    found = {}
+    for section in config.bundles:
+        with contextlib.suppress(EdgeflError):
+            found[section.class_name] = read(place / "bundles" / section.class_name)
+    return found
+
+
+def _classes(config: RunFile, bundles: Mapping[str, Bundle], held: Mapping[str, str]) -> list[ClassRow]:
+    counts = Counter(held.values())
+    return [
+        ClassRow(
+            name=section.class_name,
+            condition=" and ".join(filter(None, (section.condition, ", ".join(section.devices)))),
+            devices=counts[section.class_name],
+            bundle_bytes=bundle.size_bytes,
+            shared_bytes=sum(t.size_bytes for t in bundle.manifest.shared()),
+        )
+        for section in config.bundles
+        if (bundle := bundles.get(section.class_name)) is not None
+    ]
+
+
 def settings_of_devices(
-    config: RunFile, classes: Sequence[DeviceClass], held: Mapping[str, str]
+    config: RunFile, bundles: Mapping[str, Bundle], held: Mapping[str, str]
 ) -> dict[str, dict[str, float]]:
     """The settings by which devices differ, and the budget of a solve: of its bundle, the run, its class, its profile.
 
@@ -177,19 +186,18 @@ def settings_of_devices(
     profiles = config.fleet.profile if config.fleet is not None else ()
     emulated = names_of(config.fleet) if config.fleet is not None else []
     own = {name: profile.settings for name, profile in zip(emulated, itertools.cycle(profiles), strict=False)}
-    by_name = {one.name: one for one in classes}
+    sections = {section.class_name: section for section in config.bundles}
     found = {}
     for device, name in held.items():
-        one = by_name.get(name)
-        settings = {} if one is None else _budget(one, config.method) | dict(one.settings)
-        if settings := settings | own.get(device, {}):
+        budget = _budget(bundles[name], config.method) if name in bundles else {}
+        given = dict(sections[name].settings) if name in sections else {}
+        if settings := budget | given | own.get(device, {}):
             found[device] = settings
     return found
 
 
-def _budget(one: DeviceClass, method: Mapping[str, object]) -> dict[str, float]:
-    programs = one.bundle.manifest.programs.values()
-    inputs = {i.name: i.default for program in programs for i in program.inputs if i.source == "setting"}
+def _budget(bundle: Bundle, method: Mapping[str, object]) -> dict[str, float]:
+    inputs = {i.name: i.default for p in bundle.manifest.programs.values() for i in p.inputs if i.source == "setting"}
     asked = {key: method.get(key) for key in (MAX_STEPS, TOLERANCE)}
     found = {key: inputs[key] if asked[key] is None else asked[key] for key in asked if key in inputs}
     return {key: float(value) for key, value in found.items() if isinstance(value, (int, float))}

@@ -204,7 +204,7 @@ def _carry(
             return Result(place, finished=False)
         result = Result(place, finished=True)
         try:
-            write_run_report(place, config, ready.classes)
+            write_run_report(place, config)
             write_overview(place.parent)
         except KeyboardInterrupt:
             raise Interrupted(result) from None

@@ -69,7 +69,7 @@ def test_a_device_that_is_odd_is_named_above_the_table() -> None:
 def test_of_very_many_some_are_listed_and_the_rest_counted() -> None:
     page = section(record(1, devices=[f"pi-{i}" for i in range(MOST_DEVICES + 7)]))
     assert len(page.rows("device")) == 1 + MOST_DEVICES
-    assert page.all("p") == ["and 7 more devices"]
+    assert page.all("p")[-1] == "and 7 more devices"
 
 
 def test_no_device_no_table() -> None:
