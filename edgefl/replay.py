@@ -25,7 +25,9 @@ SMALL = 1e-2
 MOVED = 1e-2
 
 
-def replay(bundle: Bundle, engine: str = PORTABLE) -> dict[str, float]:
+def replay(
+    bundle: Bundle, engine: str = PORTABLE, *, progress: Callable[[str], None] = lambda line: None
+) -> dict[str, float]:
     """Run the golden inputs of every program that the engine runs: program -> worst relative error over its outputs.
 
     Raises ParityError when an error is over the manifest's tolerance, ImportError where the engine is not installed.
@@ -38,7 +40,8 @@ def replay(bundle: Bundle, engine: str = PORTABLE) -> dict[str, float]:
     runner_of = _runners(bundle, engine)
     weights = bundle.weights()
     worst: dict[str, float] = {}
-    for name, parity in proofs.items():
+    for number, (name, parity) in enumerate(proofs.items(), 1):
+        progress(f"{name} ({number} of {len(proofs)}, {engine})")
         golden = bundle.golden(name)
         want = {key.removeprefix("out."): value for key, value in golden.items() if key.startswith("out.")}
         values = golden_values(weights, golden)
@@ -82,16 +85,18 @@ class Runs(Protocol):
         ...
 
 
-def replay_all(bundle: Bundle) -> tuple[dict[str, float], dict[str, dict[str, float] | None]]:
+def replay_all(
+    bundle: Bundle, *, progress: Callable[[str], None] = lambda line: None
+) -> tuple[dict[str, float], dict[str, dict[str, float] | None]]:
     """`replay` for the stock runtime, and for each other engine that the bundle has files for: None where that one is
     not installed here."""
     targets: dict[str, dict[str, float] | None] = {}
     for engine in bundle.manifest.targets:
         try:
-            targets[engine] = replay(bundle, engine)
+            targets[engine] = replay(bundle, engine, progress=progress)
         except ImportError:  # needs an environment of its own
             targets[engine] = None
-    return replay(bundle), targets
+    return replay(bundle, progress=progress), targets
 
 
 class Runner:

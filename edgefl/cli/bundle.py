@@ -10,6 +10,7 @@ import msgspec
 
 from edgefl.bundle import Bundle, read
 from edgefl.cli.output import format_option, print_json, print_table
+from edgefl.cli.teller import Teller, tells
 from edgefl.manifest import Parity, StateTensor
 from edgefl.results.rounds import size
 
@@ -75,7 +76,8 @@ def inspect(bundle: Path, form: str) -> None:
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @format_option
-def verify(bundle: Path, form: str) -> None:
+@tells
+def verify(bundle: Path, form: str, teller: Teller) -> None:
     """Run the parity proof again, here: golden inputs, this machine's onnxruntime. Exit code 6 when it fails.
 
     \b
@@ -85,7 +87,8 @@ def verify(bundle: Path, form: str) -> None:
     from edgefl.replay import replay_all
 
     found = read(bundle)
-    errors, targets = replay_all(found)
+    with teller.working(f"proving {bundle}") as tell:
+        errors, targets = replay_all(found, progress=tell)
     if form == "json":
         print_json({"bundle": str(bundle), "proven": True, "errors": errors, "targets": targets})
         return

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from edgefl.cli.output import format_option, print_json, print_table
+from edgefl.cli.teller import Teller, tells
 from edgefl.errors import ConfigError
 from edgefl.protocol import NAME
 
@@ -26,6 +27,7 @@ from edgefl.protocol import NAME
 @click.option("--prefix", default="pi", show_default=True, help="Parts are called PREFIX-1, PREFIX-2 ...")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @format_option
+@tells
 def split(
     data: str,
     devices: int,
@@ -38,6 +40,7 @@ def split(
     prefix: str,
     seed: int,
     form: str,
+    teller: Teller,
 ) -> None:
     """Cut a data set into one part per device, and its test part; a device's part has its share of the test part, too.
 
@@ -53,7 +56,9 @@ def split(
     names = [f"{prefix}-{i + 1}" for i in range(devices)]
     if not re.fullmatch(NAME, names[-1]):
         raise ConfigError(f"--prefix {prefix!r} makes no device names", hint="a-z, 0-9, _ and -, short")
-    counts = write_parts(data, out, names, partition, alpha, per_device, seed, examples, label)
+    with teller.working(f"cutting {data}"):
+        how = (partition, alpha, per_device, seed, examples, label)
+        counts = write_parts(data, out, names, *how, progress=teller.detail)
     if form == "json":
         print_json({"out": str(out), "parts": {name: sum(classes) for name, classes in counts.items()}})
         return

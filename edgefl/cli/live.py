@@ -30,7 +30,7 @@ class LiveTable:
         self._title = ""
         self._columns: list[Column] = []
         self._rows = Rows()
-        self._line = ""
+        self._line = self._of = ""
         self._live: Live | None = None
 
     def __enter__(self) -> LiveTable:
@@ -47,6 +47,8 @@ class LiveTable:
     def begun(self, begun: Begun) -> None:
         """Show the table, with the rounds of earlier starts."""
         self._title = f"run {begun.name}: {', '.join(one.name for one in begun.classes)}, {begun.method}"
+        self._title += f", {begun.rounds} rounds" if begun.rounds else ""
+        self._of = f" of {begun.rounds}" if begun.rounds else ""
         self._columns = [column for column in COLUMNS if begun.own_accuracy or column is not OWN]
         self._rows = Rows(begun.records)
         if sys.stderr.isatty() and not self._teller.quiet:
@@ -96,4 +98,5 @@ class LiveTable:
             table.add_column(column.title, justify="right")
         for record in self._rows.rows[-SHOWN_ROUNDS:]:
             table.add_row(*(column.cell(record) for column in self._columns))
-        return Group(table, Text(one_line(self._line), style="dim"))
+        done = f"{self._rows.rows[-1].round}{self._of} done; " if self._line and self._rows.rows else ""
+        return Group(table, Text(done + one_line(self._line), style="dim"))

@@ -1,13 +1,14 @@
 """A run as JSON lines on stdout, one object for each thing that happens, in the order in which it does.
 
     {"event": "begun", "time": 1767323045.1, "run": "digits-20260102-030405", "method": "fedavg", "classes": ["digits"],
-     "rounds": 0}
+     "rounds": 40, "done": 0}
     {"event": "said", "time": ..., "text": "round 1: 3 of 8 replies"}
     {"event": "round", "time": ..., "record": {"round": 1, "accuracy": 0.91, ...}}
     {"event": "result", "time": ..., "accuracy": 0.97, "rounds": 8, "run_dir": "runs/digits-20260102-030405", ...}
 
 The last is "result" or, with `message`, `hint` and `exit_code`, "error". `record` is as in metrics.jsonl
-(edgefl/aggregator/record.py), `rounds` of "begun" are those of earlier starts, `time` counts seconds since 1970.
+(edgefl/aggregator/record.py); `done` are the rounds of earlier starts, `rounds` those of the whole run, null where its
+length is counted otherwise; `time` counts seconds since 1970.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ class JsonLines:
 
     def begun(self, begun: Begun) -> None:
         names = [one.name for one in begun.classes]
-        self._write("begun", run=begun.name, method=begun.method, classes=names, rounds=len(begun.records))
+        self._write(
+            "begun", run=begun.name, method=begun.method, classes=names, rounds=begun.rounds, done=len(begun.records)
+        )
 
     def round_done(self, record: Record) -> None:
         self._write("round", record=record)

@@ -45,16 +45,16 @@ class FedNova(FedOpt, frozen=True):
         """p_k / |a_k|_1, but for a factor that all devices share. Raises ValueError for a reply without steps."""
         if reply.steps == 0:
             raise ValueError("the reply says no steps")
-        return (reply.examples if self.weight == "examples" else 1) / self.length(reply.steps)
+        return (reply.examples if self.weight == "examples" else 1) / self.norm(reply.steps)
 
-    def length(self, steps: int) -> float:
+    def norm(self, steps: int) -> float:
         """|a_k|_1 of so many steps."""
         rho = self.momentum
         return (steps - rho * (1 - rho**steps) / (1 - rho)) / (1 - rho)
 
     def advance(self, state: State, fused: Fused) -> State:
         after = super().advance(state, fused)
-        parts = [(w, self.length(fused.steps[device])) for device, w in fused.weights.items()]
+        parts = [(w, self.norm(fused.steps[device])) for device, w in fused.weights.items()]
         c = sum(w * a for w, a in parts)
         factor = self.server_learning_rate * sum(w * a * a for w, a in parts) / c**2
         tensors = dict(after.tensors)

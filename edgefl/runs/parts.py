@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,7 @@ def write_parts(
     seed: int,
     examples: int | None = None,
     label: str | None = None,
+    progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, list[int]]:
     """Write OUT/NAME.npz for each name, and OUT/test.npz where there is a test part, of which each device also has its
     share: of the classes that it trains on. `examples`: so many of the training examples; None for all. `label`: the
@@ -64,11 +66,12 @@ def write_parts(
         else:
             dealt = np.array_split(rng.permutation(len(labels)), len(names))
         tests = {name: splits.test.take(own) for name, own in zip(names, dealt, strict=True) if len(own)}
-    for name, part in written.items():
+    for number, (name, part) in enumerate(written.items(), 1):
         buffer = io.BytesIO()
         test = {"x_test": tests[name].features, "y_test": tests[name].labels} if name in tests else {}
         np.savez(buffer, allow_pickle=False, x=part.features, y=part.labels, **test)
         write_atomic(out / f"{name}.npz", buffer.getvalue())
+        progress(f"{number} of {len(written)} parts written: {name}")
     if not has_classes(splits.train.labels) or (len(splits.train) and splits.train.labels.max() >= MOST_CLASSES):
         return {name: [len(part)] for name, part in written.items()}
     classes = int(splits.train.labels.max()) + 1

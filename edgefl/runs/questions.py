@@ -30,6 +30,12 @@ def length_of(kind: type[Any] | None) -> str:
     return length
 
 
+def rounds_of(method: Method) -> int | None:
+    """How many rounds the run has at most; None where its length is counted otherwise."""
+    rounds = getattr(method, "rounds", None) if getattr(method, "length", "rounds") == "rounds" else None
+    return rounds if isinstance(rounds, int) else None
+
+
 def most_devices(method: Method) -> int | None:
     """All devices that may ever take part; None where the method does not say."""
     most: int | None = getattr(method, "devices", None)

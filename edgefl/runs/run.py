@@ -41,6 +41,7 @@ from edgefl.runs.sections import BrokerEngine, BrokerSection, FleetSection, Prof
 class Begun:
     """A run that is about to open its first round, or the one in which it was stopped.
 
+    rounds          that it has at most; None where its length is counted otherwise
     own_accuracy    whether devices measure their own models beside the aggregator
     """
 
@@ -48,6 +49,7 @@ class Begun:
     method: str
     classes: Sequence[DeviceClass]
     records: Sequence[Record]
+    rounds: int | None
     own_accuracy: bool
 
 
@@ -170,7 +172,8 @@ def _carry(
     with contextlib.ExitStack() as stack:
         stack.callback(store.close)
         own = ready.evaluate is not None and getattr(ready.method, "evaluate", False)
-        watch.begun(Begun(place.name, str(config.method.get("name", DEFAULT)), ready.classes, store.records(), own))
+        called, rounds = str(config.method.get("name", DEFAULT)), questions.rounds_of(ready.method)
+        watch.begun(Begun(place.name, called, ready.classes, store.records(), rounds, own))
         server = Server(
             place.name,
             ready.classes,

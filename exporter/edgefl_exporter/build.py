@@ -121,13 +121,14 @@ def build(
         entries: dict[str, Program] = {}
         files: dict[str, bytes] = {}
         golden: dict[str, Tensors] = {}
-        for definition in definitions:
-            tell(f"{definition.name}: lowering")
+        for number, definition in enumerate(definitions, 1):
+            about = f"{definition.name} ({number} of {len(definitions)})"
+            tell(f"{about}: lowering")
             data = _lower(definition, state, task)
             entry = _entry(definition, data)
-            tell(f"{definition.name}: proving against PyTorch")
+            tell(f"{about}: proving against PyTorch")
             parity, golden[definition.name] = prove(definition, entry, Runner(data), state, task.samples, seed)
-            tell(f"{definition.name}: {len(data):,} bytes, worst relative error {parity.worst:.1e}")
+            tell(f"{about}: {len(data):,} bytes, worst relative error {parity.worst:.1e}")
             files[definition.name] = data
             entries[definition.name] = msgspec.structs.replace(entry, parity=parity)
         weights = {key: value.numpy() for key, value in state.items()}

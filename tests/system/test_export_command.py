@@ -195,7 +195,7 @@ def test_options_of_a_run_file_are_those_of_the_command(folder: Path) -> None:
     assert bundle.manifest.name == "x" and list(bundle.manifest.programs) == ["train", "evaluate"]
     assert bundle.manifest.program("train").settings() == {"learning_rate": 0.5}
     assert bundle.manifest.data.feature.normalisation.mean == (2.0,)
-    assert told[0] == "train: lowering"
+    assert told[0] == "train (1 of 2): lowering"
 
     two = {"method": "fedmrl", "small": "nets.py:small", "programs": ["predict"]}
     bundle = export_source("nets.py:model", two, folder / "y.bundle", "y")

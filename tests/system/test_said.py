@@ -41,6 +41,7 @@ def test_a_run_is_a_stream_of_events_and_a_log_while_stderr_is_silent(
     records = [msgspec.convert(event["record"], Record) for event in events if event["event"] == "round"]
     assert [record.round for record in records] == [1, 2]
     begun, result = (next(e for e in events if e["event"] == kind) for kind in ("begun", "result"))
+    assert (begun["rounds"], begun["done"]) == (2, 0)
     assert result["run_dir"] == f"runs/{begun['run']}" and result["accuracy"] == records[-1].accuracy
     assert sorted(event["time"] for event in events) == [event["time"] for event in events]
     log = (tmp_path / "run.log").read_text().splitlines()

@@ -12,6 +12,7 @@ from edgefl.bundle import Bundle
 from edgefl.errors import ConfigError
 from edgefl.manifest import Manifest
 from edgefl.method import Ask, Model, Sheet, State
+from edgefl.methods import METHODS
 from edgefl.methods.fedavg import FedAvg
 from edgefl.methods.scaffold import Scaffold
 from edgefl.runs import questions
@@ -53,6 +54,7 @@ def test_a_silent_method_is_answered_for(regression: Bundle) -> None:
     method = FedAvg(initial=regression.shared_weights(), rounds=1)
     one = DeviceClass("all", regression)
     assert questions.length_of(FedAvg) == "rounds"
+    assert all(questions.length_of(kind) in kind.__struct_fields__ for kind in METHODS.values())
     assert questions.most_devices(method) is None
     questions.check(method, [regression.manifest], 0.1)
     assert questions.rehearsal(method) == (method.ask(method.start()),)
