@@ -4,12 +4,14 @@
 
 Each row is a process of its own: resident memory in MB of 10^6 bytes after each stage, the most it ever was (peak)
 and what it is after the last batch (steady). "runtime" only trains; "edgefl device" is the whole command in three
-rounds over MQTT, with connection, journal and reply. Linux only: the figures come from /proc.
+rounds over MQTT, with connection, journal and reply; "waiting" is the command that is connected and has no run yet, and
+its seconds are the processor time it took from its start to there. Linux only: the figures come from /proc.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -31,6 +33,7 @@ from edgefl.runs.fleet import Fleet
 from edgefl_device.sources import read
 
 LIMIT_MB = 120.0
+WAITING_MB, CONNECTED_S = 60.0, 0.6
 EXAMPLES = 600
 WORKER = Path(__file__).with_name("device_memory_worker.py")
 
@@ -73,6 +76,26 @@ def measure_command(bundle: Path, data: Path, folder: Path) -> Row:
     }
 
 
+def measure_waiting(data: Path, folder: Path) -> Row:
+    """`edgefl device` beside a broker on which there is no run."""
+    row: Row = {"engine": "waiting", "after python": None, "after imports": None, "after model": None}
+    with edgefl_broker.start() as broker:
+        command = [sys.executable, "-m", "edgefl", "device", "--name", "pi-1", "--state", str(folder / "waiting")]
+        command += ["--broker", broker.url, "--data", str(data)]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr is not None
+            next(line for line in process.stderr if "connected to" in line)
+            memory, seconds = resident(process.pid), processor_s(process.pid)
+            process.kill()
+    return row | {"peak": memory["VmHWM"], "steady": memory["VmRSS"], "loss": None, "seconds": seconds}
+
+
+def processor_s(pid: int) -> float:
+    """The processor time that a process has had: fields 14 and 15 of its stat, in ticks."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def resident(pid: int) -> dict[str, float]:
     """VmRSS and VmHWM of a process, in MB of 10^6 bytes."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
@@ -98,8 +121,11 @@ def main(data: Path, form: str, quick: bool, epochs: int) -> None:
         rows = [measure(engine, name, bundle, images, epochs) for engine in ("device", "torch")]
         rows[0]["engine"] = "runtime"
         rows.append(measure_command(bundle, images, Path(folder)))
+        rows.append(measure_waiting(images, Path(folder)))
     title = f"Resident memory in MB, {name}, {examples} images"
     targets = [Target(f"peak of {row['engine']} in MB", row["peak"], LIMIT_MB) for row in (rows[0], rows[2])]
+    targets.append(Target("peak of a device that waits in MB", rows[3]["peak"], WAITING_MB))
+    targets.append(Target("processor time to be connected in s", rows[3]["seconds"], CONNECTED_S))
     finish(title, rows, targets, form)
 
 

@@ -34,14 +34,16 @@ def sha256_hex(data: bytes | memoryview) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def write_atomic(path: Path, data: bytes | memoryview) -> None:
-    """Write `data` to `path` so that a crash leaves the old file or the new one, never a part."""
+def write_atomic(path: Path, data: bytes | memoryview | Iterable[bytes | memoryview]) -> None:
+    """Write `data`, whole or part by part, to `path` so that a crash leaves the old file or the new one, never a
+    piece."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         os.fchmod(descriptor, 0o666 & ~_umask())
         with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
+            for part in (data,) if isinstance(data, (bytes, memoryview)) else data:
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -472,13 +472,6 @@ class Assembly:
         return data
 
 
-def chunks(data: bytes, chunk_bytes: int, ranges: list[tuple[int, int]]) -> list[tuple[int, memoryview]]:
-    """(index, bytes) of the chunks in `ranges`; all of them where `ranges` is empty. Ranges past the end are cut."""
-    view = memoryview(data)
-    wanted = indices(ranges, chunk_count(len(data), chunk_bytes))
-    return [(i, view[i * chunk_bytes : (i + 1) * chunk_bytes]) for i in wanted]
-
-
 def indices(ranges: list[tuple[int, int]], count: int) -> list[int]:
     """The chunk indices below `count` in `ranges`, once each and in order; all of them where `ranges` is empty.
 

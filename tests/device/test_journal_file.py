@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from edgefl.errors import InputError
+from edgefl.files import sha256_hex
 from edgefl.tensors import save_tensors
 from edgefl_device.work.journal import Journal, Kept
+from edgefl_device.work.upload import Upload
 
 BUNDLE = "ab" * 32
 
@@ -119,8 +121,28 @@ def test_a_file_that_is_cut_anywhere_is_damaged(journal: Journal) -> None:
         journal.path.write_bytes(data[:stop])
         with pytest.raises(InputError, match="is damaged") as caught:
             journal.read()
-    assert caught.value.message.startswith(f"{journal.path} is damaged: {journal.path}: not safetensors (")
+    assert caught.value.message == f"{journal.path} is damaged: its reply is not what was written"
     assert caught.value.hint == "delete it to begin this run anew; its private state is lost"
+
+
+def test_the_reply_is_sent_from_the_file(journal: Journal) -> None:
+    """The bytes that travel are its end, and are in no memory."""
+    upload = journal.write(kept(1))
+    travels = save_tensors(kept(1).reply)
+    assert (upload.sha256, upload.size_bytes, upload.data) == (sha256_hex(travels), len(travels), b"")
+    assert journal.path.read_bytes().endswith(travels)
+    assert upload.part(0, 8) + upload.part(8, 10**6) == travels
+    assert upload.part(10**6, 10**7) == b""
+    assert upload == Upload.at_end_of(journal.path, kept(1).reply)  # as the next life finds it
+    in_memory = Upload.of(kept(1).reply)
+    assert in_memory.sha256 == upload.sha256 and in_memory.part(3, 5) == travels[3:5]
+
+
+def test_a_reply_that_is_gone_is_said(journal: Journal) -> None:
+    upload = journal.write(kept(1))
+    journal.path.unlink()
+    with pytest.raises(InputError, match="digits.journal cannot be read: No such file"):
+        upload.part(0, 8)
 
 
 def about(**changes: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from edgefl.bundle import Bundle
+from edgefl.errors import NotFinite
 from edgefl.method import Task
 from edgefl_device.data.dataset import Dataset
 from edgefl_device.engines.runtime import Runtime
@@ -123,3 +124,11 @@ def test_what_a_later_task_loads_is_the_bundles_until_then(runtime: Counting) ->
         done = answer(runtime, tasks, shared, {"train": OWN}, Private(), device="pi-1")
         assert predicted(done) == [0, 0]
     assert predicted(ask(runtime, LOOK, MINE)) == [1, 2]
+
+
+def test_after_an_ask_that_failed_the_private_state_is_what_it_was(runtime: Counting) -> None:
+    """What it left in the runtime counts for nothing: the next ask, like this one again, begins where it did."""
+    trained = ask(runtime, TRAIN, Private()).private
+    with pytest.raises(NotFinite):
+        ask(runtime, Task("train", epochs=300, settings={"learning_rate": 1e6}), trained)
+    assert predicted(ask(runtime, LOOK, trained)) == [0.5, 1]

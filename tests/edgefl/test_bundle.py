@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -14,13 +15,16 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+import safetensors.numpy
+from hypothesis import given
+from hypothesis import strategies as st
 from toy import write_regression
 
 from edgefl import bundle as bundles
 from edgefl.bundle import Bundle, read
 from edgefl.errors import BundleError
 from edgefl.manifest import FORMAT, MANIFEST, MAX_MANIFEST_BYTES, File, Manifest, parse_manifest, select
-from edgefl.tensors import load_metadata, load_tensors, save_tensors
+from edgefl.tensors import load_metadata, load_tensors, save_tensors, tensor_parts
 
 FILES = [
     "golden/evaluate.safetensors",
@@ -326,6 +330,33 @@ def test_equal_tensors_are_equal_bytes_whatever_their_order_and_layout() -> None
     assert save_tensors({"b": b, "a": a + 1}) != data
     back = load_tensors(data, "it")
     assert back["a"].tolist() == a.tolist() and back["b"].shape == ()
+
+
+DTYPES = [*"?bBhHiIefdqQ", "c8"]
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
+
+
+@given(
+    shapes=st.dictionaries(TEXT, st.tuples(st.sampled_from(DTYPES), st.lists(st.integers(0, 3), max_size=3))),
+    metadata=st.none() | st.dictionaries(TEXT, TEXT, min_size=1, max_size=1),
+)
+def test_they_are_the_bytes_of_the_safetensors_library(
+    shapes: dict[str, tuple[str, list[int]]], metadata: dict[str, str] | None
+) -> None:
+    tensors = {
+        name: np.arange(math.prod(shape)).reshape(shape).astype(dtype) for name, (dtype, shape) in shapes.items()
+    }
+    assert save_tensors(tensors, metadata) == safetensors.numpy.save(tensors, metadata)
+    big_endian = {name: value.astype(value.dtype.newbyteorder(">")) for name, value in tensors.items()}
+    assert save_tensors(big_endian, metadata) == save_tensors(tensors, metadata)
+
+
+def test_parts_are_the_arrays_themselves() -> None:
+    w = np.arange(6, dtype="f4")
+    _, part = tensor_parts({"w": w})
+    assert isinstance(part, memoryview)
+    w[0] = 7
+    assert bytes(part) == w.tobytes()
 
 
 def test_text_beside_tensors() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from chunking import chunks
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -382,7 +383,7 @@ def assembly(data: bytes = DATA, chunk_bytes: int = 1024) -> Assembly:
 
 @given(st.binary(max_size=5000), st.integers(1, 1500), st.randoms(use_true_random=False))
 def test_chunks_in_any_order_any_number_of_times_make_the_payload(data: bytes, size: int, rng: random.Random) -> None:
-    parts = protocol.chunks(data, size, [])
+    parts = chunks(data, size, [])
     assert b"".join(bytes(body) for _, body in parts) == data
     arrivals = parts + rng.choices(parts, k=len(parts))
     rng.shuffle(arrivals)
@@ -399,7 +400,7 @@ def test_what_is_missing_is_said_in_ranges_and_sent_again() -> None:
     for index in (0, 3, 4, 9):
         building.add(index, DATA[index * 256 : (index + 1) * 256])
     assert building.missing() == [(1, 3), (5, 9)]
-    again = protocol.chunks(DATA, 256, building.missing())
+    again = chunks(DATA, 256, building.missing())
     assert [index for index, _ in again] == [1, 2, 5, 6, 7, 8]
     for index, body in again:
         building.add(index, body)
@@ -416,7 +417,7 @@ def test_a_chunk_that_does_not_fit_is_refused_and_changes_nothing() -> None:
 
 def test_a_wrong_hash_is_found_and_then_repaired() -> None:
     building = assembly()
-    parts = protocol.chunks(DATA, 1024, [])
+    parts = chunks(DATA, 1024, [])
     for index, body in parts:
         building.add(index, b"?" * len(body) if index == 1 else body)
     assert building.complete
@@ -430,7 +431,7 @@ def test_a_wrong_hash_is_found_and_then_repaired() -> None:
 
 def test_an_empty_payload_is_one_empty_chunk() -> None:
     assert protocol.chunk_count(0, 1024) == 1
-    assert protocol.chunks(b"", 1024, []) == [(0, b"")]
+    assert chunks(b"", 1024, []) == [(0, b"")]
     building = assembly(b"")
     building.add(0, b"")
     assert building.finish() == b""
@@ -442,7 +443,7 @@ def test_how_many_chunks(size: int, count: int) -> None:
 
 
 def test_ranges_past_the_end_are_cut() -> None:
-    wanted = protocol.chunks(DATA, 1024, [(2, 2**53), (7, 9), (1, 1)])
+    wanted = chunks(DATA, 1024, [(2, 2**53), (7, 9), (1, 1)])
     assert [(index, len(body)) for index, body in wanted] == [(2, 512)]
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 
+from chunking import chunks
+
 from edgefl import protocol
 from edgefl.files import sha256_hex
 from edgefl.mqtt import Address, Connection
@@ -48,7 +50,7 @@ class Hostile(threading.Thread):
             case Announcement() if self.name_ in message.devices:
                 self._reply(message)
             case Permit() if self._offer is not None and message.upload == self._offer[0].upload:
-                for index, body in protocol.chunks(self._offer[1], protocol.CHUNK_BYTES, list(message.missing)):
+                for index, body in chunks(self._offer[1], protocol.CHUNK_BYTES, list(message.missing)):
                     self._up(UploadChunk(message.upload, index), body)
             case protocol.Receipt():
                 self.receipts.append((message.round, message.status, message.reason))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from typing import Protocol
 
 from edgefl.bundle import Bundle
@@ -51,12 +54,27 @@ def start(engine: str, bundle: Bundle, *, threads: int = 1) -> Engine:
 
 
 def name_of(engine: str) -> str:
-    """Which library an engine runs on here, with its version. Raises InputError where this environment lacks it."""
+    """Which library an engine runs on here, with its version. Raises InputError where this environment lacks it.
+
+    onnxruntime is looked for and not imported, which takes 15 MB: a device may wait long for its first bundle.
+    """
     try:
         if engine != PORTABLE:
             training_api()
-        import onnxruntime
+            import onnxruntime
+
+            return f"{engine} {onnxruntime.__version__}"
+        if find_spec("onnxruntime") is None:
+            raise ImportError("No module named 'onnxruntime'")
     except ImportError as error:
         hint = "pip install 'edgefl[device]'" if engine == PORTABLE else INSTALL
         raise InputError(f"the engine {engine} cannot be used here: {error}", hint=hint) from error
-    return f"{'onnxruntime' if engine == PORTABLE else engine} {onnxruntime.__version__}"
+    return f"onnxruntime {_installed_version()}".rstrip()
+
+
+def _installed_version() -> str:
+    """Of onnxruntime, whichever of its distributions brought it; "" where its files say nothing."""
+    for name in ("onnxruntime", "onnxruntime-training-cpu", "onnxruntime-gpu"):
+        with contextlib.suppress(PackageNotFoundError):
+            return version(name)
+    return ""

@@ -46,6 +46,7 @@ from edgefl_device.work.interpreter import Answer
 from edgefl_device.work.journal import Kept
 from edgefl_device.work.memory import Memory
 from edgefl_device.work.private import Private
+from edgefl_device.work.upload import Upload
 
 FINISHED_S = 30.0  # "the run is finished" counts when the aggregator says so itself, or says nothing else for so long
 LATE_S, LATE = 2.0, 0.1  # after a round's duration so long, and this part of it, its work is given up
@@ -161,9 +162,9 @@ class Session:
         self.working = None
         bundle = self._supplies.bundle
         assert bundle is not None
-        kept = self._memory.keep(bundle.sha256, job.key, answer)
+        kept, upload = self._memory.keep(bundle.sha256, job.key, answer)
         if not answer.changed:
-            self._offering = self._offer_of(kept, now_s)
+            self._offering = self._offer_of(kept, upload, now_s)
         return self._go_on(now_s)
 
     def failed(self, job: Job, reason: str, now_s: float) -> list[Action]:
@@ -314,8 +315,8 @@ class Session:
             return self._refuse(key, refused)
         if self._offering is not None and self._offering.key == key:
             return self.tick(now_s)
-        if (kept := self._memory.reply_to(key)) is not None:
-            self._offering = self._offer_of(kept, now_s)
+        if (on_disk := self._memory.reply_to(key)) is not None:
+            self._offering = self._offer_of(*on_disk, now_s)
             return self.tick(now_s)
         if self.working is not None:
             return []
@@ -340,10 +341,10 @@ class Session:
 
     # --- replies ----------------------------------------------------------------------------------------------
 
-    def _offer_of(self, kept: Kept, now_s: float) -> Offering:
+    def _offer_of(self, kept: Kept, upload: Upload, now_s: float) -> Offering:
         assert self._announcement is not None
         inline = min(self.inline_bytes, self._announcement.inline_bytes)
-        return Offering(self.device, kept, chunk_bytes=self.chunk_bytes, inline_bytes=inline, now_s=now_s)
+        return Offering(self.device, kept, upload, chunk_bytes=self.chunk_bytes, inline_bytes=inline, now_s=now_s)
 
     def _permitted(self, permit: Permit, now_s: float) -> list[Action]:
         if self._offering is None:

@@ -72,9 +72,10 @@ def answer(
     if missing := wanted - held:
         runtime.reset(sorted(name for name in missing if name not in private.tensors))
         runtime.load({name: private.tensors[name] for name in missing if name in private.tensors})
-    outcome = perform(
-        runtime, tasks, announced, feeds, device=device, own=own, buffers=buffers, stop=stop, progress=progress
-    )
+    # Where this fails nothing is undone, which would need a second copy of the state all the while: `private` is still
+    # what it was, and the runtime, whose version is another, holds none of it.
+    plans = _plans(runtime, tasks, announced, feeds, own, buffers)
+    outcome = _carry_out_all(runtime, plans, announced, device, stop, progress)
     mine = own_state(manifest, tasks, announced)
     if changes_nothing(manifest, tasks, announced, private.tensors):
         still = (held | wanted).intersection(mine)
@@ -112,23 +113,47 @@ def perform(
     when training diverges, a value does not fit float16 or the disk takes no more; Stopped when `stop` is requested,
     between batches or in the middle of one. What was kept stays kept then: the same ask would keep it again.
     """
+    plans = _plans(runtime, tasks, announced, feeds, own, buffers)
+    before = runtime.state(_changed_by(plans))
+    try:
+        return _carry_out_all(runtime, plans, announced, device, stop, progress)
+    except BaseException:
+        runtime.load(before)
+        raise
+
+
+def _plans(
+    runtime: Engine,
+    tasks: Sequence[Task],
+    announced: Tensors,
+    feeds: Mapping[str, Dataset],
+    own: Mapping[str, float],
+    buffers: Buffers | None,
+) -> list[Plan]:
+    """The tasks checked, and what they keep in buffers saved."""
     if wrong := fault(tasks):
         raise InputError(wrong)
     plans = [plan(i, task, runtime.manifest, announced, feeds, own, buffers) for i, task in enumerate(tasks, 1)]
     _refuse_double_sends(plans)
     if buffers is not None:
         buffers.save()
-    before = runtime.state(_changed_by(plans))
+    return plans
+
+
+def _carry_out_all(
+    runtime: Engine,
+    plans: Sequence[Plan],
+    announced: Tensors,
+    device: str,
+    stop: Stop | None,
+    progress: Progress | None,
+) -> Outcome:
     tensors: dict[str, Array] = {}
     metrics: dict[str, float] = {}
-    try:
-        for one in plans:
-            sent, measured = _carry_out(runtime, one, announced, device, stop, progress)
-            tensors |= sent
-            metrics |= measured
-    except BaseException:
-        runtime.load(before)
-        raise
+    for one in plans:
+        sent, measured = _carry_out(runtime, one, announced, device, stop, progress)
+        tensors |= sent
+        metrics |= measured
     seen = [one.examples for one in plans if one.task.feed == "train"]
     steps = sum(one.steps for one in plans)
     return Outcome(tensors=tensors, metrics=metrics, examples=max(seen, default=0), steps=steps)

@@ -2,6 +2,9 @@
 
 Both change at the same instant. Were they two files, a crash between the two would lose a reply whose training has
 already changed the private state, and the device would train twice for one round.
+
+The file is two safetensors, one behind the other: the private state, with what is known of the reply as its metadata;
+then the reply as it travels, to be sent from there. Neither exists as bytes in memory.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -16,11 +20,10 @@ import msgspec
 from msgspec import Meta
 
 from edgefl.errors import BundleError, InputError
-from edgefl.files import read_bytes, write_atomic
-from edgefl.tensors import Array, Tensors, load_about, load_tensors, save_tensors
-
-_REPLY = "reply."
-_STATE = "state."
+from edgefl.files import read_bytes, sha256_hex, write_atomic
+from edgefl.protocol import Size
+from edgefl.tensors import Tensors, load_about, load_tensors, tensor_parts
+from edgefl_device.work.upload import Upload
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,8 @@ class _About(msgspec.Struct, frozen=True):
     examples: Count
     steps: Count
     metrics: dict[str, float]
+    upload: Text  # SHA-256 of the reply's bytes
+    upload_bytes: Size
 
 
 class Journal:
@@ -64,20 +69,38 @@ class Journal:
             return None
         data = read_bytes(self.path)
         try:
-            tensors = load_tensors(data, self.path)
             about = load_about(data, "kept", _About)
+            reply = data[max(0, len(data) - about.upload_bytes) :]
+            if sha256_hex(reply) != about.upload:
+                raise ValueError("its reply is not what was written")
+            return Kept(
+                bundle=about.bundle,
+                round=about.round,
+                nonce=about.nonce,
+                examples=about.examples,
+                steps=about.steps,
+                metrics=about.metrics,
+                reply=load_tensors(reply, self.path),
+                private=load_tensors(data[: -len(reply)], self.path),
+            )
         except (BundleError, ValueError) as error:
             raise InputError(
                 f"{self.path} is damaged: {error}", hint="delete it to begin this run anew; its private state is lost"
             ) from error
-        return Kept(**msgspec.structs.asdict(about), reply=_under(_REPLY, tensors), private=_under(_STATE, tensors))
 
-    def write(self, kept: Kept) -> None:
-        """Keep this instead of what was kept before; durable when it returns."""
-        tensors = {_REPLY + k: v for k, v in kept.reply.items()} | {_STATE + k: v for k, v in kept.private.items()}
-        about = _About(kept.bundle, kept.round, kept.nonce, kept.examples, kept.steps, dict(kept.metrics))
-        write_atomic(self.path, save_tensors(tensors, {"kept": json.dumps(msgspec.structs.asdict(about))}))
-
-
-def _under(prefix: str, tensors: Mapping[str, Array]) -> dict[str, Array]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    def write(self, kept: Kept) -> Upload:
+        """Keep this instead of what was kept before, durable when it returns; its reply as it lies there."""
+        upload = Upload.at_end_of(self.path, kept.reply)
+        about = _About(
+            bundle=kept.bundle,
+            round=kept.round,
+            nonce=kept.nonce,
+            examples=kept.examples,
+            steps=kept.steps,
+            metrics=dict(kept.metrics),
+            upload=upload.sha256,
+            upload_bytes=upload.size_bytes,
+        )
+        metadata = {"kept": json.dumps(msgspec.structs.asdict(about))}
+        write_atomic(self.path, chain(tensor_parts(kept.private, metadata), tensor_parts(kept.reply)))
+        return upload

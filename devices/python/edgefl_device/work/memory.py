@@ -8,6 +8,7 @@ from pathlib import Path
 from edgefl_device.work.interpreter import Answer
 from edgefl_device.work.journal import Journal, Kept
 from edgefl_device.work.private import Private
+from edgefl_device.work.upload import Upload
 
 
 class Memory:
@@ -16,18 +17,23 @@ class Memory:
     def __init__(self, directory: Path, run: str) -> None:
         """Raises InputError when the journal is damaged."""
         self._journal = Journal(directory, run)
-        self._kept = _without_reply(self._journal.read())
-        self._private = Private() if self._kept is None else Private(self._kept.private)
-        self._bundle = None if self._kept is None else self._kept.bundle
+        self._last: tuple[Kept, Upload] | None = None
+        self._private = Private()
+        self._bundle: str | None = None
+        if (kept := self._journal.read()) is not None:
+            self._last = _without_tensors(kept), Upload.at_end_of(self._journal.path, kept.reply)
+            self._private, self._bundle = Private(kept.private), kept.bundle
 
     def private(self, bundle: str) -> Private:
         """The private state after the last answer that counts, of the bundle with this SHA-256; that of another fits
         none."""
         return self._private if bundle == self._bundle else Private()
 
-    def keep(self, bundle: str, key: tuple[int, str], answer: Answer) -> Kept:
+    def keep(self, bundle: str, key: tuple[int, str], answer: Answer) -> tuple[Kept, Upload]:
         """The answer to the ask `key`, (round, nonce), counts. Where it may have changed the private state, that and
-        the reply are on disk when this returns; else doing the ask again gives the same, and only the caller has it."""
+        the reply are on disk when this returns; else doing the ask again gives the same, and only the caller has it.
+
+        Gives what an offer says, and the reply's tensors as they travel."""
         kept = Kept(
             bundle=bundle,
             round=key[0],
@@ -38,19 +44,19 @@ class Memory:
             reply=answer.outcome.tensors,
             private=answer.private.tensors,
         )
-        if answer.changed:
-            self._journal.write(kept)
-            self._kept = _without_reply(kept)
         if answer.changed or self._bundle in (None, bundle):
             self._bundle, self._private = bundle, answer.private
-        return kept
+        if not answer.changed:
+            return _without_tensors(kept), Upload.of(kept.reply)
+        self._last = _without_tensors(kept), self._journal.write(kept)
+        return self._last
 
-    def reply_to(self, key: tuple[int, str]) -> Kept | None:
-        """What is on disk, with its reply, where that answers the ask `key`."""
-        if self._kept is None or (self._kept.round, self._kept.nonce) != key:
+    def reply_to(self, key: tuple[int, str]) -> tuple[Kept, Upload] | None:
+        """What is on disk, where that answers the ask `key`."""
+        if self._last is None or (self._last[0].round, self._last[0].nonce) != key:
             return None
-        return self._journal.read()
+        return self._last
 
 
-def _without_reply(kept: Kept | None) -> Kept | None:
-    return kept and replace(kept, reply={})
+def _without_tensors(kept: Kept) -> Kept:
+    return replace(kept, reply={}, private={})
