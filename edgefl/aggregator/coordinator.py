@@ -16,6 +16,7 @@ Events may come before either is answered.
 A round, from announcement to fusion:
 
     waiting --enough devices--> open --all asked replied, or left, or deadline; quorum--> closing --kept--> next round
+                                  |  who is on trial is waited for only a while longer than the others
                                   |--the same without quorum--> open again: other devices are asked too
                                   `--fused to no use, or undone--> open again without those who are to blame
 
@@ -28,7 +29,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Annotated
 
 import msgspec
@@ -38,6 +39,7 @@ from edgefl.aggregator.advance import after_round, after_work
 from edgefl.aggregator.attendance import Attendance
 from edgefl.aggregator.fusion import Fusing, fusing
 from edgefl.aggregator.norms import Usual
+from edgefl.aggregator.open_round import Round
 from edgefl.aggregator.rounds import Action, Announce, Finished, Note, OpenRound, RoundDone, Verdict
 from edgefl.aggregator.tally import Tally
 from edgefl.errors import NotFinite, RemoteProtocolError
@@ -68,23 +70,6 @@ class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_devices: Annotated[int, Meta(ge=1, le=MAX_DEVICES)] = 1000
     max_share: Annotated[float, Meta(ge=0)] = 3.0
     max_norm: Annotated[float, Meta(ge=0)] = 100.0
-
-
-@dataclass
-class _Round:
-    """The round that is open, or closing: who was asked in it, and what became of them."""
-
-    tally: Tally
-    nonce: str
-    opened_s: float
-    quorum: int = 1
-    attempt: int = 0
-    deadline_s: float = 0.0
-    first: tuple[str, ...] = ()  # asked when the round was opened
-    asked: set[str] = field(default_factory=set)
-    failed: set[str] = field(default_factory=set)
-    gone: set[str] = field(default_factory=set)  # asked, and left since
-    closing: RoundDone | None = None  # what it comes to, until that is kept, or the round undone
 
 
 class Coordinator:
@@ -118,21 +103,26 @@ class Coordinator:
         self._fusing = fusing
         self._attendance = Attendance(seed=seed, replied=replied)
         self.stated: dict[str, int] = {}  # how many training examples devices say they have
-        self._round: _Round | None = None
+        self._round: Round | None = None
         self._usual = Usual()
         self._next: tuple[State, Ask | None] | None = None  # a state and what the method asks then
         self._before = ""  # the nonce of the last round of this start
         self._durable = True  # whether `state` is on disk, or is the method's first
+        self._small = False  # whether the round before was one of many small ones: its outcome need not be durable
 
     # --- events -----------------------------------------------------------------------------------------------
 
     def begin(self, now_s: float) -> list[Action]:
         """Open the next round: at the start, after a resume, and whenever the state of a `RoundDone` is kept."""
+        notes: list[Action] = []
         if self._round is not None and (done := self._round.closing) is not None:
-            self._round.tally.keep()
-            self.state, self._durable, self._before = done.state, done.durable, self._round.nonce
-            self._round = None
-        return self._open_round(now_s)
+            closed = self._round
+            closed.tally.keep()
+            named = self._attendance.closed(done.round, counted=closed.tally.replied, lapsed=closed.lapsed)
+            notes = [Note("attendance", done.round, device, text) for device, text in named]
+            self.state, self._durable, self._before = done.state, done.durable, closed.nonce
+            self._small, self._round = not closed.tally.ask.durable, None
+        return [*notes, *self._open_round(now_s)]
 
     def undo(self, why: str, now_s: float) -> list[Action]:
         """The state of the last `RoundDone`, or that of a `Work`, is no use, and nothing of it was kept: do the round
@@ -166,7 +156,7 @@ class Coordinator:
         """A device is gone; the round does not wait for it, but takes its reply should it come back in time."""
         known = self._attendance.left(device)
         if self._round is not None:
-            known |= device in self._outstanding()
+            known |= device in self._round.outstanding
             self._round.gone.add(device)
         if not known:
             return []
@@ -192,7 +182,7 @@ class Coordinator:
         except RemoteProtocolError as error:
             verdict = Verdict("refused", error.message)
             return verdict, self.failed(reply.device, reply.round, verdict.reason, now_s)
-        self._attendance.replied(reply.device)
+        self._attendance.replied(reply.device, now_s - self._round.asked_s)
         self._round.failed.discard(reply.device)
         notes = [Note("replied", reply.round, reply.device)]
         if clipped:
@@ -201,18 +191,17 @@ class Coordinator:
 
     def tick(self, now_s: float) -> list[Action]:
         """Time has passed."""
-        if self.deadline_s is None or now_s < self.deadline_s:
+        if self._round is None or self._round.closing is not None or now_s < self._round.due_s:
             return []
+        if now_s < self._round.deadline_s:  # all are in but those on trial
+            return self._close(now_s)
         notes = self._pass_over_strangers()
-        if self._has_quorum():
-            self._attendance.passed_over(self._outstanding())
-            return notes + self._close(now_s)
-        return notes + self._ask_again(now_s)
+        return notes + (self._close(now_s) if self._round.has_quorum else self._ask_again(now_s))
 
     def _pass_over_strangers(self) -> list[Action]:
         """A deadline has passed: the quorum no longer counts those who have often been asked and never replied."""
         assert self._round is not None
-        self._attendance.missed(self._outstanding())
+        self._attendance.missed(self._round.outstanding)
         strangers = self._attendance.strangers(self._round.first)
         least = min(self.settings.min_devices, len(self._round.first))
         quorum = self._quorum_of(max(least, len(self._round.first) - len(strangers)))
@@ -223,13 +212,13 @@ class Coordinator:
         return [Note("quorum", self.state.round, text=text)]
 
     def heard(self, device: str) -> None:
-        """A device says something: it is asked again, should it have been silent."""
+        """A device says something: it is asked again soon, should it have been silent."""
         self._attendance.heard(device)
 
     def stop(self, now_s: float) -> list[Action]:
         """Fuse what came, when that is a quorum, and open no further round."""
         self.stopping = True
-        if self.deadline_s is not None and self._has_quorum():
+        if self._round is not None and self._round.closing is None and self._round.has_quorum:
             return self._close(now_s)
         return []
 
@@ -264,7 +253,7 @@ class Coordinator:
     @property
     def deadline_s(self) -> float | None:
         """When `tick` has something to do; None when nothing is open."""
-        return self._round.deadline_s if self._round is not None and self._round.closing is None else None
+        return self._round.due_s if self._round is not None and self._round.closing is None else None
 
     @property
     def about(self) -> str:
@@ -292,20 +281,29 @@ class Coordinator:
         if resumed is None and len(self.present) < self.settings.min_devices:
             return []
         limits = {"max_share": self.settings.max_share, "max_norm": self.settings.max_norm}
-        self._round = _Round(Tally(ask, self._fusing, self._usual, **limits), self._nonce(), opened_s=now_s)
+        self._round = Round(Tally(ask, self._fusing, self._usual, **limits), self._nonce(), opened_s=now_s)
         if resumed is not None:
             devices, self._round.attempt, self._round.quorum = resumed.devices, resumed.attempt, resumed.quorum
+            self._round.trial = frozenset(resumed.trial)
             self._round.tally.weight_limit = resumed.weight_limit
         else:
-            devices = self._attendance.sample(self._attendance.wanted(self.settings.fraction), self.state.round)
-            self._round.quorum = self._quorum_of(len(devices))
+            devices, self._round.trial = self._choose(afresh=self._small and ask.durable)
+            self._round.quorum = self._quorum_of(len(devices) - len(self._round.trial))
             self._round.tally.limit_weights([self.stated.get(device, 0) for device in devices])
-        self._round.first = devices
+        self._round.first = tuple(device for device in devices if device not in self._round.trial)
         return self._announce(devices, now_s)
+
+    def _choose(self, *, afresh: bool) -> tuple[tuple[str, ...], frozenset[str]]:
+        """Whom to ask first, and who of them is on trial."""
+        wanted, round = self._attendance.wanted(self.settings.fraction), self.state.round
+        devices = self._attendance.sample(wanted, round)
+        trial = self._attendance.on_trial(wanted, round, but=devices, afresh=afresh)
+        return (*devices, *trial), frozenset(trial)
 
     def _announce(self, devices: Iterable[str], now_s: float) -> list[Action]:
         assert self._round is not None
         self._round.asked |= set(devices)
+        self._round.asked_s, self._round.grace_s = now_s, math.inf
         self._round.deadline_s = now_s + self.settings.deadline_s
         return [
             Announce(
@@ -316,6 +314,7 @@ class Coordinator:
                 devices=tuple(sorted(self._round.asked)),
                 duration_s=self.settings.deadline_s,
                 quorum=self._round.quorum,
+                trial=tuple(sorted(self._round.trial)),
                 durable=self._durable,
                 before=self._before,
                 weight_limit=self._round.tally.weight_limit,
@@ -340,21 +339,34 @@ class Coordinator:
         """Who is to be asked too, where those who may still reply are not enough."""
         assert self._round is not None
         wanted = max(self._attendance.wanted(self.settings.fraction), self._round.quorum)
-        missing = wanted - len(self._round.tally.replied) - len(self._outstanding() & self.present)
+        hoped = self._round.outstanding & self.present if self._round.attempt == 0 else ()  # else: long enough
+        missing = wanted - len(self._round.tally.replied) - len(hoped)
         asked, attempt = self._round.asked, self._round.attempt + 1
         return self._attendance.sample(max(0, missing), self.state.round, attempt, but=asked)
 
     def _close_if_done(self, now_s: float) -> list[Action]:
-        if self._round is None or self._round.closing is not None or self._outstanding():
+        if self._round is None or self._round.closing is not None:
             return []
-        if self._has_quorum():
-            return self._close(now_s)
+        outstanding = self._round.outstanding
+        if self._round.has_quorum and outstanding <= self._round.trial:
+            return self._close_after_grace(outstanding, now_s)
+        self._round.grace_s = math.inf
+        if outstanding:
+            return []
         # Nobody is left to wait for. With other devices there, ask them at once; else wait: devices come back. Where
         # so many were too large for what was usual, what is usual has changed: they are judged by each other then.
         stale = bool(self._round.tally.barred) and self._round.tally.forget_usual()
         if stale or self.present - self._round.asked:
             return self._ask_again(now_s)
         return []
+
+    def _close_after_grace(self, trial: Collection[str], now_s: float) -> list[Action]:
+        """Only devices on trial are missing: they get a while."""
+        assert self._round is not None
+        if trial and self._round.grace_s == math.inf:
+            asked_s = self._round.asked_s
+            self._round.grace_s = asked_s + self._attendance.grace_s(trial, now_s - asked_s)
+        return [] if trial and now_s < self._round.due_s else self._close(now_s)
 
     def _close(self, now_s: float) -> list[Action]:
         """Fuse what came to the state that follows; or undo the round, where that is no state."""
@@ -390,7 +402,7 @@ class Coordinator:
         replied until now is not waited for."""
         assert self._round is not None
         self._round.closing = None
-        self._round.failed |= self._outstanding()
+        self._round.failed |= self._round.outstanding
         self._round.tally.undo(moved, f"round {self.state.round + 1} was undone: {why}"[:MOST_TEXT])
         note = Note("undone", self.state.round, text=f"{why}; asked again without {_some(moved)}")
         if self.stopping:
@@ -407,18 +419,8 @@ class Coordinator:
             self._next = (state, self.method.ask(state))
         return self._next[1]
 
-    def _outstanding(self) -> set[str]:
-        """Asked devices that may still reply. After a resume that includes those not heard of yet."""
-        assert self._round is not None
-        replied, barred = self._round.tally.replied, self._round.tally.barred.keys()
-        return self._round.asked - replied - self._round.failed - self._round.gone - barred
-
     def _quorum_of(self, devices: int) -> int:
         return max(1, math.ceil(self.settings.quorum * devices))
-
-    def _has_quorum(self) -> bool:
-        assert self._round is not None
-        return len(self._round.tally.replied) >= self._round.quorum
 
     def _nonce(self) -> str:
         """The same after a resume, so that devices which finished their work meanwhile need not repeat it; but of this

@@ -21,6 +21,7 @@ class Announce:
     durable: bool = True  # whether the state that the round begins with is: whether a resume may open this round
     before: str = ""  # the nonce of the round before; "" after a resume
     weight_limit: float = 0.0  # the most that a reply counts, where that is known before replies are; 0: no limit
+    trial: tuple[str, ...] = ()  # of the devices those that are asked again after they have lapsed
 
 
 @dataclass(frozen=True)
@@ -74,3 +75,4 @@ class OpenRound:
     devices: tuple[str, ...]
     quorum: int = 1
     weight_limit: float = 0.0
+    trial: tuple[str, ...] = ()

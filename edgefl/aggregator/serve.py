@@ -36,6 +36,7 @@ _SAID = (
     "refused",
     "asked again",
     "undone",
+    "attendance",
     "quorum",
     "protocol error",
     "no bundle",

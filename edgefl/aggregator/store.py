@@ -61,14 +61,18 @@ class _Run(msgspec.Struct, frozen=True):
     secret: Annotated[str, Meta(min_length=1, max_length=200)]
 
 
+Names = Annotated[list[Annotated[str, Meta(pattern=NAME)]], Meta(max_length=MAX_DEVICES)]
+
+
 class _Open(msgspec.Struct, frozen=True):
     """open.json"""
 
     round: Count
     attempt: Count
-    devices: Annotated[list[Annotated[str, Meta(pattern=NAME)]], Meta(max_length=MAX_DEVICES)]
+    devices: Names
     quorum: Count
     weight_limit: Number = 0.0
+    trial: Names = []
 
 
 class _About(msgspec.Struct, frozen=True):
@@ -216,6 +220,7 @@ class Store:
             "devices": list(announce.devices),
             "quorum": announce.quorum,
             "weight_limit": announce.weight_limit,
+            "trial": list(announce.trial),
         }
         if announce.durable:
             write_atomic(self.path / "open.json", json.dumps(about).encode())
@@ -228,7 +233,14 @@ class Store:
             return None
         with _damage(path):
             about = from_json(read_bytes(path, MAX_JSON_BYTES), _Open)
-        return OpenRound(about.round, about.attempt, tuple(about.devices), about.quorum, about.weight_limit)
+        return OpenRound(
+            about.round,
+            about.attempt,
+            tuple(about.devices),
+            about.quorum,
+            about.weight_limit,
+            tuple(about.trial),
+        )
 
     def note(self, note: Note) -> None:
         self.event(note.event, round=note.round + 1, device=note.device, text=note.text)

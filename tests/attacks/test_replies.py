@@ -129,7 +129,8 @@ def test_who_is_clipped_is_said_once_a_round(make_world: MakeWorld) -> None:
     world = make_world(states=100)
     world.nodes["pi-1"].tamper = times(1000)
     run(world, lambda outcome: replace(outcome, examples=100))
-    assert world.events("undone") and world.events("clipped") == [("mallory", "counts as 6 of 100")] * ROUNDS
+    said = [("mallory", f"counts as {most} of 100") for most in (6, 6, 12)]  # pi-1 is not asked in the third round
+    assert world.events("undone") and world.events("clipped") == said
 
 
 def test_with_no_limit_examples_count_as_they_are(make_world: MakeWorld) -> None:
@@ -291,14 +292,15 @@ def test_what_cannot_be_evaluated_is_not_saved_and_done_again(make_world: MakeWo
     alone = make_world(devices=HONEST)
     np.testing.assert_array_equal(got, run(alone))
     honest = alone.records[1].bytes_up_by_device["pi-1"]  # of an offer
-    assert saved == [None, 1, 2]
+    assert saved == [None, 1]  # mallory is not asked a third time in a row
     offers = [message for message in world.broker.said(Offer) if message.device == "pi-1"]
-    assert len(offers) == 2 * ROUNDS
-    assert all(kept.bytes_up_by_device["pi-1"] > 1.9 * honest for kept in world.records)  # both offers, in one record
-    assert world.events("undone") == [("", "evaluate.loss is nan; asked again without mallory")] * ROUNDS
+    assert len(offers) == 2 + 2 + 1
+    first, second, _ = (kept.bytes_up_by_device["pi-1"] for kept in world.records)
+    assert min(first, second) > 1.9 * honest  # both offers, in one record
+    assert world.events("undone") == [("", "evaluate.loss is nan; asked again without mallory")] * 2
     assert once_a_round(world)
     refused = [text for device, text in world.events("refused") if device == "mallory"]
-    assert refused == [f"round {n + 1} was undone: evaluate.loss is nan" for n in range(ROUNDS)]
+    assert refused == [f"round {n + 1} was undone: evaluate.loss is nan" for n in range(2)]
 
 
 def test_a_held_out_loss_that_is_no_number_is_found_before_anything_is_kept(make_world: MakeWorld) -> None:
@@ -311,8 +313,8 @@ def test_a_held_out_loss_that_is_no_number_is_found_before_anything_is_kept(make
 
     world.evaluate = evaluate
     np.testing.assert_array_equal(run(world, times(-1000)), run(make_world(devices=HONEST)))
-    assert world.events("undone") == [("", "the held-out loss would be nan; asked again without mallory")] * ROUNDS
-    assert [state and state.round for state in kept] == [None, None, 1, 1, 2, 2]
+    assert world.events("undone") == [("", "the held-out loss would be nan; asked again without mallory")] * 2
+    assert [state and state.round for state in kept] == [None, None, 1, 1, 2]
     assert [record.loss for record in world.store.records()] == [0.5] * ROUNDS
 
 

@@ -44,6 +44,7 @@ class Driver:
             self.method, self.state, self.settings, seed=self.seed, secret="s", resumed=self.saved
         )
         self.counted: list[str] = []
+        self.lapsed: set[str] = set()  # asked in a round that was closed without them, and never counted since
         self.carry_out(self.coordinator.begin(self.now_s))
         for name in sorted(self.present):  # retained presence
             self.carry_out(self.coordinator.joined(name, self.now_s))
@@ -53,8 +54,9 @@ class Driver:
             if isinstance(action, Announce):
                 if self.saved is None or self.saved.round != action.round:
                     self.first = action.devices
-                    self.quorum = max(1, int(np.ceil(self.settings.quorum * len(action.devices))))
-                self.saved = OpenRound(action.round, action.attempt, action.devices, action.quorum)
+                    self.quorum = max(1, int(np.ceil(self.settings.quorum * (len(action.devices) - len(action.trial)))))
+                    assert set(action.trial) <= self.lapsed and len(action.trial) < len(action.devices)
+                self.saved = OpenRound(action.round, action.attempt, action.devices, action.quorum, trial=action.trial)
                 self.announces_at[self.now_s] += 1
                 assert action.round == self.state.round
             if isinstance(action, RoundDone):
@@ -66,6 +68,7 @@ class Driver:
                 assert action.state.round == self.state.round + 1
                 self.state = action.state
                 self.rounds.append(action)
+                self.lapsed = (self.lapsed | set(self.saved.devices if self.saved else ())) - set(self.counted)
                 self.counted = []
                 self.carry_out(self.coordinator.begin(self.now_s))
 

@@ -61,7 +61,7 @@ def test_a_bad_reply_is_refused_by_name_and_the_round_goes_on(make_world: MakeWo
     world.run()
     assert all(devices == ("pi-1", "pi-2") for _, devices in world.rounds) and len(world.rounds) == ROUNDS
     failures = world.events("failed")
-    assert len(failures) == ROUNDS
+    assert len(failures) == 2  # of three rounds: who has failed in two in a row is not asked in the third
     assert all(device == "pi-3" and says in text for device, text in failures)
     refused = [r for r in world.broker.said(Receipt) if r.status == "refused"]  # type: ignore[union-attr]
     assert refused and all(says in r.reason for r in refused)  # type: ignore[union-attr]

@@ -61,7 +61,7 @@ def test_asking_again_asks_others_in_place_of_those_that_are_gone() -> None:
 
 
 def test_names_that_never_answer_stop_no_run() -> None:
-    """Two honest devices among a hundred names: two deadlines, and the round is theirs; the next waits for nobody."""
+    """Two honest devices among a hundred names: two deadlines, and the round is theirs; no later one waits for long."""
     coordinator = make(*fleet(100), quorum=0.5)  # the first round began with the first of them
     send(coordinator, "d00")
     (announce,) = of(coordinator.begin(0.0), Announce)
@@ -73,7 +73,11 @@ def test_names_that_never_answer_stop_no_run() -> None:
     assert note == Note("quorum", 1, text="98 devices have never replied; 1 replies are enough")
     assert isinstance(done, RoundDone) and done.fused.devices == ("d00", "d01")
     (announce,) = of(coordinator.begin(200.0), Announce)
-    assert announce.devices == ("d00", "d01")
+    assert (announce.quorum, len(announce.trial)) == (1, 98)  # they are tried again, and nobody counts on them
+    send(coordinator, "d00", 201.0)
+    assert send(coordinator, "d01", 203.0)[1] == [Note("replied", 2, "d01")]
+    assert coordinator.deadline_s == 206.0  # not 300
+    assert of(coordinator.tick(206.0), RoundDone)
 
 
 def test_a_quorum_counts_as_many_as_the_run_needs_whoever_they_are() -> None:
