@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from edgefl.aggregator.record import Record
 from edgefl.aggregator.store import read_classes, read_examples, read_records
 from edgefl.bundle import Bundle, read
 from edgefl.errors import ConfigError, EdgeflError
@@ -33,13 +34,13 @@ from edgefl.runs.sections import BundleSection, RunFile
 def write_run_report(place: Path, config: RunFile, *, beside: Path | None = None, target: float | None = None) -> None:
     """Write RUN_DIR/summary.json and report.html. `beside`: another run's directory; `target`: an accuracy, instead of
     the run file's."""
-    events = read_events(place / "events.jsonl")
-    summary = _summary(place, config, events, target)
+    events, records = read_events(place / "events.jsonl"), read_records(place / "metrics.jsonl")
+    summary = _summary(place, config, events, records, target)
     write_atomic(place / SUMMARY, msgspec.json.encode(summary))
     held, bundles = read_classes(place), _bundles(place, config)
     story = Story(
         summary=summary,
-        records=read_records(place / "metrics.jsonl"),
+        records=records,
         place=place,
         config=to_toml(config),
         paper=_method(config)[1],
@@ -90,16 +91,18 @@ def _overview_again(runs: Path, progress: Callable[[str], None]) -> Path:
 
 
 def _summary_of(place: Path, target: float | None) -> Summary:
-    config = read_run_file(place / "run.toml")
-    return _summary(place, config, read_events(place / "events.jsonl"), target)
+    events, records = read_events(place / "events.jsonl"), read_records(place / "metrics.jsonl")
+    return _summary(place, read_run_file(place / "run.toml"), events, records, target)
 
 
-def _summary(place: Path, config: RunFile, events: Sequence[Event], target: float | None) -> Summary:
+def _summary(
+    place: Path, config: RunFile, events: Sequence[Event], records: Sequence[Record], target: float | None
+) -> Summary:
     about, connected = read_about(place), connected_at(events)
     if target is None and config.evaluate is not None:
         target = config.evaluate.target_accuracy
     return summary_of(
-        read_records(place / "metrics.jsonl"),
+        records,
         name=place.name,
         method=_method(config)[0],
         model=_models(config.bundles),

@@ -64,7 +64,7 @@ export function axisOf(low, high, unit, { logarithmic = false, count = 5, whole 
   }
   const [one] = measure(unit, Math.max(Math.abs(low), Math.abs(high)));
   let at = ticks(low / one, high > low ? high / one : low / one + 1, count).map((tick) => tick * one);
-  if (whole) at = at.filter(Number.isInteger);
+  if (whole || (unit === "bytes" && one === 1)) at = at.filter(Number.isInteger);
   const [from, to] = [at[0], at[at.length - 1]];
   return { from, to, at, place: (value) => (value - from) / (to - from) };
 }

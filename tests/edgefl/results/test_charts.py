@@ -57,6 +57,7 @@ QUESTIONS: list[tuple[str, Any]] = [
     ('shown(9000, "seconds")', "2.5 h"),
     ('axisOf(0, 43.7 * 1024 ** 2, "bytes").at.map((v) => v / 1024 ** 2)', [0, 10, 20, 30, 40, 50]),
     ('axisOf(0, 2, "number", { whole: true }).at', [0, 1, 2]),
+    ('axisOf(0, 0, "bytes").at', [0, 1]),
     ('axisOf(0, 1, "share").place(0.25)', 0.25),
     ('axisOf(3, 3, "number").place(3) >= 0', True),
     ('axisOf(0, 0, "number").to > 0', True),
