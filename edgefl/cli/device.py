@@ -26,7 +26,7 @@ from edgefl.training_artifacts import ENGINE
 @click.option(
     "--data",
     required=True,
-    help="Its own data: .npz, .csv, .parquet, IDX files, a folder of images per class; see docs/data.md.",
+    help="Its own data: .npz, .csv, .parquet, IDX files, a folder of images or WAV files per class; see docs/data.md.",
 )
 @click.option("--label", metavar="NAME", help="Name of the label's column, where the data are a table.")
 @click.option("--as-is", is_flag=True, help="Use data far outside the range that the bundle was made for.")

@@ -26,6 +26,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from records import record
+from waves import wav
 
 from edgefl import bundle as bundles
 from edgefl.aggregator.classes import Examples
@@ -761,7 +762,7 @@ def rows(form: str) -> bytes:
     return data.getvalue()
 
 
-@settings(FUZZ, max_examples=150)
+@settings(FUZZ, max_examples=60)
 @given(data=st.data(), form=st.sampled_from(["parquet", "arrow"]))
 def test_a_mutated_table_of_arrow(tmp_path: Path, data: st.DataObject, form: str) -> None:
     (tmp_path / "state.json").write_text('{"_data_files": [{"filename": "a.arrow"}]}')
@@ -838,6 +839,13 @@ def test_a_folder_or_a_pipe_for_an_image(tmp_path: Path) -> None:
 def test_a_mutated_image(tmp_path: Path, data: st.DataObject, form: str) -> None:
     changed = data.draw(mutations(picture(form)))
     safe(lambda: read_splits(images(tmp_path, changed)))
+
+
+@settings(FUZZ, max_examples=100)
+@given(data=st.data(), bits=st.sampled_from([8, 16, 24]))
+def test_a_mutated_sound(tmp_path: Path, data: st.DataObject, bits: int) -> None:
+    changed = data.draw(mutations(wav([1, 2, 3], bits=bits)))
+    safe(lambda: read_splits(images(tmp_path, changed, "a.wav")))
 
 
 # --- bombs, each in a process of its own whose memory is measured -------------------------------------------------

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from read_refused import refused
+from waves import wav
 
 from edgefl.errors import DataError
 from edgefl_device.sources import read, read_splits
@@ -138,14 +139,14 @@ def test_a_saved_data_set_whose_rows_are_elsewhere(tmp_path: Path) -> None:
         ({"x": [1.0, 2.0], "label": [None, "cat"]}, "row 1: 'label' is missing"),
         ({"x": ["a"], "label": [0]}, "column 'x' holds string; expected numbers"),
         ({"x": [[1]], "z": [1], "label": [0]}, "column 'x' holds list<element: int64>; expected numbers"),
-        ({"x": [[1], [1, 2]], "label": [0, 1]}, "from row 1 on: 'x' has lists of 1 and of 2"),
+        ({"x": [[[1], [1, 2]]], "label": [0]}, "from row 1 on: 'x' has lists of 1 and of 2 within its lists"),
         ({"x": [[1, None]], "label": [0]}, "from row 1 on: 'x' has lists with missing values"),
-        ({"x": [["a"]], "label": [0]}, "column 'x' holds string; expected numbers"),
+        ({"x": [["a"]], "label": [0]}, "column 'x' holds list<element: string>; expected numbers"),
         ({"x": [1], "label": [[0]]}, "the label 'label' holds list<element: int64>; expected numbers or words"),
         ({"x": [1, 2], "label": ["1", "cat"]}, "row 2: the label 'cat' is no number, as those before it are"),
         ({"x": [1], "y": [1], "label": [1]}, "each of y, label could be the label"),
         ({"x": pa.array([], pa.int64()), "label": pa.array([], pa.int64())}, "no examples"),
-        ({"x": [{"bytes": None, "path": "/etc/passwd"}], "label": [0]}, "row 1: its image is in another file"),
+        ({"x": [{"bytes": None, "path": "/etc/passwd"}], "label": [0]}, "row 1: its content is in another file"),
         ({"x": [{"bytes": b"no image", "path": "a.png"}], "label": [0]}, "row 1 cannot be read as an image"),
     ],
 )
@@ -155,9 +156,32 @@ def test_what_is_no_feature_or_label(tmp_path: Path, columns: dict[str, Any], me
     assert message in refused(parquet(tmp_path / "a.parquet", **columns))
 
 
-def test_lists_that_are_longer_far_below(tmp_path: Path) -> None:
-    path = parquet(tmp_path / "a.parquet", x=[[1]] * 1024 + [[1, 2]], label=[0] * 1025)
-    assert "row 1025: 'x' has shape [2]; before it [1]" in refused(path)
+def test_shorter_lists_are_filled_up(tmp_path: Path) -> None:
+    """Also where the longest comes in a later batch."""
+    splits = read_splits(parquet(tmp_path / "a.parquet", x=[[1]] * 1024 + [[2, 3], []], label=[0] * 1026))
+    assert splits.train.features[[0, 1024, 1025]].tolist() == [[1, 0], [2, 3], [0, 0]]
+    assert splits.train.lengths is not None and splits.train.lengths[[0, 1024, 1025]].tolist() == [1, 2, 0]
+    assert splits.notes == ("1025 examples are shorter than the longest, of 2: zeros behind them",)
+
+
+def test_lists_of_another_width_far_below(tmp_path: Path) -> None:
+    path = parquet(tmp_path / "a.parquet", x=[[[1]]] * 1024 + [[[1, 2]]], label=[0] * 1025)
+    assert "from row 1025 on: 'x' has lists of shape [2]; before them [1]" in refused(path)
+
+
+def test_a_label_that_is_no_class(tmp_path: Path) -> None:
+    table = pa.table({"x": [1.0, 2.0], "label": [1, -1]}).replace_schema_metadata(PETS)
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert "row 2: the label -1 is none of the 2 classes" in refused(tmp_path / "a.parquet")
+
+
+def test_sounds_as_hugging_face_writes_them(tmp_path: Path) -> None:
+    content = wav([100, -100])
+    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    table = pa.table({"audio": pa.array([{"bytes": content, "path": "a.wav"}], struct), "label": [0]})
+    info = {"info": {"features": {"audio": {"_type": "Audio"}}}}
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(info)}), tmp_path / "a.parquet")
+    np.testing.assert_array_equal(read(tmp_path / "a.parquet").features * 2**15, [[100, -100]])
 
 
 def test_more_in_memory_than_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,7 +92,7 @@ def test_files_that_are_no_images_of_a_class_are_counted(tmp_path: Path) -> None
 def test_images_that_cannot_be_used(tmp_path: Path) -> None:
     assert "holds no data that is known" in refused(tmp_path)
     (tmp_path / "cat").mkdir()
-    assert "no images in its 1 folders" in refused(tmp_path)
+    assert "no images or sounds in its 1 folders" in refused(tmp_path)
     save(tmp_path / "cat" / "a.png")
     save(tmp_path / "cat" / "b.png", size=(4, 4))
     assert refused(tmp_path).endswith("b.png is 4x4; the first image is 3x2")
@@ -100,7 +100,7 @@ def test_images_that_cannot_be_used(tmp_path: Path) -> None:
     assert "b.png cannot be read as an image" in refused(tmp_path)
     (tmp_path / "cat" / "b.png").unlink()
     (tmp_path / "cat" / "b.tif").write_bytes(b"II*\0")
-    assert refused(tmp_path).endswith("b.tif is an image of a kind that is not read")
+    assert refused(tmp_path).endswith("b.tif is of a kind of image that is not read")
     (tmp_path / "cat" / "b.tif").unlink()
     save(tmp_path / "cat" / "more" / "a.png")
-    assert refused(tmp_path).endswith("cat is a folder of folders; expected one of images")
+    assert refused(tmp_path).endswith("cat is a folder of folders; expected one of images or sounds")

@@ -16,7 +16,8 @@ import msgspec
 from edgefl.errors import DataError
 from edgefl.files import from_json, read_bytes
 from edgefl_device.data.dataset import Dataset
-from edgefl_device.sources.columns import BATCH_ROWS, Columns, to_dataset
+from edgefl_device.sources.column_features import BATCH_ROWS, Columns
+from edgefl_device.sources.columns import to_dataset
 
 SUFFIX = ".parquet"
 STATE, PARTS = "state.json", "dataset_dict.json"  # of a data set, of several that belong together

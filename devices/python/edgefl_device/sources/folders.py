@@ -1,4 +1,4 @@
-"""A folder per class, each with that class's images."""
+"""A folder per class, each with that class's images or sounds."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ import numpy as np
 
 from edgefl.errors import DataError
 from edgefl_device.data.dataset import Dataset, Splits
-from edgefl_device.sources import images
+from edgefl_device.sources import images, sounds
 from edgefl_device.sources.known import FORMATS, TEST_PARTS
 
+KINDS = {"image": images, "sound": sounds}
 JUNK = ("Thumbs.db", "desktop.ini", "lost+found", "System Volume Information")
 
 
 @dataclass(frozen=True)
 class _Part:
-    """One folder of classes: class -> its files, and how many others lie there."""
+    """One folder of classes: what its files are, class -> these, and the others that lie there."""
 
     path: Path
+    kinds: set[str]
     files: dict[str, list[Path]]
     passed_over: list[Path]
 
@@ -34,7 +36,7 @@ class _Part:
 def read_folders(path: Path) -> Splits:
     """Folders of classes, perhaps inside train/ and test/.
 
-    A folder without images is no class, and what systems leave (.git, __MACOSX, @eaDir, Thumbs.db) is not looked at.
+    A folder without images or sounds is no class; what systems leave (.git, __MACOSX, @eaDir, Thumbs.db) is not seen.
     Folders that are called by whole numbers have those as labels; others are numbered in the order of their names, of
     all parts together. Other files are passed over and counted in the notes; folders in a class's folder are refused.
     """
@@ -42,22 +44,21 @@ def read_folders(path: Path) -> Splits:
     numbers = number_classes({name for part in parts for name in part.files}, str(path))
     for part in parts:
         if not part.files:
+            known = ", ".join(suffix for kind in KINDS.values() for suffix in kind.SUFFIXES)
             raise DataError(
-                f"{part.path}: no images in its {len(_folders(part.path))} folders",
-                hint=f"known: {', '.join(images.SUFFIXES)}",
+                f"{part.path}: no images or sounds in its {len(_folders(part.path))} folders", hint=f"known: {known}"
             )
+    kinds = sorted(set().union(*(part.kinds for part in parts)))
+    if len(kinds) > 1:
+        raise DataError(f"{path} holds images and sounds", hint="give one kind: a bundle takes features of one shape")
     files = [part.labelled(numbers) for part in parts]
-    form = images.survey([(str(file), file) for found in files for file, _ in found])
+    read, notes = KINDS[kinds[0]].read([[(str(file), file) for file, _ in found] for found in files])
     names = {number: name for name, number in numbers.items()}
-    read = [
-        Dataset(
-            images.decode([(str(file), file) for file, _ in found], form),
-            np.array([label for _, label in found], np.int64),
-            names,
-        )
-        for found in files
-    ]
-    return Splits(read[0], read[1] if len(read) > 1 else None, form.notes + _passed_over(parts))
+    train, *test = (
+        Dataset(features, np.array([label for _, label in found], np.int64), names, lengths=lengths)
+        for (features, lengths), found in zip(read, files, strict=True)
+    )
+    return Splits(train, test[0] if test else None, notes + _passed_over(parts, kinds[0]))
 
 
 def number_classes(names: Iterable[str], where: str) -> dict[str, int]:
@@ -88,24 +89,32 @@ def _look(path: Path) -> _Part:
         raise DataError(f"{path} holds no data that is known", hint=f"give {FORMATS}")
     files: dict[str, list[Path]] = {}
     passed_over = [entry for entry in _entries(path) if not entry.is_dir()]
+    kinds = set()
     for folder in folders:
         for entry in _entries(folder):
-            if entry.suffix.lower() in images.SUFFIXES:
+            suffix = entry.suffix.lower()
+            kind = next((name for name, kind in KINDS.items() if suffix in kind.SUFFIXES + kind.UNREAD), None)
+            if kind and suffix in KINDS[kind].UNREAD:
+                raise DataError(
+                    f"{entry} is of a kind of {kind} that is not read",
+                    hint=f"convert it to {'PNG' if kind == 'image' else 'WAV'}",
+                )
+            if kind:
+                kinds.add(kind)
                 files.setdefault(folder.name, []).append(entry)
-            elif entry.suffix.lower() in images.UNREAD:
-                raise DataError(f"{entry} is an image of a kind that is not read", hint="convert it to PNG")
             elif entry.is_dir():
                 raise DataError(
-                    f"{folder} is a folder of folders; expected one of images", hint="give one folder for each class"
+                    f"{folder} is a folder of folders; expected one of images or sounds",
+                    hint="give one folder for each class",
                 )
             else:
                 passed_over.append(entry)
-    return _Part(path, files, passed_over)
+    return _Part(path, kinds, files, passed_over)
 
 
-def _passed_over(parts: list[_Part]) -> tuple[str, ...]:
+def _passed_over(parts: list[_Part], kind: str) -> tuple[str, ...]:
     files = [file for part in parts for file in part.passed_over]
-    return (f"passed over {len(files)} files that are no images of a class, such as {files[0]}",) if files else ()
+    return (f"passed over {len(files)} files that are no {kind}s of a class, such as {files[0]}",) if files else ()
 
 
 def _folders(path: Path) -> list[Path]:

@@ -55,6 +55,12 @@ class Form:
         return tuple(said)
 
 
+def read(parts: Sequence[Sequence[File]]) -> tuple[list[tuple[AnyArray, AnyArray | None]], tuple[str, ...]]:
+    """Each part's images, with None, since none is shorter than another; and notes. All parts have one form."""
+    form = survey([file for part in parts for file in part])
+    return [(decode(part, form), None) for part in parts], form.notes
+
+
 def survey(files: Sequence[File]) -> Form:
     """Look at every image, of most at their headers only. Raises DataError, its line beginning with an image."""
     grey = opaque = deep = 0

@@ -22,8 +22,8 @@ def read_splits(source: str | Path, *, label: str | None = None) -> Splits:
     CSV, Parquet        one example per row; the label's column is called label, y, target or class, else is the last;
                         or a folder with train.csv and test.csv, train-*.parquet and test-*.parquet
     saved by datasets   a folder as Hugging Face's save_to_disk writes it
-    folder              train.npz and test.npz; or one folder of images per class, perhaps inside train/ and test/:
-                        see `folders.py` for what is a class, `images.py` for what becomes of pixels
+    folder              train.npz and test.npz; or one folder of images or WAV files per class, perhaps inside
+                        train/ and test/: see `folders.py` for what is a class, `images.py` for pixels, `sounds.py`
     "digits"            scikit-learn's 1,797 images, float32 in 0..1, [1, 8, 8]; every fifth is for testing
     """
     path = Path(source)
