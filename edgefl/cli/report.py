@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from edgefl.cli.output import tell
+from edgefl.cli.output import format_option, print_json
+from edgefl.cli.teller import Teller, tells
 
 
 @click.command()
@@ -21,7 +22,9 @@ from edgefl.cli.output import tell
     type=click.FloatRange(0, 1, min_open=True),
     help="An accuracy: when it was reached, in rounds, bytes and seconds.  [default: the run file's]",
 )
-def report(run_dir: Path, beside: Path | None, target: float | None) -> None:
+@format_option
+@tells
+def report(run_dir: Path, beside: Path | None, target: float | None, form: str, teller: Teller) -> None:
     """Write RUN_DIR/report.html again, perhaps with the curves of another run over its own; of a folder of runs, its
     index.html.
 
@@ -33,4 +36,8 @@ def report(run_dir: Path, beside: Path | None, target: float | None) -> None:
     """
     from edgefl.runs.reports import report_again
 
-    click.echo(f"report: {report_again(run_dir, beside=beside, target=target, progress=tell)}")
+    path, summary = report_again(run_dir, beside=beside, target=target, progress=teller.tell)
+    if form == "json":
+        print_json({"report": str(path)} | (summary.numbers if summary is not None else {}))
+    else:
+        click.echo(f"report: {path}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -46,6 +47,13 @@ class Summary(msgspec.Struct, frozen=True):
     target: float | None
     reached: Reached | None
     charts: list[Chart]
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """All but the curves, as plain values."""
+        found: dict[str, Any] = msgspec.to_builtins(self)
+        del found["charts"]
+        return found
 
 
 def summary_of(

@@ -31,9 +31,13 @@ from edgefl.runs.run_file import read_run_file, to_toml
 from edgefl.runs.sections import BundleSection, RunFile
 
 
-def write_run_report(place: Path, config: RunFile, *, beside: Path | None = None, target: float | None = None) -> None:
-    """Write RUN_DIR/summary.json and report.html. `beside`: another run's directory; `target`: an accuracy, instead of
-    the run file's."""
+def write_run_report(
+    place: Path, config: RunFile, *, beside: Path | None = None, target: float | None = None
+) -> Summary:
+    """Write RUN_DIR/summary.json and report.html; what the run came to.
+
+    `beside`: another run's directory; `target`: an accuracy, instead of the run file's.
+    """
     events, records = read_events(place / "events.jsonl"), read_records(place / "metrics.jsonl")
     summary = _summary(place, config, events, records, target)
     write_atomic(place / SUMMARY, msgspec.json.encode(summary))
@@ -53,24 +57,26 @@ def write_run_report(place: Path, config: RunFile, *, beside: Path | None = None
         confusion=read_confusion(place),
     )
     write_report(place / "report.html", story, beside=None if beside is None else _summary_of(beside, target))
+    return summary
 
 
 def report_again(
     run_dir: Path, *, beside: Path | None = None, target: float | None = None, progress: Callable[[str], None]
-) -> Path:
-    """Write the report of a run directory again, or the page of all runs of a folder of them; where it is.
+) -> tuple[Path, Summary | None]:
+    """Write the report of a run directory again, or the page of all runs of a folder of them; where it is, and what the
+    run came to.
 
     `beside`: another run's directory, whose curves are drawn over this one's. `target`: an accuracy, 0 to 1. Raises
     ConfigError for a directory without a finished round.
     """
     if beside is None and target is None and not (run_dir / "run.toml").exists() and any(run_dir.glob("*/run.json")):
-        return _overview_again(run_dir, progress)
+        return _overview_again(run_dir, progress), None
     for place in filter(None, (run_dir, beside)):
         if not (place / "metrics.jsonl").exists():
             raise ConfigError(f"{place} holds no finished round of a run", hint="give a folder of runs/")
-    write_run_report(run_dir, read_run_file(run_dir / "run.toml"), beside=beside, target=target)
+    summary = write_run_report(run_dir, read_run_file(run_dir / "run.toml"), beside=beside, target=target)
     write_overview(run_dir.resolve().parent, only_if_there=True)
-    return run_dir / "report.html"
+    return run_dir / "report.html", summary
 
 
 def _overview_again(runs: Path, progress: Callable[[str], None]) -> Path:

@@ -119,6 +119,17 @@ def test_the_command(tmp_path: Path) -> None:
     assert CliRunner().invoke(main, ["report", str(place), "--target", "90"]).exit_code == 2
 
 
+def test_the_command_as_json_and_with_a_log(tmp_path: Path) -> None:
+    place, log = make_run(tmp_path, "a"), tmp_path / "log"
+    done = CliRunner().invoke(main, ["report", str(place), "--target", "0.5", "--format", "json"])
+    found = json.loads(done.stdout)
+    assert found["report"] == str(place / "report.html") and found["accuracy"] == 0.75 and found["rounds"] == 3
+    assert found["reached"] == {"round": 2, "bytes": 2 * 2**20, "seconds": 1.0} and "charts" not in found
+    (make_run(tmp_path, "bad") / "metrics.jsonl").write_text("{}\n")
+    done = CliRunner().invoke(main, ["report", str(tmp_path), "--quiet", "--log", str(log)])
+    assert done.stderr == "" and "no report: " in log.read_text()
+
+
 @pytest.mark.parametrize("key", ["metrics.jsonl", "run.toml"])
 def test_what_is_no_run_is_refused(key: str, tmp_path: Path) -> None:
     place = make_run(tmp_path, "a")
