@@ -96,7 +96,8 @@ def _measured(record: Record, name: str) -> dict[str, float | None]:
 
 def _one(records: Sequence[Record], value: Value) -> list[Line]:
     """One line, or none where no round has the value."""
-    return _lines({"": [(place, y) for place, record in _places(records) if (y := value(record)) is not None]})
+    found = [(place, y) for place, record in _places(records) if (y := value(record)) is not None and math.isfinite(y)]
+    return _lines({"": found})
 
 
 def _each(records: Sequence[Record], values: Values) -> list[Line]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -96,6 +96,11 @@ def seconds_of_devices(events: Iterable[Event]) -> dict[str, float]:
         elif event.event == "replied" and event.round in announced:
             took.setdefault(event.device, []).append(event.time - announced[event.round])
     return {device: statistics.median(times) for device, times in took.items()}
+
+
+def is_finished(events: Sequence[Event]) -> bool:
+    """Whether the run has come to its end. Yes, where no event is known: they may be lost, and a copy may lack them."""
+    return not events or any(event.event == "finished" for event in reversed(events))
 
 
 def connected_at(events: Iterable[Event]) -> float | None:

@@ -68,7 +68,8 @@ def _row(place: Path, of: Summary | None) -> list[object]:
     name = tag("a", place.name, href=f"{place.name}/report.html")
     accuracy = "-" if of.accuracy is None else f"{of.accuracy:.2%}"
     prepared = "-" if of.prepared_s is None else duration(of.prepared_s)
-    counts = (f"{of.devices:,}", f"{of.rounds:,}", accuracy, size(of.bytes_up), size(of.bytes_down))
+    rounds = f"{of.rounds:,}" if of.finished else f"{of.rounds:,} so far"
+    counts = (f"{of.devices:,}", rounds, accuracy, size(of.bytes_up), size(of.bytes_down))
     return [name, of.method, of.model, *counts, duration(of.seconds), prepared]
 
 

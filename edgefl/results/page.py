@@ -26,7 +26,7 @@ def page(title: str, body: Markup, data: object) -> bytes:
         data=json_inside(data),
         body=body,
     )
-    return filled.encode()
+    return filled.encode(errors="replace")  # JSON of a file may hold half a character
 
 
 def json_inside(value: object) -> str:

@@ -47,6 +47,7 @@ class Summary(msgspec.Struct, frozen=True):
     target: float | None
     reached: Reached | None
     charts: list[Chart]
+    finished: bool = True
 
     @property
     def numbers(self) -> dict[str, Any]:
@@ -64,6 +65,7 @@ def summary_of(
     model: str,
     target: float | None = None,
     before_s: float | None = None,
+    finished: bool = True,
 ) -> Summary:
     """`before_s`: from when the run was asked for until its aggregator was connected."""
     elapsed_s = records[-1].elapsed_s if records else 0.0
@@ -82,6 +84,7 @@ def summary_of(
         target=target,
         reached=None if target is None else reached(records, target),
         charts=charts_of(records),
+        finished=finished,
     )
 
 
@@ -98,6 +101,7 @@ def reached(records: Sequence[Record], target: float) -> Reached | None:
 def sentence(of: Summary) -> str:
     """The run in words."""
     done = f"{of.method} trained {of.model} on {counted(of.devices, 'device')} for {counted(of.rounds, 'round')}"
+    done += "" if of.finished else " so far"
     accuracy = f" to {of.accuracy:.2%} test accuracy" if of.accuracy is not None else ""
     prepared = f"; {duration(of.prepared_s)} with preparation" if of.prepared_s is not None else ""
     return f"{done}{accuracy}, in {duration(of.seconds)}{prepared}."

@@ -20,7 +20,7 @@ from edgefl.methods import DEFAULT, METHODS, paper_of
 from edgefl.names import MAX_STEPS, TOLERANCE
 from edgefl.results.confusion import read_confusion
 from edgefl.results.devices import Known, read_devices
-from edgefl.results.events import Event, connected_at, read_events
+from edgefl.results.events import Event, connected_at, is_finished, read_events
 from edgefl.results.overview import INDEX, write_overview
 from edgefl.results.report import ClassRow, Story, write_report
 from edgefl.results.rounds import size
@@ -113,6 +113,7 @@ def _summary(
         method=_method(config)[0],
         model=_models(config.bundles),
         target=target,
+        finished=is_finished(events),
         before_s=None if about is None or connected is None else connected - about.started,
     )
 

@@ -16,7 +16,7 @@ import pytest
 
 import edgefl
 from edgefl.errors import ConfigError
-from edgefl.runs.outcome import report_again
+from edgefl.runs.reports import report_again
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "from_python.py"
 
@@ -113,7 +113,8 @@ def test_ctrl_c_while_the_report_is_written_leaves_a_finished_run(
     result = stopped.value.result
     assert result.finished and result.models and not result.report().exists()
     monkeypatch.undo()
-    assert report_again(result.path, progress=print) == result.report() and result.report().exists()
+    written, _ = report_again(result.path, progress=print)
+    assert written == result.report() and written.exists()
 
 
 def test_a_run_may_be_carried_beside_the_main_thread(digits_bundle: Path, tmp_path: Path) -> None:

@@ -65,8 +65,11 @@ def test_counts_are_no_curves_and_losses_have_theirs() -> None:
 
 
 def test_what_is_not_finite_leaves_a_gap() -> None:
-    found = chart("train.loss", *(record(n, metrics={"train.loss": None if n == 2 else 1.0}) for n in (1, 2, 3)))
-    assert found.lines[0].round == [1, 3]
+    found = chart(
+        "train.loss",
+        *(record(n, metrics={"train.loss": (None, math.inf)[n % 2] if 1 < n < 4 else 1.0}) for n in (1, 2, 3, 4)),
+    )
+    assert found.lines[0].round == [1, 4]
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,11 @@ def test_names_are_text_not_markup(tmp_path: Path) -> None:
     assert EVIL in data["events"][0]["words"][0]
 
 
+def test_half_a_character_is_written_as_a_question_mark(tmp_path: Path) -> None:
+    found = page(tmp_path, RECORDS, known={"pi-1": Known(label_counts={"\ud800": 3})})
+    assert found.rows("device")[0] and "?" in [row[1] for table in found.tables for row in table[:1]]
+
+
 @pytest.mark.parametrize("text", ["x = {title} {0}", "$style ${script} $$"])
 def test_what_looks_like_a_place_to_fill_is_text_too(text: str, tmp_path: Path) -> None:
     assert "".join(page(tmp_path, RECORDS, name=text, config=text).all("pre")).strip() == text

@@ -32,7 +32,7 @@ target_accuracy = 0.6
 """
 
 
-def make_run(runs: Path, name: str, rounds: int = 3) -> Path:
+def make_run(runs: Path, name: str, rounds: int = 3, finished: bool = True) -> Path:
     """A run of pi-1: 25, 50 and 75 % right. As a copy, it has no bundles."""
     place = runs / name
     place.mkdir(parents=True)
@@ -42,6 +42,8 @@ def make_run(runs: Path, name: str, rounds: int = 3) -> Path:
     store.save_device("pi-1", "all", Examples(1437, 360))
     for number in range(1, rounds + 1):
         store.save_round(State(number, {}), record(number, accuracy=number / 4, bytes_up=2**20))
+    if finished:
+        store.event("finished")
     store.close()
     return place
 
@@ -85,6 +87,14 @@ def test_another_run_is_drawn_over_it(tmp_path: Path) -> None:
     again(one, beside=other)
     runs = written(one).data["runs"]
     assert [(run["name"], run["rounds"]) for run in runs] == [("one", 3), ("other", 1)]
+
+
+def test_a_run_that_goes_on_says_so(tmp_path: Path) -> None:
+    again(make_run(tmp_path, "a", finished=False))
+    assert "on 1 device for 3 rounds so far to 75.00% test accuracy" in " ".join(written(tmp_path / "a").all("p"))
+    make_run(tmp_path, "b"), again(tmp_path)
+    rows = Page((tmp_path / "index.html").read_text()).rows("run")
+    assert sorted(row[rows[0].index("rounds")] for row in rows[1:]) == ["3", "3 so far"]
 
 
 def test_a_folder_of_runs_gets_its_page_and_a_damaged_run_hides_no_other(tmp_path: Path) -> None:
