@@ -23,12 +23,12 @@ from harness import Row, Target, data_option, finish, options
 
 import edgefl_broker
 from edgefl import bundle as bundles
+from edgefl.address import Address
 from edgefl.aggregator.classes import DeviceClass
 from edgefl.aggregator.coordinator import RoundSettings
 from edgefl.aggregator.serve import Server, Watcher
 from edgefl.aggregator.store import Store
 from edgefl.methods.fedavg import FedAvg
-from edgefl.mqtt import Address
 from edgefl.runs.fleet import Fleet
 from edgefl_device.sources import read
 

@@ -26,6 +26,7 @@ from round_floor import NO_FILE, has_mosquitto
 
 import edgefl_broker
 from edgefl import bundle as bundles
+from edgefl.address import Address
 from edgefl.aggregator.classes import DeviceClass
 from edgefl.aggregator.coordinator import RoundSettings
 from edgefl.aggregator.serve import Server
@@ -34,7 +35,6 @@ from edgefl.bundle import Bundle
 from edgefl.data_contract import DataContract, Feature
 from edgefl.manifest import FORMAT, Input, Manifest, Output, Parity, Program
 from edgefl.method import Ask, Fused, State, Task
-from edgefl.mqtt import Address
 from edgefl.runs.fleet import Fleet
 from edgefl_device.engines.runtime import Runtime
 

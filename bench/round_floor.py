@@ -21,6 +21,7 @@ from onnx import TensorProto, helper
 
 import edgefl_broker
 from edgefl import bundle as bundles
+from edgefl.address import Address
 from edgefl.aggregator.classes import DeviceClass
 from edgefl.aggregator.coordinator import RoundSettings
 from edgefl.aggregator.serve import Server
@@ -29,7 +30,6 @@ from edgefl.bundle import Bundle
 from edgefl.data_contract import DataContract, Feature
 from edgefl.manifest import FORMAT, File, Input, Manifest, Output, Parity, Program, StateTensor
 from edgefl.methods.fedavg import FedAvg
-from edgefl.mqtt import Address
 from edgefl.runs.fleet import Fleet
 
 DEVICES = 4

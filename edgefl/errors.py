@@ -7,6 +7,8 @@
     |   |-- ConfigError                   a run file with an unknown key or a wrong value
     |   `-- LoweringError                 a model that cannot become a program
     |-- BrokerError             exit 4    a broker that is unreachable or refuses us
+    |   |-- NoBroker                      one that is not there now; another attempt may find it
+    |   `-- NameTaken                     another process uses our name there
     |-- ProtocolError           exit 5    bytes on the wire that break the protocol
     |   |-- RemoteProtocolError           they broke it
     |   `-- LocalProtocolError            we would have broken it
@@ -98,6 +100,14 @@ class BrokerError(EdgeflError):
     """A broker that is unreachable, or that refuses us."""
 
     exit_code = 4
+
+
+class NoBroker(BrokerError):
+    """A broker that is not there, or not now: another attempt may find it."""
+
+
+class NameTaken(BrokerError):
+    """Another process uses our name on the broker, which lets only one of the two be connected."""
 
 
 class ProtocolError(EdgeflError):

@@ -9,101 +9,31 @@ from __future__ import annotations
 
 import contextlib
 import queue
-import random
 import socket
 import ssl
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
 
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from edgefl.errors import BrokerError, ConfigError
+from edgefl import refusals
+from edgefl.address import Address, Tls
+from edgefl.errors import BrokerError, ConfigError, NameTaken, NoBroker
 from edgefl.outbox import IN_FLIGHT, Outbox, Waiting
+from edgefl.packet_limit import OVERHEAD_BYTES, PacketLimit
+from edgefl.patience import LONGEST_PAUSE_S, Pauses
 from edgefl.transport import Broken, Connected, Disconnected, Drained, Event, Received
 
 KEEPALIVE_S = 30
 CONNECT_TIMEOUT_S = 10.0
-PACKET_OVERHEAD_BYTES = 1024  # topic, properties and our header, beside a chunk
-QUICK_S = 2.0  # a connection that is lost within so long is a quick loss
-QUICK_LOSSES = 5  # in a row
-
-SESSION_TAKEN_OVER = 142
-PACKET_TOO_LARGE = 149
-NOT_AUTHORISED = {134, 135, 140}
-REFUSED_FOR_GOOD = NOT_AUTHORISED | {132, 133}  # and: unsupported protocol version, client identifier not valid
-
-
-@dataclass(frozen=True)
-class Address:
-    """Where a broker is: mqtt://[user:password@]host[:1883] or mqtts://host[:8883]; `?protocol=3.1.1` for a
-    broker without MQTT 5."""
-
-    host: str
-    port: int
-    tls: bool = False
-    username: str | None = None
-    password: str | None = None
-    mqtt5: bool = True
-
-    @classmethod
-    def parse(cls, url: str) -> Address:
-        """Raises ConfigError for anything that is not such an address."""
-        hint = "a broker address looks like mqtt://127.0.0.1:1883 or mqtts://broker.example:8883"
-        try:
-            parts = urlsplit(url)
-            port = parts.port
-        except ValueError as error:
-            raise ConfigError(f"broker address {url!r}: {error}", hint=hint) from None
-        if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname:
-            raise ConfigError(f"broker address {url!r} cannot be read", hint=hint)
-        version = parse_qs(parts.query).get("protocol", ["5"])[-1]
-        if version not in ("5", "3.1.1"):
-            raise ConfigError(f"broker address {url!r}: MQTT protocol {version!r}; expected 5 or 3.1.1", hint=hint)
-        tls = parts.scheme == "mqtts"
-        return cls(
-            host=parts.hostname,
-            port=port or (8883 if tls else 1883),
-            tls=tls,
-            username=unquote(parts.username) if parts.username else None,
-            password=unquote(parts.password) if parts.password else None,
-            mqtt5=version == "5",
-        )
-
-    def __str__(self) -> str:
-        return f"{'mqtts' if self.tls else 'mqtt'}://{self.host}:{self.port}"
-
-
-@dataclass(frozen=True)
-class Tls:
-    """Certificate files (PEM) for mqtts://: the authority to trust, and our own certificate with its key."""
-
-    ca: Path | None = None
-    cert: Path | None = None
-    key: Path | None = None
-
-
-class QuickLosses:
-    """Connections that are lost as soon as they stand: so many in a row say that the broker does not want us."""
-
-    def __init__(self) -> None:
-        self._made_s = 0.0
-        self._count = 0
-
-    def made(self, now_s: float) -> None:
-        """A connection stands."""
-        self._made_s = now_s
-
-    def lost(self, now_s: float) -> bool:
-        """It is lost; whether that is once too often."""
-        self._count = self._count + 1 if now_s - self._made_s < QUICK_S else 0
-        return self._count >= QUICK_LOSSES
+QUICK_S = 2.0  # a connection that is lost within so long does not count as one: the next pause is longer
+QUICK_LOSSES = 5  # in a row, then we say what may be wrong
+NOT_YET_VALID = 9  # OpenSSL: X509_V_ERR_CERT_NOT_YET_VALID
 
 
 class Connection:
@@ -116,35 +46,43 @@ class Connection:
         *,
         will: Callable[[], tuple[str, bytes]] | None = None,
         tls: Tls | None = None,
+        folder: Path | None = None,
     ) -> None:
+        """`folder`: where to remember how large a packet the broker takes, where that had to be found out."""
         self.address = address
         self.inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self.max_packet_bytes: int | None = None
+        self._limit = PacketLimit(str(address), address.packet_bytes, folder)
+        self._known_limit = self._limit.most_bytes  # as whoever publishes knows it
         self._will = will
         self._topics: list[str] = []
         self._outbox = Outbox(self._give, drained=lambda: self.inbox.put(Drained()))
-        self._losses = QuickLosses()
+        self._pauses = Pauses()
+        self._made_s = 0.0
+        self._quick_losses = 0
         self._first = True
         self._closing = False
         self._answer: queue.SimpleQueue[BrokerError | None] = queue.SimpleQueue()
-        self._client = self._make_client(client_id, tls)
+        self._client_id = client_id
+        self._tls = tls
+        self._client = self._make_client()
 
     # --- verbs ------------------------------------------------------------------------------------------------
 
     def connect(self) -> None:
-        """Connect and wait for the broker's answer. Raises BrokerError when it does not come or says no.
+        """Connect and wait for the broker's answer. Raises NoBroker when it does not come, or is "not now": then this
+        may be called again; BrokerError when it is no.
 
-        Later losses are repaired by themselves, with growing, random delays.
+        Later losses are repaired by themselves, for ever, with growing, random delays.
         """
+        self._closing = False
         try:
             self._client.connect(self.address.host, self.address.port, keepalive=KEEPALIVE_S)
         except ssl.SSLError as error:
-            raise BrokerError(
-                f"no secure connection to {self.address}: {error.reason or error}",
-                hint="check --ca, and that the port speaks TLS",
-            ) from error
-        except (OSError, UnicodeError) as error:
-            raise BrokerError(
+            raise self._not_secure(error) from error
+        except UnicodeError as error:
+            raise BrokerError(f"no broker can be at {self.address} ({error})", hint="check the address") from error
+        except OSError as error:
+            raise NoBroker(
                 f"no broker answers at {self.address} ({getattr(error, 'strerror', None) or error})",
                 hint="start one with `edgefl broker`, or check the address",
             ) from error
@@ -152,14 +90,28 @@ class Connection:
         try:
             refusal = self._answer.get(timeout=CONNECT_TIMEOUT_S)
         except queue.Empty:
-            refusal = BrokerError(
+            refusal = NoBroker(
                 f"{self.address} accepts connections but does not answer as an MQTT broker",
                 hint="is it another service, or a TLS port? A broker without MQTT 5: add ?protocol=3.1.1",
             )
         if refusal is not None:
-            self._closing = True
-            self._client.loop_stop()
+            self._end_attempt()
             raise refusal
+
+    def _not_secure(self, error: ssl.SSLError) -> BrokerError:
+        message = f"no secure connection to {self.address}: {error.reason or error}"
+        if isinstance(error, ssl.SSLCertVerificationError) and error.verify_code == NOT_YET_VALID:
+            return NoBroker(f"{message} ({error.verify_message})", hint="is this machine's clock right?")
+        if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):  # it hangs up: perhaps it is starting
+            return NoBroker(message, hint="check that the port speaks TLS")
+        return BrokerError(message, hint="check --ca, and that the port speaks TLS")
+
+    def _end_attempt(self) -> None:
+        self._closing = True
+        self._client.disconnect()
+        self._client.loop_stop()
+        self._client = self._make_client()  # paho's cannot begin again: it leaves its sockets open
+        self._answer = queue.SimpleQueue()
 
     def subscribe(self, *topics: str) -> None:
         """Receive what comes on these topics, now and after every reconnect."""
@@ -174,19 +126,30 @@ class Connection:
             self._client.unsubscribe(topic)
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
-        """Queue one message for QoS 1. Raises BrokerError when the broker takes no packet so large."""
-        if self.max_packet_bytes is not None and len(payload) + len(topic) + 64 > self.max_packet_bytes:
+        """Queue one message for QoS 1. Raises BrokerError when the broker takes no packet so large.
+
+        Where a limit was found meanwhile, such a message is left out: `Connected` says that there is another limit, and
+        whoever gets no answer says everything again.
+        """
+        message, most_bytes = Waiting(topic, payload, retain), self._limit.most_bytes
+        if most_bytes is not None and message.packet_bytes > most_bytes:
+            if most_bytes != self._known_limit:
+                return
             raise BrokerError(
-                f"the broker at {self.address} takes packets of at most {self.max_packet_bytes} bytes; "
+                f"the broker at {self.address} takes packets of at most {most_bytes} bytes; "
                 f"a message on {topic} has {len(payload)}",
-                hint="raise the broker's packet limit (mosquitto: max_packet_size)",
+                hint=refusals.hint(refusals.PACKET_TOO_LARGE),
             )
-        self._outbox.put(Waiting(topic, payload, retain))
+        self._outbox.put(message)
         self._feed()
 
     def room(self) -> int:
         """Bytes that may be published now without holding too much; where there is no room, `Drained` says when."""
         return self._outbox.room()
+
+    def unsent_bytes(self) -> int:
+        """Bytes that were published and that the broker has not acknowledged."""
+        return self._outbox.unsent_bytes()
 
     def flush(self, timeout_s: float = 10.0) -> bool:
         """Wait until the broker has acknowledged everything; False when it takes too long."""
@@ -200,34 +163,34 @@ class Connection:
         self._client.loop_stop()
 
     def part_bytes(self, largest: int, smallest: int) -> int:
-        """Payload bytes, at most `largest`, of a message that this broker takes.
+        """Payload bytes, at most `largest`, of a message that this broker takes, as far as is known.
 
         Raises BrokerError below `smallest`.
         """
-        if self.max_packet_bytes is None:
+        self._known_limit = self._limit.most_bytes
+        if self._known_limit is None:
             return largest
-        size = min(largest, self.max_packet_bytes - PACKET_OVERHEAD_BYTES)
+        size = min(largest, self._known_limit - OVERHEAD_BYTES)
         if size < smallest:
             raise BrokerError(
-                f"the broker at {self.address} takes packets of at most {self.max_packet_bytes} bytes; "
-                f"edgefl needs {smallest + PACKET_OVERHEAD_BYTES}",
-                hint="raise the broker's packet limit (mosquitto: max_packet_size)",
+                f"the broker at {self.address} takes packets of at most {self._known_limit} bytes; "
+                f"edgefl needs {smallest + OVERHEAD_BYTES}",
+                hint=refusals.hint(refusals.PACKET_TOO_LARGE),
             )
         return size
 
     # --- paho -------------------------------------------------------------------------------------------------
 
-    def _make_client(self, client_id: str, tls: Tls | None) -> paho.Client:
+    def _make_client(self) -> paho.Client:
         version = paho.MQTTv5 if self.address.mqtt5 else paho.MQTTv311
         clean = {} if self.address.mqtt5 else {"clean_session": True}
-        client = paho.Client(CallbackAPIVersion.VERSION2, client_id=client_id, protocol=version, **clean)  # type: ignore[arg-type]
+        client = paho.Client(CallbackAPIVersion.VERSION2, client_id=self._client_id, protocol=version, **clean)  # type: ignore[arg-type]
         client.max_inflight_messages_set(IN_FLIGHT)
-        # Half a second to half a minute, random, so that a fleet does not come back all at once.
-        client.reconnect_delay_set(min_delay=random.uniform(0.2, 0.8), max_delay=random.uniform(15, 45))  # type: ignore[arg-type]
         if self.address.username is not None:
             client.username_pw_set(self.address.username, self.address.password)
         if self.address.tls:
-            self._set_tls(client, tls or Tls())
+            self._set_tls(client, self._tls or Tls())
+        client.reconnect_delay_set(min_delay=self._pauses.next_s(), max_delay=LONGEST_PAUSE_S)  # type: ignore[arg-type]
         client.on_pre_connect = self._on_pre_connect
         client.on_socket_open = self._on_socket_open
         client.on_connect = self._caught(self._on_connect)
@@ -258,7 +221,8 @@ class Connection:
                 callback(*arguments)
             except Exception as error:
                 self._answer.put(BrokerError(f"the connection to {self.address} failed: {error}"))
-                self._break(f"the connection to {self.address} failed: {type(error).__name__}: {error}", "see --debug")
+                what = f"the connection to {self.address} failed: {type(error).__name__}: {error}"
+                self._break(BrokerError(what, hint="see --debug"))
 
         return run
 
@@ -277,30 +241,41 @@ class Connection:
         if reason.is_failure:
             self._refused(reason)
             return
-        self._losses.made(time.monotonic())
-        self.max_packet_bytes = getattr(properties, "MaximumPacketSize", None)
+        for lacks, word in ((refusals.NO_RETAIN, "RetainAvailable"), (refusals.NO_QOS, "MaximumQoS")):
+            if getattr(properties, word, 1) == 0:
+                message = f"the broker at {self.address} cannot carry edgefl: {refusals.name(lacks)}"
+                self._give_up(BrokerError(message, hint=refusals.hint(lacks)))
+                return
+        self._made_s = time.monotonic()
+        self._limit.announced(getattr(properties, "MaximumPacketSize", None))
         first, self._first = self._first, False
         if topics := tuple(self._topics):
             client.subscribe([(t, 1) for t in topics])
         self._outbox.take_back(
             lambda: [Waiting(m.topic, bytes(m.payload), m.retain) for m in client.drop_out_messages()]
         )
+        if (most_bytes := self._limit.most_bytes) is not None and most_bytes != self._known_limit:
+            self._outbox.drop(most_bytes)
         if first:
             self._answer.put(None)
         self.inbox.put(Connected(first))
         self._feed()
 
     def _refused(self, reason: ReasonCode) -> None:
-        if reason.value in NOT_AUTHORISED:
-            hint = "check user and password in the address (mqtt://user:password@host), or the certificate"
+        message = f"the broker at {self.address} refuses us: {reason}"
+        if not self._first:
+            self.inbox.put(Disconnected(f"refused: {reason}"))  # it knew us before, and may again
+        elif refusals.is_for_now(reason.value):
+            self._answer.put(NoBroker(message, hint=refusals.hint(reason.value)))
         else:
-            hint = "a broker without MQTT 5: add ?protocol=3.1.1 to the address"
+            self._answer.put(BrokerError(message, hint=refusals.hint(reason.value)))
+
+    def _give_up(self, error: BrokerError) -> None:
+        """Nothing mends this: said to whoever waits for the connection, or has it."""
         if self._first:
-            self._answer.put(BrokerError(f"the broker at {self.address} refuses us: {reason}", hint=hint))
-        elif reason.value in REFUSED_FOR_GOOD:
-            self._break(f"the broker at {self.address} refuses us: {reason}", hint)
+            self._answer.put(error)
         else:
-            self.inbox.put(Disconnected(str(reason)))  # busy, or starting: paho tries again
+            self._break(error)
 
     def _on_disconnect(
         self, client: paho.Client, userdata: object, flags: object, reason: ReasonCode, properties: Properties | None
@@ -309,31 +284,38 @@ class Connection:
             return
         if self._first:
             hint = "does the broker want --cert and --key, or another protocol? Without MQTT 5: add ?protocol=3.1.1"
-            self._answer.put(BrokerError(f"{self.address} closes the connection: {reason}", hint=hint))
-        elif reason.value == SESSION_TAKEN_OVER:
+            self._answer.put(NoBroker(f"{self.address} closes the connection: {reason}", hint=hint))
+        elif reason.value == refusals.SESSION_TAKEN_OVER:
             self._break(
-                f"another client with the same name connected to {self.address}",
-                "give every device its own --name; one aggregator carries a run",
-            )
-        elif reason.value == PACKET_TOO_LARGE:
-            self._break(
-                f"the broker at {self.address} refuses our packets: {reason}",
-                "raise the broker's packet limit (mosquitto: max_packet_size)",
+                NameTaken(
+                    f"another client with the same name connected to {self.address}",
+                    hint="give every device its own --name; one aggregator carries a run",
+                )
             )
         else:
-            if self._losses.lost(time.monotonic()):
-                self._break(
-                    f"the broker at {self.address} keeps closing the connection without a reason",
-                    "its packet limit may be too small (iotcore: max_payload_size), or another client uses our name",
-                )
-            else:
-                self.inbox.put(Disconnected(str(reason)))
+            self.inbox.put(Disconnected(self._lost(str(reason), reason.value == refusals.PACKET_TOO_LARGE)))
 
-    def _break(self, message: str, hint: str) -> None:
+    def _lost(self, reason: str, too_large: bool) -> str:
+        """Makes the next pause longer after a connection that did not last; the reason, with what may be wrong."""
+        quick = time.monotonic() - self._made_s < QUICK_S
+        self._quick_losses = self._quick_losses + 1 if quick else 0
+        smaller = self._limit.lost(self._outbox.largest_under_way(), too_large=too_large)
+        if smaller or not quick:
+            self._pauses.begin_again()
+        self._client.reconnect_delay_set(min_delay=self._pauses.next_s(), max_delay=LONGEST_PAUSE_S)  # type: ignore[arg-type]
+        if smaller:
+            return f"{reason}; packets have at most {self._limit.most_bytes} bytes from now on"
+        if too_large:
+            return f"{reason}; {refusals.hint(refusals.PACKET_TOO_LARGE)}"
+        if self._quick_losses >= QUICK_LOSSES:
+            return f"{reason}, again and again: is its packet limit too small, or does another client use our name?"
+        return reason
+
+    def _break(self, error: BrokerError) -> None:
         self._closing = True
         self._client.disconnect()
         self._outbox.give_up()
-        self.inbox.put(Broken(BrokerError(message, hint=hint)))
+        self.inbox.put(Broken(error))
 
     def _on_message(self, client: paho.Client, userdata: object, message: paho.MQTTMessage) -> None:
         self.inbox.put(Received(message.topic, bytes(message.payload), message.retain))
@@ -341,10 +323,12 @@ class Connection:
     def _on_publish(
         self, client: paho.Client, userdata: object, mid: int, reason: ReasonCode, properties: Properties
     ) -> None:
-        self._outbox.acknowledged()
+        packet_bytes = self._outbox.acknowledged()
         if reason.is_failure:
-            self._break(f"the broker at {self.address} refuses a message: {reason}", "check its access list")
+            message = f"the broker at {self.address} refuses a message: {reason}"
+            self._break(BrokerError(message, hint=refusals.message_hint(reason.value)))
             return
+        self._limit.taken(packet_bytes)
         self._feed()
 
     def _feed(self) -> None:

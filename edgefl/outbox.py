@@ -19,6 +19,11 @@ class Waiting:
     payload: bytes
     retain: bool
 
+    @property
+    def packet_bytes(self) -> int:
+        """At most so many, of MQTT's packet."""
+        return len(self.payload) + len(self.topic.encode()) + 64
+
 
 class Outbox:
     """What waits for the broker, and how much is under way. For several threads at once.
@@ -35,7 +40,7 @@ class Outbox:
         self._waiting: deque[Waiting] = deque()
         self._waiting_bytes = 0
         self._room_wanted = False
-        self._in_flight = 0
+        self._under_way: deque[int] = deque()  # packet sizes, in the order in which a broker acknowledges them
         self._feeding = False
         self._lock = threading.Lock()
         self._idle = threading.Event()
@@ -55,10 +60,26 @@ class Outbox:
             self._room_wanted |= room == 0
         return room
 
-    def acknowledged(self) -> None:
-        """The broker has one message more."""
+    def acknowledged(self) -> int:
+        """The broker has one message more; how large its packet was."""
         with self._lock:
-            self._in_flight = max(0, self._in_flight - 1)
+            return self._under_way.popleft() if self._under_way else 0
+
+    def unsent_bytes(self) -> int:
+        """How many the broker has not acknowledged."""
+        with self._lock:
+            return self._waiting_bytes + sum(self._under_way)
+
+    def largest_under_way(self) -> int:
+        """How large the largest packet is that the broker was given and has not acknowledged; 0 where it has all."""
+        with self._lock:
+            return max(self._under_way, default=0)
+
+    def drop(self, larger_than_bytes: int) -> None:
+        """Leave out what waits in packets that are larger."""
+        with self._lock:
+            self._waiting = deque(m for m in self._waiting if m.packet_bytes <= larger_than_bytes)
+            self._waiting_bytes = sum(len(message.payload) for message in self._waiting)
 
     def take_back(self, unacknowledged: Callable[[], Sequence[Waiting]]) -> None:
         """The connection was lost: what was under way, in this order, waits again, before all others.
@@ -70,7 +91,7 @@ class Outbox:
             messages = unacknowledged()
             self._waiting.extendleft(reversed(messages))
             self._waiting_bytes += sum(len(message.payload) for message in messages)
-            self._in_flight = 0
+            self._under_way.clear()
 
     def feed(self, connected: Callable[[], bool]) -> None:
         """Publish what waits, in order, while fewer than IN_FLIGHT are under way.
@@ -83,13 +104,14 @@ class Outbox:
             self._feeding = True
         while True:
             with self._lock:
-                if not self._waiting or self._in_flight >= IN_FLIGHT or not connected():
+                if not self._waiting or len(self._under_way) >= IN_FLIGHT or not connected():
                     self._feeding = False
-                    if not self._waiting and not self._in_flight:
+                    if not self._waiting and not self._under_way:
                         self._idle.set()
                     return
                 message = self._waiting.popleft()
-                self._in_flight += 1  # before the call: the acknowledgement may come before it returns
+                # Before the call: the acknowledgement may come before it returns.
+                self._under_way.append(message.packet_bytes)
                 self._waiting_bytes -= len(message.payload)
                 drained = self._room_wanted and self._waiting_bytes <= QUEUE_BYTES // 2
                 self._room_wanted &= not drained

@@ -450,6 +450,10 @@ class Assembly:
         self._first_missing += 1
 
     @property
+    def received_bytes(self) -> int:
+        return len(self._data) + sum(map(len, self._early.values()))
+
+    @property
     def complete(self) -> bool:
         return self._first_missing == self._count
 

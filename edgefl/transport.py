@@ -1,6 +1,6 @@
 """The seam between whoever speaks and whatever carries: what is said to a connection, and what comes back.
 
-`edgefl.mqtt` fills it. A driver (`edgefl.aggregator.serve`, `edgefl_device.participate`) knows these names only, but
+`edgefl.mqtt` fills it. A driver (`edgefl.aggregator.serve`, `edgefl_device.taking_part`) knows these names only, but
 for the one line that makes its connection.
 """
 
@@ -84,6 +84,10 @@ class Transport(Protocol):
 
     def room(self) -> int:
         """Bytes that may be published now without holding too much; where there is no room, `Drained` says when."""
+        ...
+
+    def unsent_bytes(self) -> int:
+        """Bytes that were published and that the broker does not have yet."""
         ...
 
     def part_bytes(self, largest: int, smallest: int) -> int:

@@ -62,6 +62,10 @@ class Publications:
         waiting.devices.add(device)
         waiting.indices |= new
 
+    def begin_again(self) -> None:
+        """Chunks may have another size now: whoever lacks some asks again."""
+        self._waiting.clear()
+
     def due_s(self) -> list[float]:
         """When the next chunks of each blob may be said."""
         return [publication.due_s for publication in self._waiting.values()]

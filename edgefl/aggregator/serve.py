@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any
 
 from edgefl import protocol
+from edgefl.address import Address, Tls
 from edgefl.aggregator.actions import Action, Evaluate, SaveDevice, SaveOpenRound, SaveRound
 from edgefl.aggregator.classes import DeviceClass
 from edgefl.aggregator.coordinator import Coordinator, RoundSettings
@@ -25,7 +26,8 @@ from edgefl.aggregator.store import Store
 from edgefl.errors import BrokerError, EdgeflError, InputError, NotFinite
 from edgefl.memory import keep_freed
 from edgefl.method import Method, State, Work, Worked
-from edgefl.mqtt import Address, Connection, Tls
+from edgefl.mqtt import Connection
+from edgefl.patience import Rarely, reach
 from edgefl.protocol import Outgoing
 from edgefl.tensors import Array
 from edgefl.transport import Broken, Connected, Disconnected, Received, Transport
@@ -82,14 +84,18 @@ class Server:
         target_accuracy: float | None = None,
         tls: Tls | None = None,
         requests: tuple[float, float] = (REQUESTS_PER_S, REQUESTS_BURST),
+        once: bool = False,
         watcher: Watcher = Watcher(),
     ) -> None:
         """`evaluate` measures a state on data of the aggregator's; `work` is the model of a method that has one;
-        `requests`: how many answers a second each device gets, and how many at once."""
+        `requests`: how many answers a second each device gets, and how many at once; `once`: do not wait for a broker
+        that is not there."""
         self.store = store
+        self._once = once
         self._evaluate = evaluate
         self._work = work
         self._watcher = watcher
+        self._rarely = Rarely(watcher.progress)
         records = store.records()
         self.coordinator = Coordinator(
             method,
@@ -102,7 +108,9 @@ class Server:
             replied={device for record in records for device in record.devices},
             fusing=fusing,
         )
-        self._connection: Transport = Connection(address, f"edgefl-{run}-aggregator", will=self._will, tls=tls)
+        self._connection: Transport = Connection(
+            address, f"edgefl-{run}-aggregator", will=self._will, tls=tls, folder=store.path
+        )
         self._aggregator = Aggregator(
             run,
             classes,
@@ -118,16 +126,15 @@ class Server:
         )
 
     def serve(self, check: Callable[[], None] | None = None) -> bool:
-        """Carry the run to its end; False when it was stopped before. Raises BrokerError.
+        """Carry the run to its end; False when it was stopped before. Raises BrokerError; KeyboardInterrupt only while
+        it waits for the broker.
 
         `check` is called about every second; what it raises ends the run as an error.
         """
         keep_freed(block_bytes=4 * 2**20, all_bytes=32 * 2**20)
         self._connection.subscribe(*self._aggregator.subscriptions())
-        self._connection.connect()
-        self._aggregator.chunk_bytes = self._connection.part_bytes(protocol.CHUNK_BYTES, protocol.MIN_CHUNK_BYTES)
-        self._aggregator.inline_bytes = self._connection.part_bytes(protocol.INLINE_BYTES, protocol.MIN_CHUNK_BYTES)
-        self._aggregator.frame_bytes = self._connection.part_bytes(protocol.MAX_FRAME_BYTES, protocol.MIN_CHUNK_BYTES)
+        reach(self._connection, self._watcher.progress, once=self._once)
+        self._fit_packets()
         events: queue.SimpleQueue[Any] = self._connection.inbox
         next_check_s = time.monotonic() + CHECK_S
         self.store.event("started", epoch=self.store.epoch, broker=str(self._connection.address))
@@ -149,6 +156,13 @@ class Server:
             self._connection.close()
             self.store.event("finished" if self._aggregator.finished else "stopped")
         return self._aggregator.finished
+
+    def _fit_packets(self) -> None:
+        """Messages no larger than the broker takes, as far as is known now."""
+        part_bytes, least = self._connection.part_bytes, protocol.MIN_CHUNK_BYTES
+        self._aggregator.chunk_bytes = part_bytes(protocol.CHUNK_BYTES, least)
+        self._aggregator.inline_bytes = part_bytes(protocol.INLINE_BYTES, least)
+        self._aggregator.frame_bytes = part_bytes(protocol.MAX_FRAME_BYTES, least)
 
     def _check_room(self) -> None:
         """Raise BrokerError where the broker's packets are too small to name the devices that a round needs."""
@@ -179,11 +193,12 @@ class Server:
                 self._carry_out(self._aggregator.receive(topic, payload, now_s))
             case Connected(first) if not first:
                 self.store.event("connected again")
-                self._watcher.progress("connected to the broker again")
+                self._rarely("connected to the broker again")
+                self._fit_packets()
                 self._carry_out(self._aggregator.reconnected())
             case Disconnected(reason):
                 self.store.event("connection lost", text=reason)
-                self._watcher.progress(f"connection to the broker lost ({reason}); connecting again")
+                self._rarely(f"connection to the broker lost ({reason}); connecting again")
             case Broken(error):
                 raise error
             case _StopRequest():

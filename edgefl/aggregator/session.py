@@ -16,6 +16,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+import msgspec
+
 from edgefl import protocol
 from edgefl.aggregator import rounds
 from edgefl.aggregator.actions import Action, Evaluate, SaveDevice, SaveOpenRound, SaveRound
@@ -122,11 +124,23 @@ class Aggregator:
         return self._take_actions()
 
     def reconnected(self) -> list[Action]:
-        """The broker may have been restarted and have forgotten what it retained: say it again."""
+        """The broker may have been restarted and have forgotten what it retained: say it again, in packets as large as
+        it takes now."""
         self._publish_status("finished" if self.finished else "up")
         if self._announced is not None:
+            self._announced = self._fitting(self._announced)
             self._actions.append(self._announced)
+        self._publications.begin_again()
         return self._take_actions()
+
+    def _fitting(self, announced: Outgoing) -> Outgoing:
+        """An announcement without its tensors, where it is too large with them: devices then fetch these."""
+        if len(announced.payload) <= self.frame_bytes:
+            return announced
+        announcement, _ = protocol.decode(announced.payload)
+        assert isinstance(announcement, Announcement)
+        smaller = msgspec.structs.replace(announcement, inline_bytes=min(announcement.inline_bytes, self.inline_bytes))
+        return Outgoing(announced.topic, protocol.encode(smaller), announced.retain)
 
     def receive(self, topic: str, payload: bytes, now_s: float) -> list[Action]:
         """Handle one message from a device. What breaks the protocol is noted and dropped; so is what is too much."""

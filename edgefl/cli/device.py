@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import time
 from pathlib import Path
 
 import click
 
-from edgefl.cli.output import tell
+from edgefl.cli.teller import Teller, tells
+from edgefl.cli.ticker import Ticker
 from edgefl.errors import ConfigError
 from edgefl.manifest import PORTABLE
 from edgefl.training_artifacts import ENGINE
@@ -57,8 +57,19 @@ from edgefl.training_artifacts import ENGINE
 @click.option("--ca", type=click.Path(path_type=Path), help="Certificate of the authority to trust (PEM), for mqtts.")
 @click.option("--cert", type=click.Path(path_type=Path), help="Certificate of this device (PEM), for mutual TLS.")
 @click.option("--key", type=click.Path(path_type=Path), help="Key of --cert.")
-@click.option("--quiet", is_flag=True, help="Print errors only.")
+@click.option("--forever", is_flag=True, help="Go from run to run; wait for whatever waiting may mend.")
+@click.option(
+    "--patience",
+    "patience_s",
+    type=click.FloatRange(1),
+    default=600.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Leave a run whose aggregator is silent for so long, when another is up.",
+)
+@click.option("--once", is_flag=True, help="Fail where no broker is there, instead of waiting for it.")
 @click.option("--parent", type=int, hidden=True, help="End when this process is no longer our parent.")
+@tells
 def device(
     url: str,
     name: str,
@@ -75,18 +86,22 @@ def device(
     ca: Path | None,
     cert: Path | None,
     key: Path | None,
-    quiet: bool,
+    forever: bool,
+    patience_s: float,
+    once: bool,
     parent: int | None,
+    teller: Teller,
 ) -> None:
     """Be a device: download the bundle, train on your own data, send updates, until the run is finished.
 
     \b
     Example:
-      edgefl device --broker mqtt://127.0.0.1:1883 --name pi-1 --data parts/pi-1.npz
+      edgefl device --broker mqtt://127.0.0.1:1883 --name pi-1 --data parts/pi-1.npz --forever
     """
-    from edgefl.mqtt import Tls
+    from edgefl.address import Tls
     from edgefl_device.device import device as take_part
 
+    ticker = Ticker(teller)
     place = state or Path.home() / ".edgefl" / name
     try:
         take_part(
@@ -95,6 +110,9 @@ def device(
             data,
             label=label,
             run=run,
+            forever=forever,
+            patience_s=patience_s,
+            once=once,
             state=place,
             threads=threads,
             engine=engine,
@@ -104,19 +122,14 @@ def device(
             as_is=as_is,
             tls=Tls(ca, cert, key),
             parent=parent,
-            progress=_ignore if quiet else _tell,
+            progress=ticker.tell,
+            on_progress=ticker.progress,
         )
     except KeyboardInterrupt:
-        tell(f"left; {place} keeps what is needed to come back")
+        ticker.tell(f"left; {place} keeps what is needed to come back")
         raise SystemExit(130) from None
-
-
-def _tell(line: str) -> None:
-    tell(f"{time.strftime('%H:%M:%S')} {line}")
-
-
-def _ignore(line: str) -> None:
-    pass
+    finally:
+        ticker.clear()
 
 
 def _setting(text: str) -> tuple[str, float]:

@@ -34,16 +34,20 @@ resume_option = click.option(
     help="Go on with RUN, a name or a directory; without RUN with the last run of this file; `auto`: with the last "
     "where it is unfinished, else begin one.",
 )
+once_option = click.option("--once", is_flag=True, help="Fail where no broker is there, instead of waiting for it.")
 run_file_argument = click.argument("run_file", type=click.Path(path_type=Path), required=False)
 
 
 @click.command()
 @run_file_argument
 @click.option("--broker", "url", envvar="EDGEFL_BROKER", help="Instead of the run file's [broker] url.")
+@once_option
 @resume_option
 @stream_option
 @tells
-def aggregate(run_file: Path | None, url: str | None, resume: bool | str, form: str, teller: Teller) -> None:
+def aggregate(
+    run_file: Path | None, url: str | None, once: bool, resume: bool | str, form: str, teller: Teller
+) -> None:
     """Run the aggregator of RUN_FILE against an MQTT broker; devices join by themselves.
 
     \b
@@ -54,7 +58,7 @@ def aggregate(run_file: Path | None, url: str | None, resume: bool | str, form: 
 
     path, resume = _asked(run_file, resume)
     again = shlex.join(["edgefl", "aggregate", str(path), *(["--broker", _masked(url)] if url else [])])
-    _carry(partial(verbs.aggregate, path, broker=url, resume=resume), again, form, teller)
+    _carry(partial(verbs.aggregate, path, broker=url, once=once, resume=resume), again, form, teller)
 
 
 @click.command()

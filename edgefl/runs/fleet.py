@@ -49,7 +49,7 @@ class Fleet:
         command = [sys.executable, "-m", "edgefl", "device", "--name", name, "--state", str(state)]
         with open(self._directory / f"{name}.log", "ab") as log:
             self._processes[name] = subprocess.Popen(
-                [*command, *options, "--parent", str(os.getpid())],
+                [*command, *options, "--once", "--parent", str(os.getpid())],
                 env={**os.environ, "EDGEFL_BROKER": self._url},  # not an argument: it may hold a password
                 stdin=subprocess.DEVNULL,
                 stdout=log,

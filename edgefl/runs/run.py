@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgefl.address import Address, Tls
 from edgefl.aggregator.classes import DeviceClass
 from edgefl.aggregator.record import Record
 from edgefl.aggregator.serve import Server, Watcher
@@ -22,7 +23,6 @@ from edgefl.aggregator.store import Store
 from edgefl.errors import ConfigError
 from edgefl.method import State
 from edgefl.methods import DEFAULT
-from edgefl.mqtt import Address, Tls
 from edgefl.results.overview import write_overview
 from edgefl.results.pictures import write_pictures
 from edgefl.runs import questions
@@ -70,6 +70,7 @@ def aggregate(
     run_file: RunFile | Mapping[str, Any] | str | Path,
     *,
     broker: str | None = None,
+    once: bool = False,
     resume: Resume = False,
     on_begin: Callable[[Begun], None] = _ignore,
     on_round: Callable[[Record], None] = _ignore,
@@ -79,6 +80,7 @@ def aggregate(
 
     run_file    the path of a file (TOML), or the same as a RunFile or a dict
     broker      mqtt://HOST:PORT, instead of the run file's
+    once        raise BrokerError where no broker is there, instead of waiting for it
     resume      go on with the last run of that name (True), with one by its own name or directory, or, "auto", with
                 the last where it is unfinished; else begin a new one
     on_begin    told before the first round; `on_round` after each, when it is durable; `progress` one line at a time
@@ -93,7 +95,7 @@ def aggregate(
             hint='add [broker] url = "mqtt://127.0.0.1:1883", or give --broker',
         )
     with run_directory(config, resume=resume, progress=progress) as (config, place):
-        result = _carry(config, place, url, _Watch(on_begin, on_round, progress), parts={})
+        result = _carry(config, place, url, _Watch(on_begin, on_round, progress), parts={}, once=once)
     return _ended(result)
 
 
@@ -161,6 +163,7 @@ def _carry(
     watch: _Watch,
     *,
     parts: dict[str, Path],
+    once: bool = False,
     check: Callable[[], None] = _nothing,
 ) -> Result:
     """Carry a run to its end, with a fleet of our own where there are `parts` of data, or whoever comes."""
@@ -188,6 +191,7 @@ def _carry(
             target_accuracy=config.evaluate.target_accuracy if config.evaluate else None,
             tls=_tls(config.broker),
             requests=(config.broker.requests_per_s, config.broker.requests_burst),
+            once=once,
             watcher=_watcher(ready, store, watch),
         )
         devices = None

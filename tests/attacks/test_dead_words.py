@@ -13,13 +13,18 @@ from memory import RUN, World
 
 import edgefl_broker
 from edgefl import protocol
+from edgefl.address import Address
 from edgefl.aggregator.coordinator import RoundSettings
 from edgefl.bundle import Bundle
+from edgefl.errors import ConfigError
 from edgefl.methods.fedavg import FedAvg
-from edgefl.mqtt import Address, Connection
-from edgefl.protocol import AggregatorStatus, Announcement, BlobRef, Outgoing, Presence
-from edgefl_device.data.dataset import Dataset
-from edgefl_device.participate import find_run
+from edgefl.mqtt import Connection
+from edgefl.protocol import AggregatorStatus, Announcement, Assignment, BlobRef, Outgoing, Presence
+from edgefl.transport import Received
+from edgefl_device import find
+from edgefl_device.data.dataset import Dataset, Splits
+from edgefl_device.find import find_run
+from edgefl_device.options import Options
 from edgefl_device.wire import life
 from edgefl_device.wire.session import FINISHED_S, Session
 
@@ -187,35 +192,85 @@ def test_a_damaged_life_is_a_new_identity(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def broker() -> Iterator[edgefl_broker.Broker]:
-    started = edgefl_broker.start()
-    yield started
-    started.stop()
+def options(tmp_path: Path) -> Iterator[Options]:
+    with edgefl_broker.start() as broker:
+        data = Splits(Dataset(np.eye(2, dtype=np.float32), np.ones(2, np.float32)), None)
+        yield Options(Address.parse(broker.url), "pi-1", data, tmp_path / "state")
 
 
-def test_of_two_runs_the_one_that_says_so_is_up(broker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "STATUS_AGAIN_S", 0.5)
-    address = Address.parse(broker.url)
-    speaker = Connection(address, "speaker")
-    speaker.connect()
+@pytest.fixture
+def speaker(options: Options) -> Iterator[Connection]:
+    connection = Connection(options.broker, "speaker")
+    connection.connect()
+    yield connection
+    connection.close()
 
-    def up(run: str) -> None:
-        speaker.publish(protocol.aggregator_topic(run), protocol.encode(AggregatorStatus(1, "up")), retain=True)
-        assert speaker.flush()
 
-    up("dead")
-    assert find_run(address, "pi-1", None, lambda line: None) == "dead"  # the only one that there may be
-    up("alive")
+def up(speaker: Connection, run: str) -> None:
+    speaker.publish(protocol.aggregator_topic(run), protocol.encode(AggregatorStatus(1, "up")), retain=True)
+    assert speaker.flush()
+
+
+def test_of_two_runs_the_one_that_says_so_is_up(
+    options: Options, speaker: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(find, "ANSWER_S", 0.2)
+    monkeypatch.setattr(find, "WAKE_S", 0.1)
+    up(speaker, "dead")
+    assert find_run(options, lambda line: None) == "dead"  # the only one that there may be
+    up(speaker, "alive")
     told = threading.Event()
 
     def renew() -> None:
         assert told.wait(20)
-        up("alive")
+        up(speaker, "alive")
 
     renewing = threading.Thread(target=renew)
     renewing.start()
     lines: list[str] = []
-    assert find_run(address, "pi-1", None, lambda line: (lines.append(line), told.set())) == "alive"  # type: ignore[func-returns-value]
+    assert find_run(options, lambda line: (lines.append(line), told.set())) == "alive"  # type: ignore[func-returns-value]
     renewing.join()
     assert lines == ["waiting until one of alive, dead says that it is up, or choose with --run"]
-    speaker.close()
+
+
+def test_of_two_runs_the_one_that_answers_is_up(options: Options, speaker: Connection) -> None:
+    """Nobody waits for the half minute in which a living aggregator renews its word: it answers a presence at once.
+    The dead run's device sleeps afterwards."""
+    up(speaker, "dead")
+    up(speaker, "alive")
+    speaker.subscribe(protocol.device_topic("alive", "pi-1"), protocol.device_topic("dead", "pi-1"))
+    heard: list[tuple[str, str]] = []
+
+    def answer() -> None:
+        while len(heard) < 4:
+            event = speaker.inbox.get(timeout=20)
+            if isinstance(event, Received):
+                presence, _ = protocol.decode(event.payload)
+                assert isinstance(presence, Presence)
+                heard.append((protocol.run_of(event.topic), presence.status))
+                if heard[-1] == ("alive", "up"):
+                    assignment = protocol.encode(Assignment(1, None, reason="wait"))
+                    speaker.publish(protocol.down_topic("alive", "pi-1"), assignment)
+
+    answering = threading.Thread(target=answer)
+    answering.start()
+    lines: list[str] = []
+    assert find_run(options, lines.append) == "alive"
+    answering.join()
+    assert sorted(heard) == [("alive", "sleeping"), ("alive", "up"), ("dead", "sleeping"), ("dead", "up")]
+    assert lines == []
+
+
+def test_two_runs_that_are_both_up_are_named(options: Options, speaker: Connection) -> None:
+    """They come while the device waits."""
+    lines: list[str] = []
+
+    def come(line: str) -> None:
+        lines.append(line)
+        up(speaker, "a")
+        up(speaker, "b")
+
+    with pytest.raises(ConfigError, match="2 runs are up: a, b") as refused:
+        find_run(options, come)
+    assert refused.value.hint == "choose with --run"
+    assert lines == [f"connected to {options.broker}; waiting for an aggregator"]

@@ -19,9 +19,10 @@ from toy import write_regression
 
 import edgefl_broker
 from edgefl import protocol
+from edgefl.address import Address
 from edgefl.bundle import Bundle
 from edgefl.manifest import MAX_MANIFEST_BYTES
-from edgefl.mqtt import Address, Connection
+from edgefl.mqtt import Connection
 from edgefl.protocol import Announcement, Assignment, BlobChunk, BlobRequest, ManifestRef, Offer, Presence, UploadChunk
 from edgefl.transport import Received
 

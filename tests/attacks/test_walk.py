@@ -26,11 +26,12 @@ from toy import write_regression
 
 import edgefl_broker
 from edgefl import bundle as bundles
+from edgefl.address import Address
 from edgefl.bundle import Bundle, describe
 from edgefl.cli import main
 from edgefl.errors import BundleError
 from edgefl.manifest import PORTABLE, Parity, Target, parse_manifest
-from edgefl.mqtt import Address, Connection
+from edgefl.mqtt import Connection
 from edgefl.onnx_session import make_session
 from edgefl.replay import Runner
 from edgefl.training_artifacts import ENGINE, FILES

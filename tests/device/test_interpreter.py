@@ -94,10 +94,11 @@ def test_metrics_are_of_the_last_epoch(runtime: Runtime) -> None:
     ],
 )
 def test_examples_and_steps(runtime: Runtime, task: Task, examples: int, steps: int) -> None:
-    seen: list[tuple[str, int, int]] = []
+    seen: list[tuple[str, int, int, float | None]] = []
     outcome = run(runtime, task, data=THREE, progress=lambda *at: seen.append(at))
     assert outcome.examples == examples
-    assert seen == [("train", i + 1, steps) for i in range(steps)]
+    assert [at[:3] for at in seen] == [("train", i + 1, steps) for i in range(steps)]
+    assert all(loss is not None and loss > 0 for *_, loss in seen)
     assert runtime.state()["count"] == steps
 
 
@@ -323,7 +324,7 @@ def test_a_state_that_diverged_in_the_last_step(runtime: Runtime) -> None:
 def test_a_stop_between_batches_undoes_all_tasks(runtime: Runtime) -> None:
     stop = Stop()
 
-    def after_two(program: str, done: int, batches: int) -> None:
+    def after_two(program: str, done: int, batches: int, loss: float | None) -> None:
         if done == 2:
             stop.request()
 

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from relay import Relay
+from scripted_broker import ACCEPTED, scripted
 
 import edgefl_broker
-from edgefl.errors import BrokerError, ConfigError
-from edgefl.mqtt import QUICK_LOSSES, Address, Connection, QuickLosses
+from edgefl import patience
+from edgefl.address import Address
+from edgefl.errors import BrokerError
+from edgefl.mqtt import Connection
+from edgefl.patience import Pauses
 from edgefl.protocol import CHUNK_BYTES, MIN_CHUNK_BYTES
-from edgefl.transport import Broken, Connected, Disconnected, Event, Received
+from edgefl.transport import Connected, Disconnected, Event, Received
 from edgefl_broker import RunningBroker
 
 
@@ -99,25 +105,6 @@ def test_subscriptions_survive_a_reconnect(relay: Relay, connect: Callable[..., 
     assert wait_for(connection, Received) == Received("mine", b"hello", False)
 
 
-@pytest.mark.parametrize(
-    ("url", "address"),
-    [
-        ("mqtt://127.0.0.1", Address("127.0.0.1", 1883)),
-        ("mqtts://u:p%40ss@broker.example:9", Address("broker.example", 9, True, "u", "p@ss")),
-        ("mqtt://h?protocol=3.1.1", Address("h", 1883, mqtt5=False)),
-    ],
-)
-def test_addresses(url: str, address: Address) -> None:
-    assert Address.parse(url) == address
-    assert "p@ss" not in str(address) and "p%40ss" not in str(address)
-
-
-@pytest.mark.parametrize("url", ["", "h:1", "http://h", "mqtt://", "mqtt://h:99999", "mqtt://h?protocol=4"])
-def test_addresses_that_cannot_be_read(url: str) -> None:
-    with pytest.raises(ConfigError, match="broker address"):
-        Address.parse(url)
-
-
 def test_a_service_that_is_no_broker_is_said_at_once() -> None:
     """It accepts and hangs up."""
     import socket
@@ -132,42 +119,59 @@ def test_a_service_that_is_no_broker_is_said_at_once() -> None:
         answering.join()
 
 
-def test_a_broker_that_hangs_up_again_and_again_does_not_want_us(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It accepts every connection and closes it at once; between two of them we wait a hundredth of the usual time."""
-    import socket
-    import threading
-
-    connack, uniform = b"\x20\x03\x00\x00\x00", random.uniform
-    monkeypatch.setattr(random, "uniform", lambda least, most: uniform(least, most) / 100)
-
-    def accept(server: socket.socket) -> None:
-        for _ in range(QUICK_LOSSES):
-            with server.accept()[0] as client:
-                client.recv(1000)
-                client.sendall(connack)
-
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        accepting = threading.Thread(target=accept, args=(server,))
-        accepting.start()
-        connection = Connection(Address("127.0.0.1", server.getsockname()[1]), "x")
+def test_a_broker_that_hangs_up_again_and_again_is_tried_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It closes seven connections as soon as they stand, and we wait twice as long before each; the eighth stays. After
+    five losses in a row we say what may be wrong."""
+    pauses, next_s = [], Pauses.next_s
+    monkeypatch.setattr(random, "uniform", lambda least, most: 1.0)
+    monkeypatch.setattr(Pauses, "next_s", lambda self: pauses.append(next_s(self)) or pauses[-1] / 1000)
+    with scripted(*[ACCEPTED] * 8) as broker:
+        connection = Connection(broker.address, "x")
         connection.connect()
-        broken = wait_for(connection, Broken)
-        accepting.join()
-    assert isinstance(broken, Broken)
-    assert broken.error.message.endswith("keeps closing the connection without a reason")
-    connection.close(timeout_s=0)
+        losses = [wait_for(connection, Disconnected) for _ in range(7)]
+        while not connection._client.is_connected():
+            wait_for(connection, Connected)
+        connection.close(timeout_s=0)
+    # The first of them is never needed: it would be that of a connection that had lasted.
+    assert pauses == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
+    unsaid = "Unspecified error"
+    assert losses[:4] == [Disconnected(unsaid)] * 4
+    why = f"{unsaid}, again and again: is its packet limit too small, or does another client use our name?"
+    assert losses[4:] == [Disconnected(why)] * 3
 
 
-def test_losses_count_only_in_a_row_and_right_after_a_connection() -> None:
-    losses = QuickLosses()
+# --- how large a packet may be ------------------------------------------------------------------------------------
 
-    def lost(after_s: float, now_s: float = 100.0) -> bool:
-        losses.made(now_s)
-        return losses.lost(now_s + after_s)
 
-    assert [lost(1.0) for _ in range(5)] == [False, False, False, False, True]
-    assert not lost(2.0)  # one that lasted begins the count anew
-    assert [lost(1.9) for _ in range(5)] == [False, False, False, False, True]
+def test_a_limit_that_nobody_announces_is_found_and_remembered(
+    broker: RunningBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The line takes packets of 100,000 bytes, and hangs up on any other. Half a megabyte is tried twice, its half and
+    quarter too; an eighth passes. What was too large is left out: whoever said it says it again in smaller parts."""
+    monkeypatch.setattr(patience, "FIRST_PAUSE_S", 0.001)
+    relay, largest = Relay(broker.port, most_bytes=100_000), 512_000
+    address = Address("127.0.0.1", relay.port, mqtt5=False)  # with 5 the broker would announce its own
+    connection = Connection(address, "x", folder=tmp_path)
+    connection.connect()
+    sizes: list[int] = []
+    while not sizes or sizes[-1] > 100_000:
+        wait_for(connection, Connected)
+        size = connection.part_bytes(largest, 4096)
+        if not sizes or size < sizes[-1]:  # else it is the second attempt, and the first message is sent again
+            sizes.append(size)
+            connection.publish("t", bytes(size))
+    assert connection.flush(20)
+    connection.close()
+    relay.close()
+    assert len(sizes) == 4 and len(relay.refused) == 6
+    assert all(size // 2 - 1024 < smaller < size // 2 for size, smaller in pairwise(sizes))
+    assert Connection(address, "x", folder=tmp_path).part_bytes(largest, 4096) == sizes[-1]
+    assert Connection(address, "x", folder=tmp_path / "other").part_bytes(largest, 4096) == largest
+
+
+def test_a_limit_that_a_person_states() -> None:
+    address = Address.parse("mqtt://h?packet=131072&protocol=3.1.1")
+    assert Connection(address, "x").part_bytes(512_000, 4096) == 131_072 - 1024
 
 
 @pytest.mark.parametrize(
@@ -176,13 +180,13 @@ def test_losses_count_only_in_a_row_and_right_after_a_connection() -> None:
 def test_a_part_is_as_large_as_it_may_be(limit: int | None, size: int) -> None:
     """1024 bytes of a packet are for its topic, its properties and our header."""
     connection = Connection(Address("127.0.0.1", 1), "x")
-    connection.max_packet_bytes = limit
+    connection._limit.announced(limit)
     assert connection.part_bytes(CHUNK_BYTES, MIN_CHUNK_BYTES) == size
 
 
 def test_a_broker_whose_packets_are_too_small_is_refused() -> None:
     connection = Connection(Address("127.0.0.1", 1), "x")
-    connection.max_packet_bytes = 5119
+    connection._limit.announced(5119)
     with pytest.raises(BrokerError, match="takes packets of at most 5119 bytes; edgefl needs 5120") as refused:
         connection.part_bytes(CHUNK_BYTES, MIN_CHUNK_BYTES)
     assert refused.value.hint == "raise the broker's packet limit (mosquitto: max_packet_size)"

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
+from edgefl.address import Address
 from edgefl.aggregator.classes import DeviceClass
 from edgefl.aggregator.coordinator import RoundSettings
 from edgefl.aggregator.serve import Server, Watcher
 from edgefl.aggregator.store import Store
 from edgefl.bundle import read
 from edgefl.method import Ask, Fused, Keep, State, Task
-from edgefl.mqtt import Address
 
 LEARN = Task(
     "train", feed="kept:dreams", keep=Keep("dreams", 8), steps=1, batch_size=0, settings={"learning_rate": 0.25}

@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping
 from chunking import chunks
 
 from edgefl import protocol
+from edgefl.address import Address
 from edgefl.files import sha256_hex
-from edgefl.mqtt import Address, Connection
+from edgefl.mqtt import Connection
 from edgefl.protocol import AggregatorStatus, Announcement, Offer, Permit, Presence, UploadChunk
 from edgefl.tensors import Array
 from edgefl.transport import Received

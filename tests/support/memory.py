@@ -112,7 +112,7 @@ def _matches(pattern: str, topic: str) -> bool:
 
 
 class Node:
-    """One device: what `edgefl_device.participate` does, without threads."""
+    """One device: what `edgefl_device.taking_part` does, without threads."""
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
-from edgefl.mqtt import Address
+from edgefl.address import Address
 
 ACCEPTED = b"\x20\x03\x00\x00\x00"  # CONNACK of MQTT 5: length, flags, reason, length of properties
 

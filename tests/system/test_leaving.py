@@ -10,7 +10,8 @@ import pytest
 from processes import Process
 
 from edgefl import protocol
-from edgefl.mqtt import Address, Connection
+from edgefl.address import Address
+from edgefl.mqtt import Connection
 from edgefl.protocol import AggregatorStatus, Presence
 from edgefl.transport import Received
 from edgefl_broker import RunningBroker

@@ -16,7 +16,8 @@ from torch import nn
 
 from edgefl import bundle as bundles
 from edgefl import protocol
-from edgefl.mqtt import Address, Connection
+from edgefl.address import Address
+from edgefl.mqtt import Connection
 from edgefl.tensors import load_tensors
 from edgefl.transport import Received
 from edgefl_broker import RunningBroker

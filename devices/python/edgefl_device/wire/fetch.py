@@ -64,6 +64,11 @@ class Fetches:
         del self._fetches[chunk.sha256]
         return data
 
+    def progress(self) -> tuple[int, int]:
+        """Bytes that have come, and bytes that are wanted, of all blobs under way."""
+        fetches = self._fetches.values()
+        return sum(f.assembly.received_bytes for f in fetches if f.assembly), sum(f.size_bytes for f in fetches)
+
     def repeat_now(self, now_s: float) -> None:
         """After a reconnect: ask for everything that is missing."""
         for fetch in self._fetches.values():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 
+import msgspec
+
 from edgefl import protocol
 from edgefl.protocol import Offer, Permit, Receipt, UploadChunk
 from edgefl_device.work.journal import Kept
@@ -36,6 +38,11 @@ class Offering:
         self._accepted = False
         self._again_s = now_s
         self._delay_s = AGAIN_S
+
+    def fit(self, chunk_bytes: int, inline_bytes: int) -> None:
+        """The broker takes other packets now than when this was made."""
+        self._offer = msgspec.structs.replace(self._offer, chunk_bytes=chunk_bytes)
+        self._inline = self._upload.size_bytes <= inline_bytes
 
     @property
     def key(self) -> tuple[int, str]:

@@ -4,7 +4,7 @@
     session.performed(job, answer, now_s)                       when the work of a `Perform` is done
     session.tick(now_s)                                         repeats what was not answered
 
-The driver (`edgefl_device.participate`) owns the connection, the clock and the thread that trains.
+The driver (`edgefl_device.taking_part`) owns the connection, the clock and the thread that trains.
 """
 
 from __future__ import annotations
@@ -113,6 +113,7 @@ class Session:
         self._epochs.listen(now_s)
         actions: list[Action] = [self._presence.connected(now_s, again=again)]
         if self._offering is not None:
+            self._offering.fit(self.chunk_bytes, self._inline_bytes())
             self._offering.repeat_now(now_s)
         self._supplies.repeat_now(now_s)
         return actions + self.tick(now_s)
@@ -215,6 +216,16 @@ class Session:
         return min(times)
 
     # --- what the aggregator says -----------------------------------------------------------------------------
+
+    @property
+    def fetched(self) -> tuple[int, int]:
+        """Bytes that have come of what is being downloaded, and bytes of all of it."""
+        return self._supplies.progress()
+
+    @property
+    def heard(self) -> bool:
+        """Whether the aggregator has said anything to this process."""
+        return self._epochs.heard
 
     def silent_s(self, now_s: float) -> float:
         """For how long the aggregator has said nothing; since we are connected, where it never has."""
@@ -342,9 +353,13 @@ class Session:
     # --- replies ----------------------------------------------------------------------------------------------
 
     def _offer_of(self, kept: Kept, upload: Upload, now_s: float) -> Offering:
+        inline_bytes = self._inline_bytes()
+        return Offering(self.device, kept, upload, chunk_bytes=self.chunk_bytes, inline_bytes=inline_bytes, now_s=now_s)
+
+    def _inline_bytes(self) -> int:
+        """How large a reply may travel in its offer."""
         assert self._announcement is not None
-        inline = min(self.inline_bytes, self._announcement.inline_bytes)
-        return Offering(self.device, kept, upload, chunk_bytes=self.chunk_bytes, inline_bytes=inline, now_s=now_s)
+        return min(self.inline_bytes, self._announcement.inline_bytes)
 
     def _permitted(self, permit: Permit, now_s: float) -> list[Action]:
         if self._offering is None:

@@ -124,6 +124,10 @@ class Supplies:
         requests = (BlobRequest(sha256, missing) for sha256, missing in self._fetches.due(now_s))
         return [Outgoing(self._up_topic, protocol.encode(request)) for request in requests]
 
+    def progress(self) -> tuple[int, int]:
+        """Bytes that have come, and bytes that are wanted."""
+        return self._fetches.progress()
+
     def repeat_now(self, now_s: float) -> None:
         """After a reconnect: ask for everything that is missing."""
         self._fetches.repeat_now(now_s)

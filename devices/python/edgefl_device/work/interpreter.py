@@ -25,7 +25,8 @@ from edgefl_device.work.plan import Plan, changes_nothing, own_state, plan
 from edgefl_device.work.private import Private
 from edgefl_device.work.stopping import Stop, Stopped
 
-Progress = Callable[[str, int, int], None]  # program, batches done, batches of this task
+# Program, batches done, batches of this task, loss of the last batch where the program has one.
+Progress = Callable[[str, int, int, float | None], None]
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,7 @@ def _carry_out(
             reduced = _Reduced(one, epoch)
         reduced.add(runtime.step(task.program, _inputs(one, features, labels, seed), stop), len(labels), done)
         if progress is not None:
-            progress(task.program, done + 1, one.batches)
+            progress(task.program, done + 1, one.batches, reduced.loss)
     _refuse_diverged_state(runtime, one)
 
     outputs = reduced.finish()
@@ -235,6 +236,7 @@ class _Reduced:
     def __init__(self, one: Plan, epoch: int = 0) -> None:
         self.epoch = epoch
         self.examples = 0
+        self.loss: float | None = None  # of the last batch
         self._one = one
         self._sums: dict[str, AnyArray] = {}
         self._parts: dict[str, list[Array]] = {}
@@ -247,6 +249,8 @@ class _Reduced:
             if not np.isfinite(value).all():
                 got = value.item() if value.size == 1 else "not finite"
                 raise _diverged(self._one, f"{self._one.task.program}.{name} is {got} at batch {batch + 1}")
+            if name == "loss" and described.is_metric:
+                self.loss = value.item()
             if described.over_batches == "concat":
                 self._parts.setdefault(name, []).append(value)
             elif described.over_batches == "last":

@@ -5,6 +5,7 @@ RUN.journal                                 private state and last reply: `journ
 RUN.epoch, RUN.failed                       which aggregator counts: `epochs.py`; an ask that failed: `failures.py`
 RUN.safetensors                             its model at the end of a run
 RUN.kept/BUFFER/ROUND.safetensors           buffers of examples: `kept.py`
+packet-limits.json                          what brokers take that do not say so: `edgefl/packet_limit.py`
 bundles/SHA256/...                          bundles, as their manifests name the files: `download.py`
 """
 
@@ -16,7 +17,7 @@ from edgefl.files import sweep
 from edgefl.manifest import MAX_DEPTH
 
 WRITTEN = (
-    *("life.json", "*.journal", "*.epoch", "*.failed", "*.safetensors", "*.kept/*/*.safetensors"),
+    *("life.json", "packet-limits.json", "*.journal", "*.epoch", "*.failed", "*.safetensors", "*.kept/*/*.safetensors"),
     *("/".join(("bundles", "*", *["*"] * depth)) for depth in range(1, MAX_DEPTH + 1)),
 )
 
