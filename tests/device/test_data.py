@@ -35,6 +35,14 @@ def test_what_fits_without_a_change_of_meaning() -> None:
     assert fit_to_contract(Dataset(PIXELS.astype(np.int32), LABELS), tokens, "here").features.dtype == np.int64
 
 
+def test_the_first_feature_goes_by_its_name_wherever_it_stands_in_the_source() -> None:
+    ages, tokens = np.array([[20], [30]]), np.array([[1, 2], [3, 4]])
+    data = Dataset(ages, np.zeros(2, np.int64), others={"age": ages, "tokens": tokens})
+    contract = DataContract((Feature((2,), "int64", name="tokens"), Feature((1,), "int64", name="age")))
+    fitted = fit_to_contract(data, contract, "here")
+    assert fitted.features.tolist() == tokens.tolist() and fitted.others["age"].tolist() == ages.tolist()
+
+
 def test_misfits_are_named() -> None:
     nan, floats = np.zeros((3, 2, 2)), PIXELS.astype(np.float32)
     nan[1, 0, 1] = np.nan

@@ -138,7 +138,7 @@ def test_a_saved_data_set_whose_rows_are_elsewhere(tmp_path: Path) -> None:
         ({"x": [1.0, None], "label": [0, 1]}, "row 2: 'x' is missing"),
         ({"x": [1.0, 2.0], "label": [None, "cat"]}, "row 1: 'label' is missing"),
         ({"x": ["a"], "label": [0]}, "column 'x' holds string; expected numbers"),
-        ({"x": [[1]], "z": [1], "label": [0]}, "column 'x' holds list<element: int64>; expected numbers"),
+        ({"x": [[1]], "z": ["a"], "label": [0]}, "column 'z' holds string; expected numbers"),
         ({"x": [[[1], [1, 2]]], "label": [0]}, "from row 1 on: 'x' has lists of 1 and of 2 within its lists"),
         ({"x": [[1, None]], "label": [0]}, "from row 1 on: 'x' has lists with missing values"),
         ({"x": [["a"]], "label": [0]}, "column 'x' holds list<element: string>; expected numbers"),
@@ -162,6 +162,18 @@ def test_shorter_lists_are_filled_up(tmp_path: Path) -> None:
     assert splits.train.features[[0, 1024, 1025]].tolist() == [[1, 0], [2, 3], [0, 0]]
     assert splits.train.lengths is not None and splits.train.lengths[[0, 1024, 1025]].tolist() == [1, 2, 0]
     assert splits.notes == ("1025 examples are shorter than the longest, of 2: zeros behind them",)
+
+
+def test_columns_that_are_no_row_of_numbers_are_features_by_name(tmp_path: Path) -> None:
+    """As of a model that reads tokens and says how old their author is."""
+    data = read(parquet(tmp_path / "a.parquet", tokens=[[1, 2], [3]], seen=[[1, 1], [1]], age=[20, 30], label=[0, 1]))
+    assert data.features.tolist() == [[1, 2], [3, 0]] and data.features.dtype == np.int64
+    assert {name: array.tolist() for name, array in data.others.items()} == {
+        "tokens": [[1, 2], [3, 0]],
+        "seen": [[1, 1], [1, 0]],
+        "age": [[20], [30]],
+    }
+    assert data.lengths is not None and data.lengths.tolist() == [2, 1]
 
 
 def test_lists_of_another_width_far_below(tmp_path: Path) -> None:

@@ -43,7 +43,8 @@ def fit_to_contract(dataset: Dataset, contract: DataContract, where: str) -> Dat
     ones take the contract's shape ([64] to [1, 8, 8]); any other difference is refused. Features stay uint8 where the
     contract wants floats, a quarter of the memory: `batches` converts them. Labels become class numbers.
     """
-    features, labels = np.asarray(dataset.features), np.asarray(dataset.labels)
+    first, *others = contract.features
+    features, labels = np.asarray(dataset.others.get(first.name, dataset.features)), np.asarray(dataset.labels)
     if features.ndim == 0 or labels.ndim == 0:
         raise DataError(f"{where}: features and labels must be arrays with one entry per example")
     if len(features) != len(labels):
@@ -52,7 +53,6 @@ def fit_to_contract(dataset: Dataset, contract: DataContract, where: str) -> Dat
         )
     if len(features) == 0:
         raise DataError(f"{where}: no examples", hint="a device without data cannot train; give it another source")
-    first, *others = contract.features
     return Dataset(
         _fit_feature(_filled_up(features, first, contract), first, where),
         fit_labels(dataset, contract, where),

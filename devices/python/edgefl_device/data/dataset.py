@@ -39,7 +39,7 @@ class Dataset:
 
     names     label -> what the source calls it: a folder's name, a word in a CSV. None where labels are numbers in a
               file. Words are labelled 0, 1, ... in sorted order; folders that are all called by numbers, by these.
-    others    further features by name, for a bundle that takes several; `features` is the first
+    others    features by name, for a bundle that takes several; its first is `features` where none here has that name
     lengths   [n]: so much of each example, along its first dimension, is there, the rest fills it up. None: all of it
     """
 

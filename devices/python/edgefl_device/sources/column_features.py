@@ -1,6 +1,6 @@
 """The columns of a table that are its features, filled in place as they come.
 
-Numbers    all columns together, float32 [n, columns], as of a CSV
+Numbers    columns together, float32 [n, columns], as of a CSV
 Lists      one column, [n, length, ...]: whole numbers as they are (uint8: pixels), others as float32; zeros behind
            shorter lists, and `lengths` says where these begin
 Files      one column of structs {bytes, path} as Hugging Face writes them: see `images.py` and `sounds.py`
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from edgefl.errors import DataError
-from edgefl_device.data.dataset import AnyArray, check_size
+from edgefl_device.data.dataset import AnyArray, Dataset, check_size
 from edgefl_device.sources import images, sounds
 
 BATCH_ROWS = 1024
@@ -47,22 +47,48 @@ class Columns:
 Done = tuple[AnyArray, "AnyArray | None", "tuple[str, ...]"]  # features, lengths, notes
 
 
-def reader_of(names: list[str], table: Columns) -> Numbers | Lists | Files:
-    """Raises DataError for columns that cannot be features together."""
-    types = {name: storage(table.schema.field(name).type) for name in names}
-    first = types[names[0]]
-    if len(names) == 1 and _is_file(first):
-        return Files(names, table)
-    is_lists = len(names) == 1 and _is_list(first)
-    while is_lists and _is_list(first):
-        first = first.value_type
-    for name, got in types.items():
-        if not is_number(first if is_lists else got):
-            raise DataError(
-                f"{table.where}: column {name!r} holds {got}; expected numbers",
-                hint="leave the column out; features are columns of numbers, or one of lists, or one of files",
-            )
-    return Lists(names, table) if is_lists else Numbers(names, table)
+class Features:
+    """All columns but the label's: together one feature where all are numbers, else each a feature of its name.
+
+    Raises DataError for a column that can be none.
+    """
+
+    def __init__(self, names: list[str], table: Columns) -> None:
+        types = [storage(table.schema.field(name).type) for name in names]
+        if all(map(is_number, types)):
+            self._readers: dict[str, Numbers | Lists | Files] = {names[0]: Numbers(names, table)}
+        else:
+            self._readers = {name: _reader_of(name, kind, table) for name, kind in zip(names, types, strict=True)}
+
+    def add(self, columns: list[Any], start: int) -> None:
+        if len(self._readers) == 1:
+            next(iter(self._readers.values())).add(columns, start)
+            return
+        for reader, column in zip(self._readers.values(), columns, strict=True):
+            reader.add([column], start)
+
+    def done(self, labels: AnyArray, names: Mapping[int, str] | None) -> tuple[Dataset, tuple[str, ...]]:
+        """The data set, and notes."""
+        read = {name: reader.done() for name, reader in self._readers.items()}
+        first = next(iter(read.values()))[0]
+        lengths = next((lengths for _, lengths, _ in read.values() if lengths is not None), None)
+        others = {name: array for name, (array, _, _) in read.items()} if len(read) > 1 else {}
+        notes = dict.fromkeys(note for _, _, said in read.values() for note in said)
+        return Dataset(first, labels, names, others, lengths), tuple(notes)
+
+
+def _reader_of(name: str, kind: Any, table: Columns) -> Numbers | Lists | Files:
+    innermost = kind
+    while _is_list(innermost):
+        innermost = innermost.value_type
+    if _is_file(kind):
+        return Files(name, table)
+    if not is_number(innermost):
+        raise DataError(
+            f"{table.where}: column {name!r} holds {kind}; expected numbers",
+            hint="leave the column out; features are numbers, lists of them, images or sounds",
+        )
+    return Lists(name, table) if _is_list(kind) else Numbers([name], table)
 
 
 class Numbers:
@@ -83,8 +109,8 @@ class Numbers:
 class Lists:
     """A column of lists, perhaps of lists of one length."""
 
-    def __init__(self, names: list[str], table: Columns) -> None:
-        self._name = names[0]
+    def __init__(self, name: str, table: Columns) -> None:
+        self._name = name
         self._table = table
         self._lengths = np.zeros(table.rows, np.int64)
         self._array: AnyArray | None = None
@@ -136,9 +162,9 @@ class Lists:
 class Files:
     """A column of images or sounds, each as the file that it was."""
 
-    def __init__(self, names: list[str], table: Columns) -> None:
+    def __init__(self, name: str, table: Columns) -> None:
         self._table = table
-        self._kind = sounds if table.hugging_face.get(names[0], {}).get("_type") == "Audio" else images
+        self._kind = sounds if table.hugging_face.get(name, {}).get("_type") == "Audio" else images
         self._files: list[tuple[str, bytes | Path]] = []
 
     def add(self, columns: list[Any], start: int) -> None:

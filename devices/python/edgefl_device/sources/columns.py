@@ -9,7 +9,7 @@ import numpy as np
 
 from edgefl.errors import DataError
 from edgefl_device.data.dataset import AnyArray, Dataset
-from edgefl_device.sources.column_features import Columns, is_number, reader_of, storage, stored
+from edgefl_device.sources.column_features import Columns, Features, is_number, storage, stored
 from edgefl_device.sources.label_column import KNOWN, Labels, find_label
 
 
@@ -20,7 +20,7 @@ def to_dataset(table: Columns, label: str | None) -> tuple[Dataset, tuple[str, .
         raise DataError(f"{table.where}: {len(names)} columns; expected features and a label")
     at = find_label(names, label, table.where)
     guessed = label is None and names[at].lower() not in KNOWN
-    features = reader_of([name for i, name in enumerate(names) if i != at], table)
+    features = Features([name for i, name in enumerate(names) if i != at], table)
     labels = _Labels(table.schema.field(at), table)
     start = 0
     for batch in table.batches:
@@ -42,10 +42,9 @@ def to_dataset(table: Columns, label: str | None) -> tuple[Dataset, tuple[str, .
         raise DataError(f"{table.where} is damaged: it says {table.rows} rows and has {start}")
     if not start:
         raise DataError(f"{table.where}: no examples")
-    array, lengths, notes = features.done()
     values, words = labels.done()
-    notes += (f"the label is the last column, {names[at]!r}",) if guessed else ()
-    return Dataset(array, values, words or _class_names(values, table, names[at]), lengths=lengths), notes
+    data, notes = features.done(values, words or _class_names(values, table, names[at]))
+    return data, notes + ((f"the label is the last column, {names[at]!r}",) if guessed else ())
 
 
 class _Labels:
