@@ -54,12 +54,12 @@ def _is_ours(path: Path) -> bool:
         return False
 
 
-def _started(place: Path) -> float:
+def _started(place: Path) -> tuple[float, str]:
     """For the order of runs: a run file is written once."""
     try:
-        return (place / "run.toml").stat().st_mtime
+        return (place / "run.toml").stat().st_mtime, place.name
     except OSError:
-        return 0.0
+        return 0.0, place.name
 
 
 def _row(place: Path, of: Summary | None) -> list[object]:
