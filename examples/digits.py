@@ -21,4 +21,4 @@ def model() -> tuple[nn.Module, torch.Tensor]:
         nn.ReLU(),
         nn.Linear(64, 10),
     )
-    return net, torch.zeros(1, 1, 8, 8)
+    return net, torch.rand(16, 1, 8, 8)  # values of 0..1, and so the bundle states that range

@@ -99,8 +99,16 @@ def stated(presence: Presence) -> str:
 def check_classes(classes: Iterable[DeviceClass]) -> None:
     """Raise ConfigError unless all bundles agree on what they share, and have the settings of their class."""
     first: dict[str, tuple[DeviceClass, StateTensor]] = {}
+    named: DeviceClass | None = None
     for one in classes:
         manifest = one.bundle.manifest
+        if manifest.data.class_names:
+            named = named or one
+            if manifest.data.class_names != named.bundle.manifest.data.class_names:
+                raise ConfigError(
+                    f"device classes {named.name!r} and {one.name!r} do not call the same classes by the same names",
+                    hint="export their bundles with the same --classes",
+                )
         known = {i.name for program in manifest.programs.values() for i in program.inputs if i.source == "setting"}
         for name in one.settings:
             if name not in known:

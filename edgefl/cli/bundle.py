@@ -11,8 +11,11 @@ import msgspec
 from edgefl.bundle import Bundle, read
 from edgefl.cli.output import format_option, print_json, print_table
 from edgefl.cli.teller import Teller, tells
+from edgefl.data_contract import Feature
 from edgefl.manifest import Parity, StateTensor
 from edgefl.results.rounds import size
+
+NAMED = 30  # classes in a line; JSON has them all
 
 
 @click.command()
@@ -35,8 +38,10 @@ def inspect(bundle: Path, form: str) -> None:
     click.echo(f"{manifest.name}: a bundle for {manifest.method}, made by {manifest.made_by}")
     labels = f"{contract.labels_dtype} {list(contract.labels)}" if contract.labels else contract.labels_dtype
     classes = f", {contract.classes} classes" if contract.classes else ""
-    features = ", ".join(f"{one.dtype} {list(one.shape)}" for one in contract.features)
-    click.echo(f"data: {features}; labels {labels}{classes}")
+    click.echo(f"data: {', '.join(map(_feature, contract.features))}; labels {labels}{classes}")
+    if contract.class_names:
+        more = f" ... ({len(contract.class_names)} in all)" if len(contract.class_names) > NAMED else ""
+        click.echo(f"classes: {', '.join(contract.class_names[:NAMED])}{more}")
     click.echo(f"identity: {found.sha256}\n")
     print_table(
         "Programs",
@@ -182,6 +187,13 @@ def summary(bundle: Bundle) -> dict[str, Any]:
             for t in manifest.state
         ],
     }
+
+
+def _feature(feature: Feature) -> str:
+    name = "" if feature.name == "x" else f"{feature.name} "
+    within = f" in {feature.range[0]:g}..{feature.range[1]:g}" if feature.range is not None else ""
+    mask = f", the mask of {feature.mask_of}" if feature.mask_of else ""
+    return f"{name}{feature.dtype} {list(feature.shape)}{within}{mask}"
 
 
 def _fusion(tensor: StateTensor) -> str:

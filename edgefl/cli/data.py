@@ -49,7 +49,7 @@ def split(
 
     \b
     Example:
-      edgefl split digits --devices 8 -o parts      # parts/pi-1.npz ... parts/test.npz
+      edgefl split digits --devices 8 -o parts      # parts/pi-1.npz ... parts/test.npz, parts/classes.txt
     """
     from edgefl.runs.parts import write_parts
 
@@ -58,16 +58,16 @@ def split(
         raise ConfigError(f"--prefix {prefix!r} makes no device names", hint="a-z, 0-9, _ and -, short")
     with teller.working(f"cutting {data}"):
         how = (partition, alpha, per_device, seed, examples, label)
-        counts = write_parts(data, out, names, *how, progress=teller.detail)
+        dealt = write_parts(data, out, names, *how, progress=teller.detail)
     if form == "json":
-        print_json({"out": str(out), "parts": {name: sum(classes) for name, classes in counts.items()}})
+        parts = {name: sum(counts) for name, counts in dealt.counts.items()}
+        print_json({"out": str(out), "parts": parts, "classes": dealt.classes})
         return
-    classes = max(len(c) for c in counts.values())
-    if classes == 1:
-        print_table(f"{out}: examples", ["part", "all"], [[name, str(sum(c))] for name, c in counts.items()])
+    if not dealt.classes:
+        print_table(f"{out}: examples", ["part", "all"], [[name, str(sum(c))] for name, c in dealt.counts.items()])
         return
     print_table(
         f"{out}: examples of each class",
-        ["part", *(str(c) for c in range(classes)), "all"],
-        [[name, *(str(n) for n in c), str(sum(c))] for name, c in counts.items()],
+        ["part", *dealt.classes, "all"],
+        [[name, *(str(n) for n in c), str(sum(c))] for name, c in dealt.counts.items()],
     )

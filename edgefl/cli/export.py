@@ -15,11 +15,12 @@ from edgefl.cli.teller import Teller, tells
 from edgefl.errors import ConfigError
 from edgefl.files import read_bytes
 from edgefl.results.rounds import size
+from edgefl.runs.example_data import with_examples
 from edgefl.runs.run_file import from_toml
 from edgefl.runs.sections import bundle_name
 from edgefl_exporter.methods import METHODS
 from edgefl_exporter.methods.method import NotOfMethod
-from edgefl_exporter.options import COMMON, METHOD, OWN, Option, checked, options
+from edgefl_exporter.options import COMMON, DATA, METHOD, OWN, Option, checked, options
 
 SECTION = "[tool.edgefl.export]"
 ENVIRONMENT = {"training_python": "EDGEFL_TRAINING_PYTHON"}
@@ -72,7 +73,7 @@ def _help(option: Option, owner: str) -> str:
 
 def _all_options(command: Callable[..., None]) -> Callable[..., None]:
     own = [_click(option, name) for name, found in OWN.items() for option in found.values()]
-    for add in reversed([_click(METHOD), *own, *map(_click, COMMON.values())]):
+    for add in reversed([_click(METHOD), _click(DATA), *own, *map(_click, COMMON.values())]):
         command = add(command)
     return command
 
@@ -101,7 +102,9 @@ HELP = """Compile a PyTorch model to a bundle of training programs, and prove th
 def export(model: str | None, out: Path | None, form: str, teller: Teller, **given: Any) -> None:
     with _wrong_usage():
         said = options(
-            _configured(teller) | checked({n: value for n, value in given.items() if value not in (None, ())})
+            with_examples(
+                _configured(teller) | checked({n: value for n, value in given.items() if value not in (None, ())})
+            )
         )
         source = said.method.source(model)
     name = f"{said.method.prefix}{bundle_name(source)}"

@@ -27,6 +27,7 @@ from edgefl.method import Ask, Method, Work, Worked
 from edgefl.protocol import MAX_HEADER_BYTES, Announcement, BlobRef, devices_that_fit
 from edgefl.runs import questions
 from edgefl.runs.evaluation import evaluation_data, evaluator_of
+from edgefl.runs.example_data import with_examples
 from edgefl.runs.own_method import guarded
 from edgefl.runs.run_file import OWN_CODE, make_method, own_code_of, with_own_code
 from edgefl.runs.sections import BundleSection, ModelSection, RunFile
@@ -77,7 +78,7 @@ def classes_of(config: RunFile, place: Path, progress: Progress) -> list[DeviceC
     classes = [
         DeviceClass(
             name=one.class_name,
-            bundle=_bundle_of(one, place / "bundles" / one.class_name, config.seed, one.class_name, progress),
+            bundle=_bundle_of(one, place / "bundles" / one.class_name, config, one.class_name, progress),
             condition=parse_condition(one.condition) if one.condition else device_classes.Condition(),
             devices=one.devices,
             settings=one.settings,
@@ -88,8 +89,12 @@ def classes_of(config: RunFile, place: Path, progress: Progress) -> list[DeviceC
     return classes
 
 
-def _bundle_of(section: ModelSection, inside: Path, seed: int, name: str, progress: Progress) -> Bundle:
-    """The bundle, in the run directory: exported there, or copied, so that a resume needs nothing else."""
+def _bundle_of(section: ModelSection, inside: Path, config: RunFile, name: str, progress: Progress) -> Bundle:
+    """The bundle, in the run directory: exported there, or copied, so that a resume needs nothing else.
+
+    Of a model that is exported, the names of classes and the range are those of the fleet's data, where the run has one
+    and its options do not say.
+    """
     if inside.exists():
         return read(inside)
     if section.path is not None:
@@ -97,7 +102,11 @@ def _bundle_of(section: ModelSection, inside: Path, seed: int, name: str, progre
         shutil.copytree(bundle.path, inside)
         return read(inside)
     assert section.model is not None
-    options = {"seed": seed, **section.options}
+    options = {"seed": config.seed, **section.options}
+    if config.fleet is None or "data" in options:
+        options = with_examples(options)
+    else:
+        options = with_examples({"data": config.fleet.data, **options}, label=config.fleet.label)
     where = f"{'[[bundle]]' if isinstance(section, BundleSection) else '[student]'} {name!r} options"
     from edgefl_exporter import export_source
 
@@ -112,7 +121,7 @@ def student_of(config: RunFile, place: Path, progress: Progress) -> Student | No
         return None
     from edgefl_device.work.student import Student
 
-    return Student(_bundle_of(config.student, place / "student", config.seed, "student", progress))
+    return Student(_bundle_of(config.student, place / "student", config, "student", progress))
 
 
 def method_of(config: RunFile, classes: Sequence[DeviceClass], student: Student | None = None) -> Method:

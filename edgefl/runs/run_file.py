@@ -311,10 +311,17 @@ def _source_beside(base: Path, section: _Source) -> _Source:
         section,
         path=_beside(base, section.path) if section.path else None,
         model=_model_beside(base, section.model),
-        options={
-            k: _model_beside(base, v) if k in SOURCES and ":" in str(v) else v for k, v in section.options.items()
-        },
+        options={k: _option_beside(base, k, v) for k, v in section.options.items()},
     )
+
+
+def _option_beside(base: Path, name: str, value: Any) -> Any:
+    """An option of an export, with a path in it as seen from the run file's folder."""
+    if name in SOURCES and ":" in str(value):
+        return _model_beside(base, value)
+    if name == "data" or (name == "classes" and isinstance(value, str) and (base / value).is_file()):
+        return _beside(base, str(value))
+    return value
 
 
 def _model_beside(base: Path, model: str | None) -> str | None:

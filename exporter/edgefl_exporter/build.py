@@ -16,7 +16,7 @@ from torch import Tensor
 import edgefl
 from edgefl import bundle
 from edgefl.bundle import Bundle
-from edgefl.data_contract import DataContract, Feature, Normalisation
+from edgefl.data_contract import UNIT, DataContract, Feature, Normalisation, check_class_names
 from edgefl.errors import InputError, LoweringError, said
 from edgefl.manifest import (
     FORMAT,
@@ -31,6 +31,7 @@ from edgefl.manifest import (
 from edgefl.replay import Runner, Runs
 from edgefl.tensors import Tensors
 from edgefl.training_artifacts import ENGINE
+from edgefl_exporter.class_names import read_class_names
 from edgefl_exporter.lowering import lower
 from edgefl_exporter.methods.method import Method
 from edgefl_exporter.models.parts import DTYPES, Parts, take_apart
@@ -48,6 +49,7 @@ from edgefl_exporter.targets.onnxruntime_training import Made
 from edgefl_exporter.torch_internals import AnyBatchNorm, layers_as_written
 
 _NO_FILE = File("", "", 0)
+FILLED = 16  # different values of an example input that say something of its range
 _UNPROVEN = Parity("", 0.0, {})
 
 
@@ -90,6 +92,7 @@ def build(
     seed, target = recipe.seed, recipe.target
     python = onnxruntime_training.check(recipe.training_python, recipe.programs) if target == ENGINE else None
     _check_normalisation(recipe.normalisation, example_input)
+    _check_range(recipe.range)
     update = _update(recipe, method)
     model = method.model(model, example_input, recipe)
     with torch.random.fork_rng(devices=[]), layers_as_written():
@@ -104,15 +107,20 @@ def build(
         update.check(task.used)
         if idle := [name for name in parts.trained if name not in task.used]:
             tell(f"left as they are, because the loss does not depend on them: {', '.join(idle)}")
+        class_names = _class_names(recipe, kind)
         contract = DataContract(
             features=(
                 Feature(
-                    tuple(example_input.shape[1:]), DTYPES[example_input.dtype], normalisation=recipe.normalisation
+                    tuple(example_input.shape[1:]),
+                    DTYPES[example_input.dtype],
+                    range=recipe.range or _range_of(example_input),
+                    normalisation=recipe.normalisation,
                 ),
             ),
             labels=kind.shape,
             labels_dtype=kind.dtype,
             classes=kind.classes,
+            class_names=class_names,
         )
         definitions = [*_define(task, recipe.programs), *(make(task) for make in recipe.own_programs)]
         brought = {name: value for definition in definitions for name, value in definition.brings.items()}
@@ -187,6 +195,30 @@ def _check_normalisation(normalisation: Normalisation, x: Tensor) -> None:
             raise InputError(f"{name} has {len(values)} numbers; expected 1, or {channels}: one for each channel")
         if not all(map(math.isfinite, values)) or (name == "std" and min(values) <= 0):
             raise InputError(f"{name} is {', '.join(map(str, values))}; expected finite numbers, std above 0")
+
+
+def _check_range(stated: tuple[float, float] | None) -> None:
+    """Raises InputError unless the lower number comes first."""
+    if stated is not None and not (all(map(math.isfinite, stated)) and stated[0] < stated[1]):
+        raise InputError(f"the range is {stated[0]:g}..{stated[1]:g}; expected two finite numbers, the lower one first")
+
+
+def _range_of(x: Tensor) -> tuple[float, float] | None:
+    """0..1 where the example is filled with such values: noise and zeros, which stand for any data, are not."""
+    values = set(x.flatten().tolist()) if x.is_floating_point() else set()
+    return UNIT if len(values) >= FILLED and min(values) >= 0 and max(values) <= 1 else None
+
+
+def _class_names(recipe: Recipe, kind: Labels) -> tuple[str, ...]:
+    """Raises InputError unless they are as many as there are classes."""
+    names = read_class_names(recipe.classes)
+    if names:
+        try:
+            check_class_names(names, kind.classes)
+        except ValueError as error:
+            hint = f"name all {kind.classes} in their order" if kind.classes else "leave --classes out"
+            raise InputError(f"--classes: {error}", hint=hint) from error
+    return names
 
 
 def _check_model(parts: Parts, x: Tensor, loss: Loss) -> Labels:

@@ -46,6 +46,9 @@ HELP = {
     "micro_batches": "Batches per step.",
     "batch": "dynamic, or one size to which batches are padded.",
     "programs": "Also: gradient.",
+    "classes": "Names of all classes in their order: a,b,c or a FILE with one on each line.",
+    "range": "Lowest and highest value of the features, before normalisation: 0,1",
+    "data": "Examples, as a device has them: whose range, and whose names of classes, are the bundle's.",
     "mean": "Normalisation, one number or one per channel: 0.5,0.5,0.5",
     "std": "Like --mean: x becomes (x - mean) / std.",
     "seed": "Of the initial weights and of the proof's data.",
@@ -76,6 +79,8 @@ class Options(Struct, frozen=True, kw_only=True):
     micro_batches: Count = 1
     batch: str = "dynamic"
     programs: Texts = ("train", "evaluate", "predict")
+    classes: Texts = ()
+    range: Numbers = ()
     mean: Numbers = (0.0,)
     std: Numbers = (1.0,)
     seed: Annotated[int, Meta(ge=0)] = 0
@@ -181,10 +186,16 @@ def _option(name: str, hint: Any, default: Any, text: str) -> Option:
     return Option(name, str if choices else kind, text, default, limits, choices, each)
 
 
+DATA = Option("data", str, HELP["data"])  # read by `edgefl.runs.example_data`, which makes `classes` and `range` of it
 METHOD = Option("method", str, HELP["method"], DEFAULT, {}, tuple(METHODS), own=True)
 COMMON: dict[str, Option] = _declared(Options, HELP)
 OWN: dict[str, dict[str, Option]] = {name: _declared(method, method.options) for name, method in METHODS.items()}
-ALL: dict[str, Option] = {"method": METHOD} | COMMON | {n: one for own in OWN.values() for n, one in own.items()}
+ALL: dict[str, Option] = {
+    "method": METHOD,
+    "data": DATA,
+    **COMMON,
+    **{name: one for own in OWN.values() for name, one in own.items()},
+}
 
 
 def checked(given: Mapping[str, Any], where: str = "") -> dict[str, Any]:
@@ -206,6 +217,8 @@ def checked(given: Mapping[str, Any], where: str = "") -> dict[str, Any]:
 def options(given: Mapping[str, Any]) -> Options:
     """The options of what is `checked`. Raises NotOfMethod for an option that the method has not."""
     said = dict(given)
+    if "data" in said:
+        raise InputError("--data is read by `edgefl export` and by run files", hint="say classes and range instead")
     method = method_named(said.pop("method", DEFAULT))
     known = OWN[method.name] if METHODS.get(method.name) is method else {}
     for owner, own in OWN.items():

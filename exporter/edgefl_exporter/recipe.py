@@ -36,6 +36,9 @@ class Recipe:
                      the same text: {"classifier.*": "head.*"}
     batch            a fixed batch size for the programs that train; by default it is dynamic
     programs         of: train, gradient, evaluate, predict. With `proximal` there is also `anchor`
+    range            lowest and highest value of the features, before they are normalised; None: where the example input
+                     is filled with values of 0..1, that, else nobody has said
+    classes          names of the classes in their order: a list, "a,b,c", or a file with one on each line
     seed             of the proof's data, and of what a method adds to a model
     target           "onnxruntime-training" adds files for devices with that runtime, made and proven by
                      `training_python`, the interpreter of another environment
@@ -61,6 +64,8 @@ class Recipe:
     batch: int | None = None
     programs: Sequence[str] = PROGRAMS
     normalisation: Normalisation = Normalisation()  # noqa: RUF009  (frozen)
+    range: tuple[float, float] | None = None
+    classes: str | Path | Sequence[str] = ()
     seed: int = 0
     target: str = PORTABLE
     training_python: Path | None = None

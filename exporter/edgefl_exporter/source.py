@@ -73,6 +73,8 @@ def recipe_of(said: Options, loaded: Loaded) -> Recipe:
         batch=_batch(said.batch),
         programs=said.programs,
         normalisation=Normalisation(said.mean, said.std),
+        range=_range(said.range) or loaded.range,
+        classes=said.classes,
         seed=said.seed,
         target=said.target,
         training_python=Path(said.training_python) if said.training_python else None,
@@ -135,6 +137,14 @@ def _renaming(text: str) -> tuple[str, str]:
             hint="for example --share-as 'classifier.*=head.*', one * on each side",
         )
     return pattern, group
+
+
+def _range(numbers: tuple[float, ...]) -> tuple[float, float] | None:
+    if not numbers:
+        return None
+    if len(numbers) != 2:
+        raise InputError(f"--range is {', '.join(f'{n:g}' for n in numbers)}; expected LOW,HIGH", hint="--range 0,1")
+    return numbers[0], numbers[1]
 
 
 def _batch(text: str) -> int | None:

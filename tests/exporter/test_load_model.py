@@ -41,7 +41,7 @@ def file(tmp_path: Path) -> Path:
 
 def test_a_function_class_or_zoo_name_gives_model_and_example(file: Path) -> None:
     for source, shape in ((f"{file}:model", None), (f"{file}:plain", (1, 8, 8)), (f"{file}:Net", (64,))):
-        module, example, _, _ = load_model(source, shape)
+        module, example, *_ = load_model(source, shape)
         assert isinstance(module, nn.Module) and module.training
         assert module(torch.cat([example] * 3)).shape == (3, 10)
     assert load_model("zoo:digits")[1].shape == (1, 1, 8, 8)

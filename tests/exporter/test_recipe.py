@@ -39,6 +39,8 @@ def test_text_and_python_say_the_same_recipe() -> None:
         "programs": ["train"],
         "mean": 2,
         "std": "0.5,0.25",
+        "range": "-1,1",
+        "classes": "cat, dog, owl",
     }
     assert recipe_of(options(checked(said)), MODEL) == Recipe(
         method=CoDream(dreams=3),
@@ -50,6 +52,8 @@ def test_text_and_python_say_the_same_recipe() -> None:
         batch=16,
         programs=("train",),
         normalisation=Normalisation((2.0,), (0.5, 0.25)),
+        range=(-1.0, 1.0),
+        classes=("cat", "dog", "owl"),
     )
 
 

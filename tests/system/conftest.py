@@ -20,7 +20,7 @@ def digits_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from edgefl_exporter.models.load_model import load_model
 
     out = tmp_path_factory.mktemp("exported") / "digits.bundle"
-    module, example, _, _ = load_model("zoo:digits", seed=0)
+    module, example, *_ = load_model("zoo:digits", seed=0)
     export(module, example, out=out, name="digits")
     return out
 

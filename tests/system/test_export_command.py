@@ -61,6 +61,32 @@ def test_options_stand_in_pyproject_and_the_command_line_wins(folder: Path) -> N
     assert {t.name for t in program.state if t.role == "optimizer"} >= {"optimizer.step", "optimizer.square.2.weight"}
 
 
+def test_the_bundle_says_what_its_classes_are_called_and_where_its_values_lie(folder: Path) -> None:
+    (folder / "animals.csv").write_text("0,0.5,0,1,owl\n0,0.5,0,1,cat\n")
+    result = run("nets.py:model", "--data", "animals.csv", "--programs", "evaluate", "--format", "json")
+    assert result.exit_code == 0, result.output
+    data = json.loads(result.stdout)["data"]
+    assert (data["class_names"], data["features"][0]["range"]) == (["cat", "owl"], [0, 1])
+    shown = CliRunner().invoke(main, ["inspect", "nets.bundle"]).output.splitlines()
+    assert shown[1:3] == ["data: float32 [4] in 0..1; labels int64, 2 classes", "classes: cat, owl"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--classes", "a,b,c"), "--classes: 3 class names for 2 classes"),
+        (("--classes", "a,b", "--loss", "mse"), "--classes: class names, but labels are no class numbers"),
+        (("--range", "1,0"), "the range is 1..0; expected two finite numbers, the lower one first"),
+        (("--range", "1"), "--range is 1; expected LOW,HIGH"),
+        (("--data", "nowhere.csv"), "no data at nowhere.csv"),
+    ],
+)
+def test_names_and_ranges_that_cannot_be(options: tuple[str, ...], said: str, folder: Path) -> None:
+    result = run("nets.py:model", *options)
+    assert result.exit_code == 3 and f"error: {said}\n" in result.stderr
+    assert not (folder / "nets.bundle").exists()
+
+
 def test_a_loss_of_ones_own(folder: Path) -> None:
     result = run("nets.py:forecaster", "--loss", "nets.py:pinball", "--programs", "evaluate", "-o", "f.bundle")
     assert result.exit_code == 0, result.output

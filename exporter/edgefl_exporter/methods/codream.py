@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from msgspec import Meta
 
+from edgefl.data_contract import UNIT
 from edgefl.errors import InputError
 from edgefl.names import DREAMS, GENERATOR
 from edgefl_exporter.methods.method import Method
@@ -46,6 +47,8 @@ class CoDream(Method, frozen=True, kw_only=True):
 
         if self.dreams < 1:
             raise InputError(f"{self.dreams} dreams; expected at least 1")
+        if recipe.range not in (None, UNIT):
+            raise InputError("dreams are images with pixels of 0..1", hint="leave --range out, or give --range 0,1")
         normalisation = recipe.normalisation
         compare = partial(likeness, dreams=self.dreams, normalisation=normalisation)
         fast = [partial(make, normalisation=normalisation) for make in (generate, generator_step) if self.generator]

@@ -17,13 +17,14 @@ from edgefl_exporter.zoo import ZOO
 
 
 class Loaded(NamedTuple):
-    """A module, an example input [batch, ...], where somebody gives them example labels [batch, ...], and the name of
-    the loss that it is made for."""
+    """A module, an example input [batch, ...], where somebody gives them example labels [batch, ...], the name of the
+    loss that it is made for, and the range of values that it is made for, where that is known."""
 
     module: nn.Module
     example: Tensor
     labels: Tensor | None = None
     loss: str = "cross_entropy"
+    range: tuple[float, float] | None = None
 
 
 def load_model(
@@ -104,7 +105,7 @@ def _make(source: str, arguments: dict[str, Any]) -> object:
             raise InputError(f"no model {name!r} in the zoo", hint=nearest(name, ZOO))
         _check_arguments(source, ZOO[name].make, arguments)
         module, example = ZOO[name].make(**arguments)
-        return Loaded(module, example, loss=ZOO[name].loss)
+        return Loaded(module, example, loss=ZOO[name].loss, range=ZOO[name].range)
     found = own_code.load(Path(file), name)
     _check_arguments(source, found, arguments)
     if isinstance(found, nn.Module) or not callable(found):

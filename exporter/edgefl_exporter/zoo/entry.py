@@ -24,11 +24,13 @@ class Entry:
                `features`, the width before the last layer
     reference  where the architecture was published
     loss       what it is trained with: a name in edgefl_exporter.programs.losses
+    range      lowest and highest value of its input, before normalisation; None where that is the data's own affair
     """
 
     make: Callable[..., Made]
     reference: str
     loss: str = "cross_entropy"
+    range: tuple[float, float] | None = None
 
     @property
     def about(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from toy import write_regression
@@ -115,3 +116,15 @@ def test_a_run_begins_with_the_first_bundles_values_and_a_model_is_made_of_the_f
     all_of = whole(Model("all", bundle, in_state(bundle.manifest, fused)))
     assert all_of["w"].tolist() == [3, 4] and sorted(all_of) == ["count", "moment", "w"]
     assert whole(Model("all", bundle, {}))["w"].tolist() == [0, 0]
+
+
+def test_bundles_of_a_run_call_the_same_classes_by_the_same_names(make_class: MakeClass) -> None:
+    def named(name: str, *names: str) -> DeviceClass:
+        one = make_class(name)
+        data = msgspec.structs.replace(one.bundle.manifest.data, classes=2, class_names=names)
+        manifest = msgspec.structs.replace(one.bundle.manifest, data=data)
+        return DeviceClass(name, Bundle(one.bundle.path, manifest, b""))
+
+    check_classes([make_class("numbers"), named("a", "cat", "dog"), named("b", "cat", "dog")])
+    with pytest.raises(ConfigError, match="device classes 'c' and 'd' do not call the same classes by the same names"):
+        check_classes([named("c", "cat", "dog"), named("d", "dog", "cat")])

@@ -148,7 +148,7 @@ def test_a_class_that_nobody_trains_on_is_nobodys_test() -> None:
 def test_parts_of_so_many_examples_are_of_the_data_set_and_drawn_by_the_seed(tmp_path: Path) -> None:
     def made(seed: int) -> tuple[dict[str, list[int]], np.ndarray]:
         folder = tmp_path / str(seed)
-        counts = write_parts("digits", folder, ["a", "b"], "iid", 0.5, 2, seed, examples=60)
+        counts = write_parts("digits", folder, ["a", "b"], "iid", 0.5, 2, seed, examples=60).counts
         return counts, np.concatenate([np.load(folder / f"{name}.npz")["x"] for name in ("a", "b")])
 
     counts, images = made(0)

@@ -275,6 +275,21 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     assert run.evaluate is not None and run.evaluate.data == "digits"  # a named data set is no path
 
 
+def test_paths_of_an_export_are_relative_to_the_file_too(tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("cat\n")
+
+    def options(said: str) -> dict[str, object]:
+        text = f'name = "n"\n[[bundle]]\nmodel = "zoo:digits"\noptions = {{ {said} }}\n'
+        (tmp_path / "run.toml").write_text(text)
+        return read_run_file(tmp_path / "run.toml").bundles[0].options
+
+    assert options('classes = "classes.txt", data = "parts"') == {
+        "classes": str(tmp_path / "classes.txt"),
+        "data": str(tmp_path / "parts"),
+    }
+    assert options('classes = "cat,dog", data = "digits"') == {"classes": "cat,dog", "data": "digits"}
+
+
 def test_a_model_of_the_zoo_is_no_path(tmp_path: Path) -> None:
     for model, read in (("zoo:digits", "zoo:digits"), ("m.py:model", f"{tmp_path / 'm.py:model'}")):
         (tmp_path / "run.toml").write_text(f'name = "a"\nmodel = "{model}"\n')

@@ -11,5 +11,6 @@ from __future__ import annotations
 from edgefl_device.data.batches import batches
 from edgefl_device.data.contract import fit_all, fit_to_contract
 from edgefl_device.data.dataset import Dataset, Splits
+from edgefl_device.data.ranges import Span, span_of
 
-__all__ = ["Dataset", "Splits", "batches", "fit_all", "fit_to_contract"]
+__all__ = ["Dataset", "Span", "Splits", "batches", "fit_all", "fit_to_contract", "span_of"]

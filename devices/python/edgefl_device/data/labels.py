@@ -54,15 +54,18 @@ def fit_labels(dataset: Dataset, contract: DataContract, where: str) -> AnyArray
 
 def _by_name(labels: AnyArray, names: Mapping[int, str], contract: DataContract, where: str) -> AnyArray:
     """Labels of the source as class numbers of the contract."""
-    there = {int(label): class_name(names[int(label)]) for label in np.unique(labels)}
+    if labels.dtype.kind not in "iu" or (unknown := [one for one in np.unique(labels).tolist() if one not in names]):
+        said = f"label {unknown[0]}" if labels.dtype.kind in "iu" else f"labels of {labels.dtype}"
+        raise DataError(f"{where}: {said} among classes that have names, {_listed(names.values())}")
+    there = {label: class_name(names[label]) for label in np.unique(labels).tolist()}
     if contract.classes is None:
         raise DataError(
             f"{where}: labels are words, {_listed(there.values())}; the bundle's are {contract.labels_dtype} numbers",
             hint="is the right column the label?",
         )
     if not contract.class_names:
-        if all(_is_number(name) and int(name) == label for label, name in there.items()):
-            return labels  # folders that are called by the class numbers
+        if all(map(_is_number, there.values())):  # folders that are called by the class numbers
+            return _mapped(labels, {label: int(name) for label, name in there.items()})
         raise DataError(
             f"{where}: classes are called {_listed(there.values())}; "
             f"the bundle has {contract.classes} classes without names",

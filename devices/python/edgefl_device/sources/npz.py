@@ -23,6 +23,7 @@ from edgefl_device.data.dataset import AnyArray, Dataset, Splits, check_size
 from edgefl_device.sources import images
 
 FEATURE_KEYS = ("x", "features", "images", "data")
+CLASSES = "classes"  # texts: what labels 0, 1, ... are called
 LABEL_KEYS = ("y", "labels", "label", "targets", "target")
 MAX_HEADER_BYTES = 10_000  # as NumPy: a longer one might take Python's parser down
 MAX_DIMENSIONS = 32  # NumPy 1 has no more
@@ -37,21 +38,30 @@ def read_npz(path: Path) -> Splits:
     with open_npz(path) as archive:
         if all(name in archive for name in ("jpeg", "offset", "label")):
             return Splits(_jpegs(path, archive))
-        train = _split(archive, "_train") or _split(archive, "")
+        names = _names(archive)
+        train = _split(archive, "_train", names) or _split(archive, "", names)
         if train is None:
             raise DataError(
                 f"{path} holds {', '.join(archive.names) or 'nothing'}; expected arrays 'x' and 'y'",
                 hint="save it with numpy.savez(path, x=features, y=labels)",
             )
-        return Splits(train, _split(archive, "_test"))
+        return Splits(train, _split(archive, "_test", names))
 
 
-def _split(archive: Npz, suffix: str) -> Dataset | None:
+def _names(archive: Npz) -> dict[int, str] | None:
+    """Label -> name, where `classes` holds texts."""
+    classes = archive.read(CLASSES) if CLASSES in archive else None
+    if classes is None or classes.dtype.kind != "U" or classes.ndim != 1:
+        return None
+    return dict(enumerate(classes.tolist()))
+
+
+def _split(archive: Npz, suffix: str, names: dict[int, str] | None) -> Dataset | None:
     features = next((key + suffix for key in FEATURE_KEYS if key + suffix in archive), None)
     labels = next((key + suffix for key in LABEL_KEYS if key + suffix in archive), None)
     if features is None or labels is None:
         return None
-    return Dataset(archive.read(features), archive.read(labels))
+    return Dataset(archive.read(features), archive.read(labels), names)
 
 
 def _jpegs(path: Path, archive: Npz) -> Dataset:

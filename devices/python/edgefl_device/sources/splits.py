@@ -16,6 +16,7 @@ def read_splits(source: str | Path, *, label: str | None = None) -> Splits:
     `label` names the label's column of a table.
 
     npz                 `x` and `y` (also features, images, data; labels, targets), a test split as `x_test`, `y_test`;
+                        texts in `classes` name labels 0, 1, ...;
                         or `jpeg`, `offset`, `label`: image i is the JPEG file jpeg[offset[i]:offset[i + 1]]
     IDX                 a folder as MNIST comes (train-images-idx3-ubyte[.gz] ...), or one images file with its
                         labels file beside it
