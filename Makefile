@@ -71,8 +71,9 @@ soak: $(VENV)/.test mosquitto ## Run the tests ROUNDS times (10), each time with
 mutate: $(VENV)/.mutate ## Say how many small mistakes in the core its tests see; an hour, or some minutes with MODULES=journal
 	$(BIN)/python tests/mutate.py $(MODULES)
 
-package: $(VENV)/.test ## Build the wheel and the source archive into dist/
+package: $(VENV)/.test ## Build the wheel and the source archive into dist/, and say what a device installs, in MB
 	$(BIN)/python -m hatchling build -d dist
+	$(BIN)/python bench/package_size.py
 
 clean: ## Remove the environments, what was built and every cache
 	rm -rf $(VENV) $(TRAINING_VENV) .venv-onnxruntime-* .arm64 .arm64.new devices/web/node_modules dist build \

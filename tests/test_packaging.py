@@ -11,6 +11,8 @@ import zipfile
 from email.parser import Parser
 from pathlib import Path
 
+import click
+import package_size
 import pytest
 
 import edgefl
@@ -47,8 +49,31 @@ def test_the_base_and_a_device_need_no_torch(wheel: Path) -> None:
         metadata = Parser().parsestr(archive.read(path).decode())
     assert metadata["Version"] == edgefl.__version__
     needs = metadata.get_all("Requires-Dist", [])
-    extras = {re.sub(r".*extra == '(\w+)'.*|.*", r"\1", line) for line in needs if line.startswith("torch")}
-    assert extras == {"exporter", "all", "test", "mutate"}
+    assert extras_with("torch", needs) == {"exporter", "all", "test", "mutate"}
+    # Nor what only a person at a terminal needs, or who has images: 25 MB.
+    assert extras_with("rich", needs).isdisjoint({"", "device"})
+    assert extras_with("pillow", needs).isdisjoint({"", "device"})
+
+
+@pytest.mark.slow
+def test_what_a_pi_installs(wheel: Path, tmp_path: Path) -> None:
+    """In 140 MB, with what signatures need. On x86-64 onnxruntime and NumPy alone are 133."""
+    package_size.install([f"{wheel}[device]", package_size.BESIDE], tmp_path, package_size.PI)
+    sizes = package_size.sizes_mb(tmp_path)
+    assert {"edgefl", "onnxruntime", "numpy", "cryptography"} <= sizes.keys()
+    assert sum(sizes.values()) <= package_size.LIMIT_MB, sizes
+
+
+def test_the_size_of_a_package_is_that_of_its_files_but_byte_code() -> None:
+    sizes = package_size.sizes_mb(Path(click.__file__).parents[1])
+    files = [file for file in Path(click.__file__).parent.glob("*.py*") if file.suffix != ".pyc"]
+    least = sum(file.stat().st_size for file in files) / 1e6
+    assert least <= sizes["click"] < least + 0.1
+
+
+def extras_with(package: str, needs: list[str]) -> set[str]:
+    """The extras that bring a package; "" is the base."""
+    return {re.sub(r".*extra == '(\w+)'.*|.*", r"\1", line) for line in needs if line.startswith(package)}
 
 
 def test_the_base_installs_alone_and_helps(wheel: Path, tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ _EXTRAS = {
     "onnx_ir": "exporter",
     "onnx": "aggregator",
     "onnxruntime": "device",
+    "rich": "aggregator",
     "sklearn": "demo",
 }
 

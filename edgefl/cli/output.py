@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -31,18 +30,14 @@ def print_json(value: object) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table; columns of numbers to the right. Never cut where the output is no terminal."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console() if sys.stdout.isatty() else Console(width=200)
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for index, column in enumerate(columns):
-        words = index == 0 or any(row[index][:1].isalpha() for row in rows)
-        table.add_column(column, justify="left" if words else "right")
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+    """A table; columns of numbers to the right. Never cut, however narrow the terminal is."""
+    click.echo(title)
+    lines = [columns, *rows]
+    widths = [max(len(line[index]) for line in lines) for index in range(len(columns))]
+    words = [index == 0 or any(row[index][:1].isalpha() for row in rows) for index in range(len(columns))]
+    for line in lines:
+        cells = (c.ljust(w) if left else c.rjust(w) for c, w, left in zip(line, widths, words, strict=True))
+        click.echo("  ".join(cells).rstrip())
 
 
 def tell(line: str) -> None:

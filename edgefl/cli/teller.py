@@ -68,8 +68,12 @@ class Teller:
         if self.quiet or not sys.stderr.isatty():
             yield self.tell
             return
-        from rich.console import Console
-        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+        try:
+            from rich.console import Console
+            from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+        except ImportError:  # on a device, where 5 MB for this would be too many
+            yield self.tell
+            return
 
         columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from edgefl.cli import main
+from edgefl.cli.output import print_table
 from edgefl.cli.teller import Teller, tells
 from edgefl.errors import ConfigError
 
@@ -84,3 +86,24 @@ def test_a_log_on_a_full_disk_is_given_up_and_ends_nothing(run: Run) -> None:
 
 def test_quiet_and_verbose_exclude_each_other(run: Run) -> None:
     assert run("-q", "-v").exit_code == 2
+
+
+def test_on_a_terminal_without_rich_it_says_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A device does not install it."""
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with Teller().working("work") as say:
+        say("two")
+    assert capsys.readouterr().err == "two\n"
+
+
+def test_a_table_is_as_wide_as_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table("Parts", ["part", "examples", "about"], [["pi-1", "7", "x" * 200], ["a long name", "1,024", ""]])
+    assert capsys.readouterr().out.splitlines() == [
+        "Parts",
+        "part         examples  about",
+        "pi-1                7  " + "x" * 200,
+        "a long name     1,024",
+    ]

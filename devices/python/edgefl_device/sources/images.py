@@ -138,7 +138,7 @@ def _opened(name: str, content: bytes | Path) -> Iterator[Image]:
     try:
         from PIL import Image
     except ImportError as error:
-        raise DataError("reading images needs Pillow", hint="pip install 'edgefl[device]'") from error
+        raise DataError("reading images needs Pillow", hint="pip install 'edgefl[images]'") from error
     if isinstance(content, Path) and not content.is_file():
         raise DataError(f"{name} cannot be read as an image: it is no file")
     try:
