@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TypeVar
@@ -37,10 +37,10 @@ def sha256_hex(data: bytes | memoryview) -> str:
 def write_atomic(path: Path, data: bytes | memoryview | Iterable[bytes | memoryview]) -> None:
     """Write `data`, whole or part by part, to `path` so that a crash leaves the old file or the new one, never a
     piece."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        os.fchmod(descriptor, 0o666 & ~_umask())
+        os.fchmod(descriptor, 0o666 & _as_private_as(path.parent))
         with os.fdopen(descriptor, "wb") as file:
             for part in (data,) if isinstance(data, (bytes, memoryview)) else data:
                 file.write(part)
@@ -105,11 +105,11 @@ def directory_atomic(path: Path) -> Iterator[Path]:
 
     An existing `path` is replaced as a whole.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         yield temporary
-        os.chmod(temporary, 0o777 & ~_umask())
+        os.chmod(temporary, 0o777 & _as_private_as(path.parent))
         for file in temporary.rglob("*"):
             if file.is_file():
                 with open(file, "rb") as opened:
@@ -184,9 +184,9 @@ def _sweep_one(path: Path, name: str, *, directory: bool) -> bool:
 @contextmanager
 def locked(path: Path, error: EdgeflError, *, patience_s: float = 0.0) -> Iterator[None]:
     """Hold the lock file `path` during the block. Raises `error` when another process still holds it after so long."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     given_up_s = time.monotonic() + patience_s
-    with open(path, "w") as file:
+    with open(path, "w", opener=_private) as file:
         while fcntl is not None:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -198,7 +198,31 @@ def locked(path: Path, error: EdgeflError, *, patience_s: float = 0.0) -> Iterat
         yield
 
 
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def make_private(folder: Path) -> None:
+    """A folder that nobody but its owner may enter; what `write_atomic` makes in it is as private."""
+    make_folder(folder)
+    with suppress(PermissionError):  # somebody else's, who lets us write there
+        folder.chmod(0o700)
+
+
+def make_folder(path: Path) -> None:
+    """A directory, and those above it; one that is missing becomes as private as the one that it is in."""
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    with suppress(FileExistsError):  # another process was faster
+        path.mkdir(0o777 & _as_private_as(path.parent))
+
+
+def _as_private_as(folder: Path) -> int:
+    """The permissions that something new in a folder may have: none that the folder does not give, or the umask takes.
+
+    Whoever owns the file may read and write it all the same.
+    """
+    umask = os.umask(0)
+    os.umask(umask)
+    return (folder.stat().st_mode | 0o700) & 0o777 & ~umask

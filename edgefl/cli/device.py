@@ -37,6 +37,13 @@ from edgefl.training_artifacts import ENGINE
     envvar="EDGEFL_STATE",
     help="Folder for what must survive a restart; default: ~/.edgefl/NAME.",
 )
+@click.option(
+    "--keep",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    help="Finished runs of which bundle, journal and model stay in --state.",
+)
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
 @click.option(
     "--engine",
@@ -78,6 +85,7 @@ def device(
     as_is: bool,
     run: str | None,
     state: Path | None,
+    keep: int,
     threads: int,
     engine: str,
     memory_mb: int | None,
@@ -114,6 +122,7 @@ def device(
             patience_s=patience_s,
             once=once,
             state=place,
+            keep=keep,
             threads=threads,
             engine=engine,
             memory_mb=memory_mb,

@@ -156,6 +156,12 @@ def test_a_device_killed_twice_comes_back_and_nothing_is_lost_or_counted_twice(
     code, out, err = aggregator.end()
     assert code == 0, err
     assert_same_weights(weights_of(json_of(out)["run_dir"], tmp_path), unbroken)
+    assert [device.end()[0] for device in devices] == [0, 0, 0]
+    state = tmp_path / ".edgefl" / "pi-1"
+    (run,) = json.loads((state / "runs.json").read_text())
+    assert run["finished"] and (state / f"{run['name']}.journal").exists()  # `--keep` later ones, and it goes
+    modes = {(path.is_dir(), path.stat().st_mode & 0o777) for path in [state, *state.rglob("*")]}
+    assert modes == {(True, 0o700), (False, 0o600)}
 
 
 def test_a_broker_that_is_killed_and_restarted_loses_nothing(

@@ -11,7 +11,7 @@ from edgefl.errors import ConfigError
 from edgefl.manifest import PORTABLE
 from edgefl.protocol import NAME
 from edgefl_device.data import Splits
-from edgefl_device.options import PATIENCE_S, Options
+from edgefl_device.options import KEEP_RUNS, PATIENCE_S, Options
 from edgefl_device.participate import participate
 from edgefl_device.sources import read_splits
 
@@ -34,6 +34,7 @@ def device(
     settings: Mapping[str, float] | None = None,
     as_is: bool = False,
     tls: Tls | None = None,
+    keep: int = KEEP_RUNS,
     parent: int | None = None,
     progress: Callable[[str], None] = lambda line: None,
     on_progress: Callable[[str], None] = lambda line: None,
@@ -55,6 +56,7 @@ def device(
     memory_mb, cores    to state instead of what is here
     settings    of programs, this device's own: they count more than what the aggregator says
     as_is       use data far outside the range that the bundle was made for; the aggregator is told
+    keep        how many finished runs stay in `state`: their bundles, journals and models
     parent      end when this process is no longer our parent
     progress    is told what happens, one line at a time
     on_progress is told several times a second how far training is, or what is on its way
@@ -84,6 +86,7 @@ def device(
         cores=cores,
         settings=dict(settings or {}),
         as_is=as_is,
+        keep=keep,
         parent=parent,
         progress=on_progress,
     )

@@ -14,6 +14,7 @@ from edgefl_device.data.dataset import Splits
 from edgefl_device.engines.engine import name_of
 
 PATIENCE_S = 600.0  # an aggregator that says nothing for so long is gone: it may have been fusing, or learning
+KEEP_RUNS = 3
 
 Say = Callable[[str], None]
 
@@ -37,6 +38,7 @@ class Options:
     cores: int | None = None
     settings: Mapping[str, float] = field(default_factory=dict)  # of programs, its own
     as_is: bool = False  # data far outside the bundle's range are used all the same
+    keep: int = KEEP_RUNS  # so many finished runs stay in the state folder
     parent: int | None = None  # end when this process is no longer our parent
     progress: Say = lambda line: None  # is told several times a second how far the work under way is
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 
 from edgefl.errors import BrokerError, ConfigError, EdgeflError, NameTaken
-from edgefl.files import locked
+from edgefl.files import locked, make_private
 from edgefl.memory import keep_freed
 from edgefl.patience import Pauses, Rarely
 from edgefl_device.engines.engine import name_of
 from edgefl_device.find import find_run
 from edgefl_device.options import Options, Say
 from edgefl_device.taking_part import TakingPart
-from edgefl_device.work.state_folder import sweep_state
+from edgefl_device.work.state_folder import Runs, sweep_state
 
 LEAVING_S = 3.0  # an emulated device whose run was killed notices within a second; the next may start meanwhile
 
@@ -31,6 +31,7 @@ def participate(options: Options, log: Say) -> None:
     busy = ConfigError(
         f"another device process uses {options.state}", hint="give every device its own --name, or its own --state"
     )
+    make_private(options.state)
     with locked(options.state / "lock", busy, patience_s=LEAVING_S):
         sweep_state(options.state)
         _from_run_to_run(options, log)
@@ -41,6 +42,8 @@ def _from_run_to_run(options: Options, log: Say) -> None:
     unfit: set[str] = set()
     pauses, rarely = Pauses(), Rarely(log)
     while True:
+        if swept := Runs(options.state).sweep(options.keep):
+            log(f"removed what finished runs have left here: {', '.join(swept)} (--keep {options.keep})")
         try:
             run = options.run or find_run(options, log, dead=dead, unfit=unfit)
             if _take_part(options, run, log, unfit) and (options.run or not options.forever):

@@ -36,6 +36,7 @@ from edgefl_device.wire.session import Session
 from edgefl_device.work.interpreter import Answer, Outcome, Progress, answer
 from edgefl_device.work.kept import Buffers
 from edgefl_device.work.plan import all_settings, check_own_settings
+from edgefl_device.work.state_folder import Runs
 from edgefl_device.work.stopping import Stop
 from edgefl_device.worker import Failed, Performed, Progressed, Worker
 
@@ -176,6 +177,7 @@ class TakingPart:
                     self._worker.cancel()
                 case Done():
                     self._log("the run is finished")
+                    Runs(self._options.state).finish(self._run)
                     self._done = True
                 case Conflict():
                     self._replaced = True
@@ -199,6 +201,7 @@ class TakingPart:
             self.unfit, self._done = error, True
             return
         self._data = Splits(fitted["training data"], fitted.get("test data"))
+        Runs(self._options.state).begin(self._run, action.bundle.sha256)
         self._log(f"bundle {action.bundle.manifest.name}: {len(self._data.train)} training examples")
         if note:
             self._log(f"data: {note}")
