@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from edgefl.errors import InputError
-from edgefl.files import from_json, read_bytes
+from edgefl.files import from_json, read_bytes, write_atomic
 from edgefl.results.markup import Markup, bar, joined, shaded, table, tag
 
 MOST_CLASSES = 40  # of a matrix that is shown; of more only the accuracies and what is confused most
@@ -33,6 +33,11 @@ def read_confusion(place: Path) -> Confusion | None:
         return None
     count = len(found.classes)
     return found if count and [len(row) for row in found.matrix] == [count] * count else None
+
+
+def write_confusion(place: Path, found: Confusion) -> None:
+    """Write RUN_DIR/confusion.json."""
+    write_atomic(place / "confusion.json", msgspec.json.encode(found))
 
 
 def confusion_section(found: Confusion) -> Markup:

@@ -28,7 +28,7 @@ from edgefl.results.pictures import write_pictures
 from edgefl.runs import questions
 from edgefl.runs.directory import Resume, run_directory
 from edgefl.runs.fleet import Fleet
-from edgefl.runs.outcome import PICTURES, write_models
+from edgefl.runs.outcome import PICTURES, leave
 from edgefl.runs.parts import deal
 from edgefl.runs.prepare import Prepared, prepare
 from edgefl.runs.reports import write_run_report
@@ -206,7 +206,7 @@ def _carry(
         if not server.serve(check_all):
             return Result(place, finished=False)
         try:
-            write_models(ready.method, ready.classes, server.coordinator.state.tensors, place)
+            leave(ready, server.coordinator.state.tensors, place, store.records(), watch.progress)
         except KeyboardInterrupt:
             return Result(place, finished=False)
         result = Result(place, finished=True)

@@ -13,6 +13,7 @@ import pytest
 from processes import DEVICES, Process, json_of
 
 import edgefl_broker
+from edgefl.results.confusion import read_confusion
 from edgefl.tensors import load_tensors
 from edgefl_broker import RunningBroker
 from edgefl_device.sources import read_splits
@@ -105,7 +106,15 @@ def test_one_command_trains_a_fleet_and_leaves_a_run_directory(
     session = onnxruntime.InferenceSession(run_dir / "model.onnx", providers=["CPUExecutionProvider"])
     assert [i.name for i in session.get_inputs()] == ["x"]
     logits = session.run(None, {"x": test.features})[0]
-    assert np.mean(logits.argmax(axis=1) == test.labels) == pytest.approx(result["accuracy"])
+    taken = logits.argmax(axis=1)
+    assert np.mean(taken == test.labels) == pytest.approx(result["accuracy"])
+    about = session.get_modelmeta().custom_metadata_map
+    assert (about["run"], about["method"]) == (run_dir.name, "fedavg")
+    assert float(about["accuracy"]) == pytest.approx(result["accuracy"], abs=1e-6)
+    found = read_confusion(run_dir)
+    assert found is not None and found.classes == json.loads(about["classes"]) == [str(n) for n in range(10)]
+    assert found.matrix[8][1] == np.sum((test.labels == 8) & (taken == 1)) and found.round == result["rounds"]
+    assert sum(found.matrix[n][n] for n in range(10)) == np.sum(taken == test.labels)
 
 
 def test_an_aggregator_killed_in_three_rounds_ends_with_the_weights_of_an_unbroken_run(
