@@ -210,12 +210,14 @@ def make_private(folder: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """A directory, and those above it; one that is missing becomes as private as the one that it is in."""
+    """A directory, and those above it; one that is missing becomes as private as the one that it is in. Their names are
+    durable."""
     if path.is_dir():
         return
     make_folder(path.parent)
     with suppress(FileExistsError):  # another process was faster
         path.mkdir(0o777 & _as_private_as(path.parent))
+    sync_directory(path.parent)
 
 
 def _as_private_as(folder: Path) -> int:

@@ -39,7 +39,7 @@ from edgefl.aggregator.classes import Examples
 from edgefl.aggregator.record import Count, Record
 from edgefl.aggregator.rounds import Announce, Note, OpenRound
 from edgefl.errors import ConfigError, InputError
-from edgefl.files import Kind, from_json, read_bytes, sweep, write_atomic
+from edgefl.files import Kind, from_json, make_folder, read_bytes, sweep, sync_directory, write_atomic
 from edgefl.method import State
 from edgefl.protocol import MAX_DEVICES, NAME, Stock
 from edgefl.tensors import load_about, load_tensors, save_tensors
@@ -106,7 +106,7 @@ class Store:
         """A new run directory. Raises ConfigError when there is one already."""
         if (path / "run.json").exists():
             raise ConfigError(f"{path} holds a run already", hint="go on with --resume, or choose another name")
-        path.mkdir(parents=True, exist_ok=True)
+        make_folder(path)
         write_atomic(path / "run.toml", config.encode())
         return cls._begin(path, epoch=1, secret=secrets.token_hex(16))
 
@@ -196,11 +196,14 @@ class Store:
     # --- files of lines ---------------------------------------------------------------------------------------
 
     def _append(self, name: str, line: object, *, durable: bool = True) -> None:
+        new = not (self.path / name).exists()
         with open(self.path / name, "a", encoding="utf-8") as file:
             file.write(json_line(line))
             file.flush()
             if durable:
                 os.fsync(file.fileno())
+        if durable and new:
+            sync_directory(self.path)
 
     def _repair_lines(self, name: str) -> None:
         """Remove a last line that a crash has cut."""

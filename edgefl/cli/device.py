@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from edgefl.cli.teller import Teller, tells
 from edgefl.cli.ticker import Ticker
+from edgefl.cli.tls import tls_options
 from edgefl.errors import ConfigError
 from edgefl.manifest import PORTABLE
 from edgefl.training_artifacts import ENGINE
+
+if TYPE_CHECKING:
+    from edgefl.address import Tls
 
 
 @click.command()
@@ -61,9 +66,7 @@ from edgefl.training_artifacts import ENGINE
     metavar="NAME=VALUE",
     help="This device's own setting of a program, such as max_steps=4: counts more than what the aggregator says.",
 )
-@click.option("--ca", type=click.Path(path_type=Path), help="Certificate of the authority to trust (PEM), for mqtts.")
-@click.option("--cert", type=click.Path(path_type=Path), help="Certificate of this device (PEM), for mutual TLS.")
-@click.option("--key", type=click.Path(path_type=Path), help="Key of --cert.")
+@tls_options
 @click.option("--forever", is_flag=True, help="Go from run to run; wait for whatever waiting may mend.")
 @click.option(
     "--patience",
@@ -91,9 +94,7 @@ def device(
     memory_mb: int | None,
     cores: int | None,
     settings: tuple[str, ...],
-    ca: Path | None,
-    cert: Path | None,
-    key: Path | None,
+    tls: Tls,
     forever: bool,
     patience_s: float,
     once: bool,
@@ -106,7 +107,6 @@ def device(
     Example:
       edgefl device --broker mqtt://127.0.0.1:1883 --name pi-1 --data parts/pi-1.npz --forever
     """
-    from edgefl.address import Tls
     from edgefl_device.device import device as take_part
 
     ticker = Ticker(teller)
@@ -129,7 +129,7 @@ def device(
             cores=cores,
             settings=dict(_setting(text) for text in settings),
             as_is=as_is,
-            tls=Tls(ca, cert, key),
+            tls=tls,
             parent=parent,
             progress=ticker.tell,
             on_progress=ticker.progress,

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from edgefl.errors import ConfigError, nearest
-from edgefl.files import locked
+from edgefl.files import locked, make_folder, sync_directory
 from edgefl.runs.about import write_about
 from edgefl.runs.resuming import how_far, ignored, resumed
 from edgefl.runs.run_file import parse_run_file, read_run_file
@@ -57,12 +57,13 @@ def run_directory(given: RunFile, *, resume: Resume, progress: Callable[[str], N
 
 def _new(runs: Path, name: str) -> Path:
     """A new directory, ours alone: of two runs that begin within a second, one is called after a later one."""
-    runs.mkdir(parents=True, exist_ok=True)
+    make_folder(runs)
     now_s = time.time()
     while True:
         place = runs / f"{name}-{time.strftime('%Y%m%d-%H%M%S', time.localtime(now_s))}"
         try:
             place.mkdir()
+            sync_directory(runs)
             return place
         except FileExistsError:
             now_s += 1
