@@ -38,19 +38,31 @@ def write_atomic(path: Path, data: bytes | memoryview | Iterable[bytes | memoryv
     """Write `data`, whole or part by part, to `path` so that a crash leaves the old file or the new one, never a
     piece."""
     make_folder(path.parent)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    with writing(path):
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            os.fchmod(descriptor, 0o666 & _as_private_as(path.parent))
+            with os.fdopen(descriptor, "wb") as file:
+                for part in (data,) if isinstance(data, (bytes, memoryview)) else data:
+                    file.write(part)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+        sync_directory(path.parent)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """An OSError of the block that names no file, as of a full disk, names `path`."""
     try:
-        os.fchmod(descriptor, 0o666 & _as_private_as(path.parent))
-        with os.fdopen(descriptor, "wb") as file:
-            for part in (data,) if isinstance(data, (bytes, memoryview)) else data:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
         raise
-    sync_directory(path.parent)
 
 
 def read_bytes(path: Path, most_bytes: int | None = None, *, error: type[InputError] = InputError) -> bytes:
@@ -108,7 +120,8 @@ def directory_atomic(path: Path) -> Iterator[Path]:
     make_folder(path.parent)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
-        yield temporary
+        with writing(path):
+            yield temporary
         os.chmod(temporary, 0o777 & _as_private_as(path.parent))
         for file in temporary.rglob("*"):
             if file.is_file():

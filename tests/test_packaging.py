@@ -16,6 +16,13 @@ import package_size
 import pytest
 
 import edgefl
+from edgefl.bundle import Bundle
+from edgefl.cli import EXTRAS
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
 IMPORT_NAMES = {"edgefl", "edgefl_exporter", "edgefl_device", "edgefl_broker"}
@@ -74,6 +81,43 @@ def test_the_size_of_a_package_is_that_of_its_files_but_byte_code() -> None:
 def extras_with(package: str, needs: list[str]) -> set[str]:
     """The extras that bring a package; "" is the base."""
     return {re.sub(r".*extra == '(\w+)'.*|.*", r"\1", line) for line in needs if line.startswith(package)}
+
+
+def test_every_extra_that_a_hint_or_a_page_names_is_there() -> None:
+    """And it brings the package that was missing."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    sources = [path for folder in ("edgefl", "exporter", "devices", "broker") for path in (ROOT / folder).rglob("*.py")]
+    named = {
+        name
+        for path in (*pages, *sources)
+        for found in re.findall(r"edgefl\[([a-z,]+)\]", path.read_text())
+        for name in found.split(",")
+    }
+    assert {"device", "exporter", "aggregator", "broker"} <= named <= extras.keys()
+    for package, extra in EXTRAS.items():
+        distribution = {"sklearn": "scikit-learn", "PIL": "pillow"}.get(package, package.replace("_", "-"))
+        assert any(re.match(rf"{distribution}\b", wanted) for wanted in extras[extra]), package
+
+
+def test_where_a_package_is_missing_the_hint_names_the_extra_of_the_command(tmp_path: Path, regression: Bundle) -> None:
+    """On a device without onnx and torch: the exporter needs more than the first that it misses."""
+    bundle = str(regression.path)
+    script = f"""if True:
+        import sys
+        sys.modules.update(dict.fromkeys(("onnx", "torch", "onnxscript", "onnx_ir", "sklearn")))
+        from click.testing import CliRunner
+        from edgefl.cli import main
+        for words in (["zoo"], ["export", "zoo:digits"], ["doctor", "zoo:digits"], ["doctor", {bundle!r}],
+                      ["model", {bundle!r}, {bundle!r} + "/weights.safetensors"],
+                      ["split", "digits", "--devices", "2", "-o", "parts"]):
+            done = CliRunner().invoke(main, words)
+            print(done.exit_code, done.stderr.splitlines()[-1])
+    """
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    said = [f"3 hint: pip install 'edgefl[{extra}]'" for extra in (*["exporter"] * 3, *["aggregator"] * 2, "demo")]
+    assert done.stdout.splitlines() == said, done.stderr
 
 
 def test_the_base_installs_alone_and_helps(wheel: Path, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ SEGMENT_BYTES, SEGMENTS = 8 * 2**20, 16  # of rumqttd's log per topic filter; sm
 
 INSTALL_HINT = (
     "install mosquitto (`apt install mosquitto`, `dnf install mosquitto`, `brew install mosquitto`) "
-    "or, into this Python, `pip install iotcore`"
+    "or, into this Python, iotcore: `pip install 'edgefl[broker]'`"
 )
 # Debian and Homebrew keep the broker outside an ordinary user's PATH.
 PROGRAM_DIRECTORIES = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin", "/usr/bin", "/usr/local/bin")

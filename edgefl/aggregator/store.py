@@ -39,7 +39,7 @@ from edgefl.aggregator.classes import Examples
 from edgefl.aggregator.record import Count, Record
 from edgefl.aggregator.rounds import Announce, Note, OpenRound
 from edgefl.errors import ConfigError, InputError
-from edgefl.files import Kind, from_json, make_folder, read_bytes, sweep, sync_directory, write_atomic
+from edgefl.files import Kind, from_json, make_folder, read_bytes, sweep, sync_directory, write_atomic, writing
 from edgefl.method import State
 from edgefl.protocol import MAX_DEVICES, NAME, Stock
 from edgefl.tensors import load_about, load_tensors, save_tensors
@@ -196,8 +196,9 @@ class Store:
     # --- files of lines ---------------------------------------------------------------------------------------
 
     def _append(self, name: str, line: object, *, durable: bool = True) -> None:
-        new = not (self.path / name).exists()
-        with open(self.path / name, "a", encoding="utf-8") as file:
+        path = self.path / name
+        new = not path.exists()
+        with writing(path), open(path, "a", encoding="utf-8") as file:
             file.write(json_line(line))
             file.flush()
             if durable:
@@ -251,11 +252,13 @@ class Store:
     def event(self, event: str, **about: object) -> None:
         """Append to events.jsonl. Not fsynced: nothing depends on it."""
         line = {"time": round(time.time(), 3), "event": event} | {k: v for k, v in about.items() if v != ""}
-        self._events.write(json.dumps(line) + "\n")
-        self._events.flush()
+        with writing(self.path / "events.jsonl"):
+            self._events.write(json.dumps(line) + "\n")
+            self._events.flush()
 
     def close(self) -> None:
-        self._events.close()
+        with writing(self.path / "events.jsonl"):
+            self._events.close()
 
 
 def read_records(path: Path) -> list[Record]:

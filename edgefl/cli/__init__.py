@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import signal
 import sys
+import traceback
 from typing import Any
 
 import click
 
 from edgefl import __version__
-from edgefl.errors import EdgeflError
+from edgefl.errors import EdgeflError, nearest
 
 # name -> its module, and what the list of commands says: neither the list nor a device process imports the others
 _COMMANDS = {
@@ -30,7 +32,7 @@ _COMMANDS = {
 }
 
 # package -> the extra that brings it
-_EXTRAS = {
+EXTRAS = {
     "torch": "exporter",
     "onnxscript": "exporter",
     "onnx_ir": "exporter",
@@ -38,6 +40,9 @@ _EXTRAS = {
     "onnxruntime": "device",
     "rich": "aggregator",
     "sklearn": "demo",
+    "pyarrow": "tables",
+    "PIL": "device",
+    "iotcore": "broker",
 }
 
 
@@ -55,6 +60,13 @@ class _Commands(click.Group):
         module, _ = _COMMANDS[name]
         command: click.Command = getattr(import_module(f"edgefl.cli.{module}"), name)
         return command
+
+    def resolve_command(
+        self, context: click.Context, words: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if words and words[0] not in _COMMANDS:
+            context.fail(f"no command {words[0]!r}; {nearest(words[0], _COMMANDS)}")
+        return super().resolve_command(context, words)
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -83,15 +95,22 @@ def _about(error: Exception) -> tuple[str, str | None, int] | None:
         case EdgeflError():
             return error.message, error.hint, error.exit_code
         case ModuleNotFoundError():
-            extra = _EXTRAS.get((error.name or "").partition(".")[0])
+            extra = "exporter" if _exporting(error) else EXTRAS.get((error.name or "").partition(".")[0])
             if extra is None:
                 return None
             return f"this command needs the package {error.name}", f"pip install 'edgefl[{extra}]'", 3
         case BrokenPipeError():  # click ends `| head` quietly
             return None
         case OSError():
-            return f"{error.filename or 'the system'}: {error.strerror or error}", None, 3
+            place = error.filename2 or error.filename or "the system"
+            return f"{place}: {error.strerror or error}", "make room there" if error.errno == errno.ENOSPC else None, 3
     return None
+
+
+def _exporting(error: BaseException) -> bool:
+    """Whether it came up in the exporter, which needs more than the package that it missed first."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_globals.get("__name__", "").startswith("edgefl_exporter") for frame, _ in frames)
 
 
 def _complain(context: click.Context, line: str) -> None:

@@ -22,7 +22,7 @@ from edgefl.aggregator.serve import Measure
 from edgefl.aggregator.weights import LEARNED
 from edgefl.bundle import Bundle, read
 from edgefl.errors import ConfigError
-from edgefl.files import write_atomic
+from edgefl.files import directory_atomic, write_atomic
 from edgefl.method import Ask, Method, Work, Worked
 from edgefl.protocol import MAX_HEADER_BYTES, Announcement, BlobRef, devices_that_fit
 from edgefl.runs import questions
@@ -99,7 +99,11 @@ def _bundle_of(section: ModelSection, inside: Path, config: RunFile, name: str, 
         return read(inside)
     if section.path is not None:
         bundle = read(section.path)
-        shutil.copytree(bundle.path, inside)
+        with directory_atomic(inside) as folder:
+            for file in (path for path in bundle.path.rglob("*") if path.is_file()):
+                target = folder / file.relative_to(bundle.path)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, target)
         return read(inside)
     assert section.model is not None
     options = {"seed": config.seed, **section.options}

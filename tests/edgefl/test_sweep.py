@@ -118,6 +118,7 @@ def test_a_run_directory_is_swept_when_it_is_opened(tmp_path: Path) -> None:
     Store.create(place, "").close()
     mine = place / "devices" / "pi-1" / ".run.journal.abcd1234"  # its process may still write there
     (place / ".gitignore.abcd1234").write_text("")
+    mine.parent.mkdir(parents=True)
     killed(mine.with_name("run.journal"), "file", "fsync")
     shutil.copy(next(mine.parent.iterdir()), mine)
     before = left(place)

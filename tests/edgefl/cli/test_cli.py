@@ -49,6 +49,11 @@ def test_wrong_usage_exits_2() -> None:
     assert CliRunner().invoke(main, ["inspect"]).exit_code == 2
 
 
+def test_a_mistyped_command_names_the_nearest() -> None:
+    assert "no command 'agregate'; did you mean 'aggregate'?" in CliRunner().invoke(main, ["agregate"]).stderr
+    assert "no command 'xyz'; known: demo, " in CliRunner().invoke(main, ["xyz"]).stderr
+
+
 def test_debug_shows_the_traceback_of_our_own_errors() -> None:
     result = CliRunner().invoke(main, ["--debug", "inspect", "nothing-here"])
     assert type(result.exception).__name__ == "BundleError"
