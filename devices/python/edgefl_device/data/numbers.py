@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,14 @@ import numpy as np
 from edgefl.errors import DataError
 from edgefl_device.data.dataset import AnyArray
 
-CHUNK = 4096  # examples; checks look at this many at once, to need little memory beside the data
+CHUNK_BYTES = 2**20  # checks look at so much at once, to need little memory beside the data
+
+
+def chunks(values: AnyArray) -> Iterator[tuple[int, AnyArray]]:
+    """Parts of an array [n, ...] along its first dimension, with where each begins."""
+    rows = max(1, CHUNK_BYTES // max(1, values[:1].nbytes))
+    for start in range(0, len(values), rows):
+        yield start, values[start : start + rows]
 
 
 def whole_numbers(values: AnyArray, want: np.dtype[Any], where: str, what: str) -> AnyArray:
@@ -32,8 +40,8 @@ def finite_floats(values: AnyArray, want: np.dtype[Any], where: str, what: str) 
     """
     with np.errstate(over="ignore"):  # the check below reports it better
         converted = values.astype(want, copy=False)
-    for start in range(0, len(converted), CHUNK):
-        finite = np.isfinite(converted[start : start + CHUNK])
+    for start, part in chunks(converted):
+        finite = np.isfinite(part)
         if not finite.all():
             at = start + int(np.argwhere(~finite)[0][0])
             wrong = np.atleast_1d(values[at])[~np.isfinite(np.atleast_1d(converted[at]))][0]

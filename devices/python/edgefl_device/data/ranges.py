@@ -19,7 +19,7 @@ import numpy as np
 from edgefl.data_contract import UNIT, Feature
 from edgefl.errors import DataError
 from edgefl_device.data.dataset import AnyArray
-from edgefl_device.data.numbers import CHUNK
+from edgefl_device.data.numbers import chunks
 
 FAR = 10  # times the range; a mean so far away has a value behind it that is, so values alone are looked at
 BRIGHTEST = 255
@@ -78,8 +78,7 @@ def span_of(arrays: Iterable[AnyArray]) -> Span:
     """What values arrays [n, ...] hold, none of which is empty."""
     low, high, whole = math.inf, -math.inf, True
     for array in arrays:
-        for start in range(0, len(array), CHUNK):
-            part = array[start : start + CHUNK]
+        for _, part in chunks(array):
             low, high = min(low, float(part.min())), max(high, float(part.max()))
             whole = whole and (part.dtype.kind != "f" or bool((part == np.rint(part)).all()))
     return Span(low, high, whole)
