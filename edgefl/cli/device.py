@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgefl.cli.install import check_print, install_options, install_or_print, words
 from edgefl.cli.teller import Teller, tells
 from edgefl.cli.ticker import Ticker
 from edgefl.cli.tls import tls_options
 from edgefl.errors import ConfigError
 from edgefl.manifest import PORTABLE
+from edgefl.service import STATE, Service, edgefl_command
 from edgefl.training_artifacts import ENGINE
 
 if TYPE_CHECKING:
@@ -78,6 +80,7 @@ if TYPE_CHECKING:
     help="Leave a run whose aggregator is silent for so long, when another is up.",
 )
 @click.option("--once", is_flag=True, help="Fail where no broker is there, instead of waiting for it.")
+@install_options
 @click.option("--parent", type=int, hidden=True, help="End when this process is no longer our parent.")
 @tells
 def device(
@@ -98,6 +101,8 @@ def device(
     forever: bool,
     patience_s: float,
     once: bool,
+    install: bool,
+    printed: bool,
     parent: int | None,
     teller: Teller,
 ) -> None:
@@ -107,6 +112,12 @@ def device(
     Example:
       edgefl device --broker mqtt://127.0.0.1:1883 --name pi-1 --data parts/pi-1.npz --forever
     """
+    check_print(install, printed)
+    if install:
+        given = [path for path in (tls.ca, tls.cert, tls.key) if path is not None]
+        service = _service(url, name, run, data, label, state, given)
+        install_or_print(service, printed=printed, tell=teller.tell)
+        return
     from edgefl_device.device import device as take_part
 
     ticker = Ticker(teller)
@@ -139,6 +150,30 @@ def device(
         raise SystemExit(130) from None
     finally:
         ticker.clear()
+
+
+def _service(
+    url: str, name: str, run: str | None, data: str, label: str | None, state: Path | None, files: list[Path]
+) -> Service:
+    """This command as a service: for ever, and with a state folder of its own. What would fail at once is refused."""
+    from edgefl.address import Address
+    from edgefl_device.device import check_names
+    from edgefl_device.sources import read_splits
+
+    Address.parse(url)
+    check_names(name, run)
+    read_splits(data, label=label)
+    given = words(click.get_current_context(), leave_out=("url", "forever", "state", "log"), paths=("data",))
+    place = STATE / name if state is None else state.resolve()
+    return Service(
+        name=f"edgefl-{name}",
+        about=f"edgefl device {name}",
+        command=(edgefl_command(), "device", *given, "--forever", "--state", str(place)),
+        environment={"EDGEFL_BROKER": url},
+        reads=[path.resolve() for path in (Path(data), *files) if path.exists()],
+        state=f"{STATE.name}/{name}" if state is None else None,
+        folder=None if state is None else place,
+    )
 
 
 def _setting(text: str) -> tuple[str, float]:

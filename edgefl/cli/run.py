@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from edgefl.cli.install import check_print, install_options, install_or_print, words
 from edgefl.cli.output import print_json, stream_option
 from edgefl.cli.teller import Teller, tells
 from edgefl.errors import EdgeflError
+from edgefl.service import Service, edgefl_command
 
 if TYPE_CHECKING:
     from edgefl.runs.result import Result
@@ -43,10 +45,18 @@ run_file_argument = click.argument("run_file", type=click.Path(path_type=Path), 
 @click.option("--broker", "url", envvar="EDGEFL_BROKER", help="Instead of the run file's [broker] url.")
 @once_option
 @resume_option
+@install_options
 @stream_option
 @tells
 def aggregate(
-    run_file: Path | None, url: str | None, once: bool, resume: bool | str, form: str, teller: Teller
+    run_file: Path | None,
+    url: str | None,
+    once: bool,
+    resume: bool | str,
+    install: bool,
+    printed: bool,
+    form: str,
+    teller: Teller,
 ) -> None:
     """Run the aggregator of RUN_FILE against an MQTT broker; devices join by themselves.
 
@@ -57,6 +67,10 @@ def aggregate(
     from edgefl.runs import run as verbs
 
     path, resume = _asked(run_file, resume)
+    check_print(install, printed)
+    if install:
+        install_or_print(_service(path, url), printed=printed, tell=teller.tell)
+        return
     again = shlex.join(["edgefl", "aggregate", str(path), *(["--broker", _masked(url)] if url else [])])
     _carry(partial(verbs.aggregate, path, broker=url, once=once, resume=resume), again, form, teller)
 
@@ -115,6 +129,25 @@ def demo(
     changed = [word for name, value, default in options if value != default for word in (f"--{name}", str(value))]
     again = shlex.join(["edgefl", "demo", *changed])
     _carry(partial(verbs.run, config, resume=resume), again, form, teller)
+
+
+def _service(run_file: Path, url: str | None) -> Service:
+    """The aggregator as a service: of the user whose run file it is, in its folder, until the run is over."""
+    from edgefl.runs.run_file import read_run_file
+
+    name = read_run_file(run_file).name
+    folder = run_file.resolve().parent
+    given = words(click.get_current_context(), leave_out=("url", "resume", "once", "log", "form"))
+    return Service(
+        name=f"edgefl-aggregator-{name}",
+        about=f"edgefl aggregator of {name}",
+        command=(edgefl_command(), "aggregate", *given, "--resume", "auto"),
+        user=folder.owner(),
+        environment={"EDGEFL_BROKER": url} if url else {},
+        reads=[run_file.resolve()],
+        folder=folder,
+        ends=True,
+    )
 
 
 # --- parts --------------------------------------------------------------------------------------------------------

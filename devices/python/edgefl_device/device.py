@@ -64,9 +64,7 @@ def device(
     Raises ConfigError, DataError, InputError (the engine is not installed), BrokerError, BundleError; KeyboardInterrupt
     leaves cleanly, and `state` keeps what is needed to come back.
     """
-    for what, text in (("device name", name), ("run", run)):
-        if text is not None and not re.fullmatch(NAME, text):
-            raise ConfigError(f"{what} {text!r} cannot be used", hint="a-z, 0-9, _ and -, at most 36 characters")
+    check_names(name, run)
     splits = data if isinstance(data, Splits) else read_splits(data, label=label)
     for note in splits.notes:
         progress(f"data: {note}")
@@ -91,3 +89,10 @@ def device(
         progress=on_progress,
     )
     participate(options, progress)
+
+
+def check_names(name: str, run: str | None = None) -> None:
+    """Raises ConfigError for the name of a device or a run that cannot be one."""
+    for what, text in (("device name", name), ("run", run)):
+        if text is not None and not re.fullmatch(NAME, text):
+            raise ConfigError(f"{what} {text!r} cannot be used", hint="a-z, 0-9, _ and -, at most 36 characters")
