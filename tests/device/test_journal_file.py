@@ -97,6 +97,7 @@ def test_killed_between_write_and_rename_it_is_the_old_one(
 
 def test_it_is_on_disk_before_it_has_its_name(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
     """A rename that is durable before the bytes are would leave an empty file after a power cut."""
+    journal.path.parent.mkdir(exist_ok=True)  # its own name would be made durable first
     done: list[str] = []
 
     def noted(name: str) -> None:

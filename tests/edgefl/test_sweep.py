@@ -36,6 +36,7 @@ else:
 
 def killed(path: Path, kind: str, call: str, count: int = 1) -> list[str]:
     """A process is killed at the `count`-th `call` of a write to `path`; what is in the folder then."""
+    path.parent.mkdir(parents=True, exist_ok=True)  # a new folder would be synced first
     done = subprocess.run([sys.executable, "-c", DYING, str(path), kind, call, str(count)], capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     return sorted(p.name for p in path.parent.iterdir())
