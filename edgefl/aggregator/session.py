@@ -243,6 +243,7 @@ class Aggregator:
             self._presence(message, now_s)
 
     def _handle(self, device: str, message: Message, body: memoryview, now_s: float) -> None:
+        self.coordinator.heard(device)
         match message:
             case Presence():
                 self._presence(message, now_s)
@@ -256,6 +257,8 @@ class Aggregator:
             case TaskFailed():
                 if message.nonce == self._asked.nonce:
                     self._follow(self.coordinator.failed(device, message.round, message.reason, now_s), now_s)
+                else:  # of a round that went on without it
+                    self._say(Note("given up", message.round, device, message.reason))
             case _:
                 raise RemoteProtocolError(f"device {device!r} sent a {type(message).__name__}")
 
@@ -312,7 +315,6 @@ class Aggregator:
         return min(self.coordinator.settings.max_devices, self._nameable)
 
     def _offer(self, offer: Offer, body: memoryview, now_s: float) -> None:
-        self.coordinator.heard(offer.device)
         verdict = self.coordinator.judge(offer.device, offer.round, offer.nonce)
         if verdict.status != "accepted":
             self._say(Note(verdict.status, offer.round, offer.device, verdict.reason))

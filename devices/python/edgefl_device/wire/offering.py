@@ -35,7 +35,7 @@ class Offering:
             steps=kept.steps,
         )
         self._inline = upload.size_bytes <= inline_bytes
-        self._accepted = False
+        self.accepted = False
         self._again_s = now_s
         self._delay_s = AGAIN_S
 
@@ -52,11 +52,11 @@ class Offering:
     @property
     def time_s(self) -> float | None:
         """When `due` has something to say; None once it is accepted."""
-        return None if self._accepted else self._again_s
+        return None if self.accepted else self._again_s
 
     def due(self, now_s: float) -> tuple[Offer, bytes | memoryview] | None:
         """The offer with its body, when it is to be said (again). A small reply travels in it."""
-        if self._accepted or now_s < self._again_s:
+        if self.accepted or now_s < self._again_s:
             return None
         self._again_s = now_s + self._delay_s * random.uniform(0.8, 1.2)
         self._delay_s = min(2 * self._delay_s, AGAIN_MOST_S)
@@ -79,9 +79,9 @@ class Offering:
 
     def accept(self) -> None:
         """The aggregator has it. It is kept: an aggregator that restarts has not."""
-        self._accepted = True
+        self.accepted = True
 
     def repeat_now(self, now_s: float, *, forgotten: bool = False) -> None:
         """Offer it at once, after a reconnect. `forgotten`: the aggregator restarted, and what it accepted is lost."""
-        self._accepted = self._accepted and not forgotten
+        self.accepted = self.accepted and not forgotten
         self._again_s = now_s

@@ -293,11 +293,12 @@ class Session:
         self._late_s = now_s + announcement.duration_s * (1 + LATE) + LATE_S
         actions += self._supplies.turn_to(announcement.tensors)
         key = (announcement.round, announcement.nonce)
-        if self._offering is not None and self._offering.key != key:
-            self._offering = None  # its round is durable, or was given up
+        if self._offering is not None and self._offering.key != key:  # its round is durable, or was given up
+            if not self._offering.accepted:
+                self._log(f"round {self._offering.key[0] + 1}: its reply is dropped: {_began(announcement)}")
+            self._offering = None
         if self.working is not None and self.working.key != key:
-            self.working = None
-            actions.append(Cancel())
+            actions += self._drop(self.working, _began(announcement))
         if self.device not in announcement.devices:
             return actions
         again = announcement.attempt > 0 or (before is not None and announcement.epoch != before.epoch)
@@ -337,6 +338,12 @@ class Session:
         assert self._assignment is not None
         self.working = Job(announcement, tensors, self._assignment.settings)
         return [Perform(self.working)]
+
+    def _drop(self, job: Job, reason: str) -> list[Action]:
+        """Give up work that is of no use any more, and say so: whoever asked knows that we are there."""
+        self.working = None
+        self._log(f"round {job.announcement.round + 1}: given up: {reason}")
+        return [Cancel(), self._fail(f"given up: {reason}", job.announcement)]
 
     def _refuse(self, key: tuple[int, str], reason: str) -> list[Action]:
         """Say once that we do not take up an ask; again where it is asked again."""
@@ -381,13 +388,18 @@ class Session:
 
     # --- small things -----------------------------------------------------------------------------------------
 
-    def _fail(self, reason: str) -> Outgoing:
-        assert self._announcement is not None
-        announcement = self._announcement
+    def _fail(self, reason: str, announcement: Announcement | None = None) -> Outgoing:
+        """That we cannot do what was announced last, or what was announced then."""
+        announcement = announcement or self._announcement
+        assert announcement is not None
         return self._up(TaskFailed(self.device, announcement.round, announcement.nonce, reason[:1000]))
 
     def _up(self, message: protocol.Message, body: bytes | memoryview = b"") -> Outgoing:
         return Outgoing(protocol.up_topic(self.run, self.device), protocol.encode(message, body))
+
+
+def _began(announcement: Announcement) -> str:
+    return f"round {announcement.round + 1} has begun"
 
 
 def _order(announcement: Announcement) -> tuple[int, int, int]:
