@@ -24,6 +24,7 @@ _COMMANDS = {
     "zoo": ("bundle", "List models to start from."),
     "doctor": ("doctor", "Say what a model asks of a device."),
     "split": ("data", "Cut a data set into one part per device."),
+    "check": ("check", "Say whether a run file could run."),
     "broker": ("broker", "Run an MQTT broker for this machine."),
     "aggregate": ("run", "Run the aggregator against an MQTT broker."),
     "device": ("device", "Be a device: train, send updates."),
@@ -41,7 +42,7 @@ EXTRAS = {
     "rich": "aggregator",
     "sklearn": "demo",
     "pyarrow": "tables",
-    "PIL": "device",
+    "PIL": "images",
     "iotcore": "broker",
 }
 
@@ -64,7 +65,7 @@ class _Commands(click.Group):
     def resolve_command(
         self, context: click.Context, words: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if words and words[0] not in _COMMANDS:
+        if words and self.get_command(context, words[0]) is None:
             context.fail(f"no command {words[0]!r}; {nearest(words[0], _COMMANDS)}")
         return super().resolve_command(context, words)
 
@@ -129,7 +130,7 @@ def main(debug: bool) -> None:
     Export a PyTorch model, run an aggregator against an MQTT broker, let devices train. `edgefl demo` shows all of it.
 
     Exit codes: 0 done, 1 failed, 2 wrong usage, 3 bad input, 4 broker, 5 protocol, 6 proof failed, 130 interrupted
-    (Ctrl-C, or SIGTERM as of `kill` and `systemctl stop`).
+    (Ctrl-C, SIGTERM).
     """
     with contextlib.suppress(ValueError):  # beside the main thread nobody can
         signal.signal(signal.SIGTERM, signal.default_int_handler)

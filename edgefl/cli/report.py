@@ -29,7 +29,7 @@ def report(run_dir: Path, beside: Path | None, target: float | None, form: str, 
     index.html.
 
     \b
-    Examples:
+    Example:
       edgefl report runs/codream-20260102-030405 --beside runs/alone-20260102-020405
       edgefl report runs/digits-20260102-030405 --target 0.9
       edgefl report runs

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from edgefl.address import Tls
 from edgefl.aggregator import classes as device_classes
 from edgefl.aggregator.checks import check_ask, check_sends
 from edgefl.aggregator.chosen import name_of
@@ -30,7 +31,7 @@ from edgefl.runs.evaluation import evaluation_data, evaluator_of
 from edgefl.runs.example_data import with_examples
 from edgefl.runs.own_method import guarded
 from edgefl.runs.run_file import OWN_CODE, make_method, own_code_of, with_own_code
-from edgefl.runs.sections import BundleSection, ModelSection, RunFile
+from edgefl.runs.sections import BrokerSection, BundleSection, ModelSection, RunFile
 
 if TYPE_CHECKING:
     from edgefl_device.work.student import Student
@@ -202,3 +203,8 @@ def fusing_of(config: RunFile, classes: Sequence[DeviceClass]) -> Fusing:
         examples = HeldOut(classes[0].bundle, held_out, batch_size=config.evaluate.batch_size)
         return learning(examples, steps=config.evaluate.held_out_steps)
     return fusing
+
+
+def tls_of(broker: BrokerSection) -> Tls:
+    """The files of its certificates."""
+    return Tls(*(Path(p) if p else None for p in (broker.ca, broker.cert, broker.key)))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgefl.address import Address, Tls
+from edgefl.address import Address
 from edgefl.aggregator.classes import DeviceClass
 from edgefl.aggregator.record import Record
 from edgefl.aggregator.serve import Server, Watcher
@@ -30,11 +30,11 @@ from edgefl.runs.directory import Resume, run_directory
 from edgefl.runs.fleet import Fleet
 from edgefl.runs.outcome import PICTURES, leave
 from edgefl.runs.parts import deal
-from edgefl.runs.prepare import Prepared, prepare
+from edgefl.runs.prepare import Prepared, prepare, tls_of
 from edgefl.runs.reports import write_run_report
 from edgefl.runs.result import Interrupted, Result
 from edgefl.runs.run_file import run_file_of, to_toml
-from edgefl.runs.sections import BrokerEngine, BrokerSection, FleetSection, ProfileSection, RunFile
+from edgefl.runs.sections import BrokerEngine, FleetSection, ProfileSection, RunFile
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ def _carry(
             work=ready.work,
             fusing=ready.fusing,
             target_accuracy=config.evaluate.target_accuracy if config.evaluate else None,
-            tls=_tls(config.broker),
+            tls=tls_of(config.broker),
             requests=(config.broker.requests_per_s, config.broker.requests_burst),
             once=once,
             watcher=_watcher(ready, store, watch),
@@ -250,7 +250,3 @@ def _profile_options(names: list[str], profiles: Sequence[ProfileSection]) -> di
         found[name] = [word for option, value in stated if value is not None for word in (option, str(value))]
         found[name] += [word for key, value in profile.settings.items() for word in ("--set", f"{key}={value!r}")]
     return found
-
-
-def _tls(broker: BrokerSection) -> Tls:
-    return Tls(*(Path(p) if p else None for p in (broker.ca, broker.cert, broker.key)))
