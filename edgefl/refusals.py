@@ -8,6 +8,7 @@ NO_RETAIN = 154
 NO_QOS = 155
 
 _PASSWORDS = "check user and password in the address (mqtt://user:password@host), or the certificate"
+_ACCESS = "check its access list, and that our name is the one of our certificate"
 _FULL = "the broker is full or busy: raise its limits (mosquitto: max_connections, max_queued_bytes)"
 _HINTS = {
     132: "a broker without MQTT 5: add ?protocol=3.1.1 to the address",
@@ -47,4 +48,4 @@ def is_for_now(reason: int) -> bool:
 
 def message_hint(reason: int) -> str:
     """What to do about a refused message."""
-    return "check its access list" if reason in (128, 135) else hint(reason)
+    return _ACCESS if reason in (128, 135) else hint(reason)

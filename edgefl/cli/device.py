@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import click
 
 from edgefl.cli.install import check_print, install_options, install_or_print, words
+from edgefl.cli.stream import JsonLines, each
 from edgefl.cli.teller import Teller, tells
 from edgefl.cli.ticker import Ticker
 from edgefl.cli.tls import tls_options
-from edgefl.errors import ConfigError
+from edgefl.errors import ConfigError, EdgeflError
 from edgefl.manifest import PORTABLE
 from edgefl.service import STATE, Service, edgefl_command
 from edgefl.training_artifacts import ENGINE
@@ -80,6 +81,13 @@ if TYPE_CHECKING:
     help="Leave a run whose aggregator is silent for so long, when another is up.",
 )
 @click.option("--once", is_flag=True, help="Fail where no broker is there, instead of waiting for it.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["text", "jsonl"]),
+    default="text",
+    help="jsonl: a line on stdout for each thing that happens.",
+)
 @install_options
 @click.option("--parent", type=int, hidden=True, help="End when this process is no longer our parent.")
 @tells
@@ -101,6 +109,7 @@ def device(
     forever: bool,
     patience_s: float,
     once: bool,
+    form: str,
     install: bool,
     printed: bool,
     parent: int | None,
@@ -121,6 +130,7 @@ def device(
     from edgefl_device.device import device as take_part
 
     ticker = Ticker(teller)
+    stream = JsonLines() if form == "jsonl" else None
     place = state or Path.home() / ".edgefl" / name
     try:
         take_part(
@@ -142,12 +152,18 @@ def device(
             as_is=as_is,
             tls=tls,
             parent=parent,
-            progress=ticker.tell,
-            on_progress=ticker.progress,
+            progress=each([ticker.tell, stream.progress] if stream else [ticker.tell]),
+            on_progress=each([ticker.progress, stream.how_far] if stream else [ticker.progress]),
         )
     except KeyboardInterrupt:
         ticker.tell(f"left; {place} keeps what is needed to come back")
+        if stream:
+            stream.left()
         raise SystemExit(130) from None
+    except EdgeflError as error:
+        if stream:
+            stream.error(error)
+        raise
     finally:
         ticker.clear()
 

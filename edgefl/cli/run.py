@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -166,7 +166,7 @@ def _carry(carry: Callable[..., Result], again: str, form: str, teller: Teller) 
     """Carry a run in front of a person: a table while it goes on, then how good, where it is. `again`: the command that
     goes on after Ctrl-C."""
     from edgefl.cli.live import LiveTable
-    from edgefl.cli.stream import JsonLines
+    from edgefl.cli.stream import JsonLines, each
     from edgefl.runs.result import Interrupted
 
     stream, stopped = JsonLines() if form == "jsonl" else None, False
@@ -174,9 +174,9 @@ def _carry(carry: Callable[..., Result], again: str, form: str, teller: Teller) 
         with LiveTable(teller) as table:
             watchers: list[LiveTable | JsonLines] = [table, stream] if stream else [table]
             result = carry(
-                on_begin=_each(watcher.begun for watcher in watchers),
-                on_round=_each(watcher.round_done for watcher in watchers),
-                progress=_each(watcher.progress for watcher in watchers),
+                on_begin=each(watcher.begun for watcher in watchers),
+                on_round=each(watcher.round_done for watcher in watchers),
+                progress=each(watcher.progress for watcher in watchers),
             )
     except Interrupted as interrupted:
         result, stopped = interrupted.result, True
@@ -198,17 +198,6 @@ def _carry(carry: Callable[..., Result], again: str, form: str, teller: Teller) 
         teller.tell(f"stopped before its report was written; get it with: edgefl report {shlex.quote(str(place))}")
     if stopped:
         raise SystemExit(130)
-
-
-def _each(told: Iterable[Callable[[Any], None]]) -> Callable[[Any], None]:
-    """What tells all of them."""
-    all_told = list(told)
-
-    def tell(what: Any) -> None:
-        for one in all_told:
-            one(what)
-
-    return tell
 
 
 def _masked(url: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import shutil
 import socket
@@ -10,11 +11,18 @@ import subprocess
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from edgefl import protocol
+from edgefl import patience, protocol
+from edgefl.address import Address, Tls
+from edgefl.errors import BrokerError
+from edgefl_device.data.dataset import Dataset, Splits
+from edgefl_device.options import Options
+from edgefl_device.participate import participate
 
 SOURCE = Path(__file__).parents[2] / "broker" / "mosquitto"
 
@@ -166,3 +174,44 @@ def accepts(port: int) -> bool:
     except OSError:
         return False
     return True
+
+
+@pytest.fixture
+def options(port: int, certificates: Path, tmp_path: Path) -> Options:
+    """A device that is called pi-9, and has the certificate of pi-3."""
+    files = Tls(certificates / "ca.crt", certificates / "pi-3.crt", certificates / "pi-3.key")
+    data = Splits(Dataset(np.ones((1, 2), np.float32), np.ones(1, np.float32)), None)
+    return Options(Address.parse(f"mqtts://localhost:{port}"), "pi-9", data, tmp_path / "state", run="lab", tls=files)
+
+
+def test_a_name_that_the_certificate_does_not_have_is_refused(options: Options) -> None:
+    with pytest.raises(BrokerError, match="refuses a message: Not authorized") as refused:
+        participate(options, lambda line: None)
+    assert refused.value.hint == "check its access list, and that our name is the one of our certificate"
+
+
+def test_a_device_for_ever_waits_until_its_name_is_allowed(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It tries again and again, and says so once."""
+    monkeypatch.setattr(patience, "FIRST_PAUSE_S", 0.01)
+    lines: list[str] = []
+
+    def log(line: str) -> None:
+        lines.append(line)
+        if len(lines) == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        participate(replace(options, forever=True), log)
+    here = f"connected to {options.broker}; waiting for the aggregator of run lab"
+    refused = f"the broker at {options.broker} refuses a message: Not authorized: trying again"
+    assert lines[0] == lines[2] == lines[3] == here
+    assert lines[1] == f"{refused} (check its access list, and that our name is the one of our certificate)"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # paho does not close its socket
+def test_an_authority_that_is_not_trusted_is_not_waited_for(options: Options) -> None:
+    """It would not be trusted later either."""
+    with pytest.raises(BrokerError, match="CERTIFICATE_VERIFY_FAILED") as refused:
+        participate(replace(options, tls=None), lambda line: None)
+    assert refused.value.hint == "check --ca, and that the port speaks TLS"
+    gc.collect()  # here, where the warning is expected

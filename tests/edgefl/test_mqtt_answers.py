@@ -20,6 +20,7 @@ from edgefl.transport import Broken, Connected, Disconnected, Event
 
 PASSWORDS = "check user and password in the address (mqtt://user:password@host), or the certificate"
 OLDER = "a broker without MQTT 5: add ?protocol=3.1.1 to the address"
+ACCESS = "check its access list, and that our name is the one of our certificate"
 FULL = "the broker is full or busy: raise its limits (mosquitto: max_connections, max_queued_bytes)"
 RETAIN = "edgefl needs retained messages: let the broker keep them (mosquitto: retain_available true)"
 QOS = "edgefl needs messages with QoS 1: let the broker take them (mosquitto: max_qos 2)"
@@ -219,7 +220,10 @@ def test_who_was_accepted_once_comes_back_whatever_the_broker_says(reason: int) 
 
 @pytest.mark.parametrize(
     ("reason", "says", "wanted"),
-    [(135, "Not authorized", "check its access list"), (151, "Quota exceeded", FULL)],
+    [
+        (135, "Not authorized", ACCESS),
+        (151, "Quota exceeded", FULL),
+    ],
 )
 def test_a_message_that_is_refused(reason: int, says: str, wanted: str) -> None:
     """The first message we send has number 1; the broker's answer is there before."""

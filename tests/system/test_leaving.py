@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -26,10 +27,15 @@ def test_a_device_that_is_asked_to_leave_says_that_it_sleeps(
     connection.connect()
     up = protocol.encode(AggregatorStatus(1, "up"))
     connection.publish(protocol.aggregator_topic("lab"), up, retain=True)
-    device = start("device", "--broker", broker.url, "--name", "pi-1", "--data", f"{parts / 'pi-1'}.npz")
+    device = start(
+        "device", "--broker", broker.url, "--name", "pi-1", "--data", f"{parts / 'pi-1'}.npz", "--format", "jsonl"
+    )
     assert said(connection) == "up"
     device.child.send_signal(number)
-    code, _, err = device.end()
+    code, out, err = device.end()
+    events = [json.loads(line) for line in out.splitlines()]
+    assert events[0]["event"] == "said" and events[0]["text"].startswith(f"connected to {broker.url}; waiting")
+    assert events[-1]["event"] == "left"
     assert code == 130 and "left; " in err and "keeps what is needed to come back" in err
     assert said(connection) == "sleeping"
     connection.close()

@@ -80,8 +80,8 @@ def test_power_cuts_change_nothing(
         assert household.rounds_on_disk() >= household.rounds_said()
     household.start(rng.sample(everybody, len(everybody)))
     assert household.aggregator_code() == 0, household.logs()
-    # A start that was cut before there was a run leaves a folder without one.
-    (run_dir,) = (path.parent for path in household.folder.glob("runs/cuts-*/run.json"))
+    # A start that was cut before its first round was open left a folder, and no run to go on with.
+    (run_dir,) = (path.parent for path in household.folder.glob("runs/cuts-*/open.json"))
 
     method = FedAvg(regression.shared_weights(), rounds=ROUNDS, batch_size=0, learning_rate=LEARNING_RATE)
     devices = Devices(regression, data)
