@@ -59,6 +59,8 @@ def split(
     with teller.working(f"cutting {data}"):
         how = (partition, alpha, per_device, seed, examples, label)
         dealt = write_parts(data, out, names, *how, progress=teller.detail)
+    for note in dealt.notes:
+        teller.tell(f"{data}: {note}")
     if form == "json":
         parts = {name: sum(counts) for name, counts in dealt.counts.items()}
         print_json({"out": str(out), "parts": parts, "classes": dealt.classes})

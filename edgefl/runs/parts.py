@@ -26,10 +26,11 @@ MOST_CLASSES = 10_000  # that are counted: labels may be any numbers
 @dataclass(frozen=True)
 class Dealt:
     """What was written: part -> its examples of each class, and the classes' names. Where labels are no class numbers,
-    one number of examples, and no names."""
+    one number of examples, and no names. `notes`: what the reader of the data set passed over or changed."""
 
     counts: dict[str, list[int]]
     classes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def deal(fleet: FleetSection, folder: Path, seed: int) -> dict[str, Path]:
@@ -65,13 +66,12 @@ def write_parts(
     Where labels are classes, OUT/classes.txt names them in their order, as `edgefl export --classes` reads it; and each
     part has the names that the data set gives them, so that a device knows its classes in any bundle.
     """
-    from edgefl_device.data import Splits
     from edgefl_device.sources import read_splits
 
     splits, classes = _numbered(read_splits(data, label=label))
     rng = np.random.default_rng(seed)
     if examples is not None:
-        splits = Splits(splits.train.take(np.sort(rng.permutation(len(splits.train))[:examples])), splits.test)
+        splits = replace(splits, train=splits.train.take(np.sort(rng.permutation(len(splits.train))[:examples])))
     extra = {"dirichlet": (alpha,), "shards": (per_device,), "classes": (per_device,)}.get(partition, ())
     parts = PARTITIONS[partition](splits.train.labels, len(names), *extra, rng)
     written: dict[str, Dataset] = {name: splits.train.take(part) for name, part in zip(names, parts, strict=True)}
@@ -86,21 +86,21 @@ def write_parts(
         tests = {name: splits.test.take(own) for name, own in zip(names, dealt, strict=True) if len(own)}
     for number, (name, part) in enumerate(written.items(), 1):
         buffer = io.BytesIO()
-        more = {"x_test": tests[name].features, "y_test": tests[name].labels} if name in tests else {}
+        more = _arrays(tests[name], "_test") if name in tests else {}
         if classes and classes != _numbers(len(classes)):
             more["classes"] = np.array(classes)
-        np.savez(buffer, allow_pickle=False, x=part.features, y=part.labels, **more)
+        np.savez(buffer, allow_pickle=False, **_arrays(part), **more)
         write_atomic(out / f"{name}.npz", buffer.getvalue())
         progress(f"{number} of {len(written)} parts written: {name}")
     if not has_classes(splits.train.labels) or (len(splits.train) and splits.train.labels.max() >= MOST_CLASSES):
-        return Dealt({name: [len(part)] for name, part in written.items()}, ())
+        return Dealt({name: [len(part)] for name, part in written.items()}, (), splits.notes)
     classes = classes or _numbers(int(splits.train.labels.max()) + 1)
     write_atomic(out / CLASSES, "".join(f"{name}\n" for name in classes).encode())
     counts = {
         name: np.bincount(part.labels.astype(np.int64), minlength=len(classes)).tolist()
         for name, part in written.items()
     }
-    return Dealt(counts, classes)
+    return Dealt(counts, classes, splits.notes)
 
 
 def _numbered(splits: Splits) -> tuple[Splits, tuple[str, ...]]:
@@ -125,6 +125,14 @@ def _numbered(splits: Splits) -> tuple[Splits, tuple[str, ...]]:
 
     test = None if splits.test is None else numbered(splits.test)
     return Splits(numbered(splits.train), test, splits.notes), classes
+
+
+def _arrays(part: Dataset, suffix: str = "") -> dict[str, np.ndarray]:
+    """A part as arrays of an .npz, as a device reads it."""
+    arrays = {**part.others, "x": part.features, "y": part.labels}
+    if part.lengths is not None:
+        arrays["lengths"] = part.lengths
+    return {name + suffix: array for name, array in arrays.items()}
 
 
 def _numbers(count: int) -> tuple[str, ...]:

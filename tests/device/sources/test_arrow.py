@@ -166,7 +166,7 @@ def test_shorter_lists_are_filled_up(tmp_path: Path) -> None:
 
 def test_columns_that_are_no_row_of_numbers_are_features_by_name(tmp_path: Path) -> None:
     """As of a model that reads tokens and says how old their author is."""
-    data = read(parquet(tmp_path / "a.parquet", tokens=[[1, 2], [3]], seen=[[1, 1], [1]], age=[20, 30], label=[0, 1]))
+    data = read(parquet(tmp_path / "a.parquet", age=[20, 30], tokens=[[1, 2], [3]], seen=[[1, 1], [1]], label=[0, 1]))
     assert data.features.tolist() == [[1, 2], [3, 0]] and data.features.dtype == np.int64
     assert {name: array.tolist() for name, array in data.others.items()} == {
         "tokens": [[1, 2], [3, 0]],

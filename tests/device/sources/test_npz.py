@@ -35,6 +35,19 @@ def test_npz_with_two_splits(tmp_path: Path) -> None:
     np.testing.assert_array_equal(splits.test.labels, [0, 1])
 
 
+def test_further_arrays_with_one_entry_per_example_are_features_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "data.npz"
+    more = {"age": [20, 30, 40], "lengths": [1, 2, 2], "mean": [0.5], "names": np.array([print] * 3, object)}
+    np.savez(path, x=PIXELS, y=LABELS, **more, x_test=PIXELS[:1], y_test=LABELS[:1], age_test=[50])
+    splits = read_splits(path)
+    assert {name: array.tolist() for name, array in splits.train.others.items()} == {"age": [20, 30, 40]}
+    assert splits.train.lengths is not None and splits.train.lengths.tolist() == [1, 2, 2]
+    assert splits.test is not None and splits.test.lengths is None
+    np.savez(tmp_path / "odd.npz", x=PIXELS, y=LABELS, lengths=[[1.5]] * 3)
+    assert refused(tmp_path / "odd.npz").endswith("'lengths' is float64 [3, 1]; expected whole numbers")
+    assert {name: array.tolist() for name, array in splits.test.others.items()} == {"age": [50]}
+
+
 def test_npz_with_objects_is_never_unpickled(tmp_path: Path) -> None:
     path = tmp_path / "data.npz"
     np.savez(path, x=np.array([print, 1], object), y=LABELS)

@@ -40,3 +40,20 @@ def test_regression_has_no_classes(tmp_path: Path) -> None:
     dealt = write_parts(str(tmp_path / "r.npz"), tmp_path, ["a", "b"], "iid", 1.0, 1, seed=0)
     assert dealt.classes == () and dealt.counts == {"a": [2], "b": [2]}
     assert not (tmp_path / "classes.txt").exists()
+
+
+def test_several_features_and_lengths_are_dealt_out_together(tmp_path: Path) -> None:
+    x = np.arange(8).reshape(4, 2)
+    np.savez(tmp_path / "s.npz", x=x, y=[0, 1, 0, 1], age=[10, 11, 12, 13], lengths=[1, 2, 1, 2])
+    write_parts(str(tmp_path / "s.npz"), tmp_path, ["a", "b"], "iid", 1.0, 1, seed=0)
+    for name in ("a", "b"):
+        part = read_splits(tmp_path / f"{name}.npz").train
+        rows = part.features[:, 0] // 2
+        assert part.others["age"].tolist() == (10 + rows).tolist()
+        assert part.lengths is not None and part.lengths.tolist() == (1 + rows % 2).tolist()
+
+
+def test_what_the_reader_guessed_is_passed_on(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("size,species\n1,cat\n2,dog\n")
+    dealt = write_parts(str(tmp_path / "a.csv"), tmp_path, ["a"], "iid", 1.0, 1, seed=0)
+    assert dealt.notes == ("the label is the last column, 'species'",)

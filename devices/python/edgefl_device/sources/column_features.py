@@ -70,7 +70,9 @@ class Features:
     def done(self, labels: AnyArray, names: Mapping[int, str] | None) -> tuple[Dataset, tuple[str, ...]]:
         """The data set, and notes."""
         read = {name: reader.done() for name, reader in self._readers.items()}
-        first = next(iter(read.values()))[0]
+        # A number beside an image, or beside a list, is the lesser feature wherever its column stands.
+        main = next((name for name, reader in self._readers.items() if not isinstance(reader, Numbers)), None)
+        first = read[main or next(iter(read))][0]
         lengths = next((lengths for _, lengths, _ in read.values() if lengths is not None), None)
         others = {name: array for name, (array, _, _) in read.items()} if len(read) > 1 else {}
         notes = dict.fromkeys(note for _, _, said in read.values() for note in said)

@@ -24,10 +24,12 @@ from edgefl_device.sources import images
 
 FEATURE_KEYS = ("x", "features", "images", "data")
 CLASSES = "classes"  # texts: what labels 0, 1, ... are called
+LENGTHS = "lengths"  # how much of each example is there: see `Dataset`
 LABEL_KEYS = ("y", "labels", "label", "targets", "target")
 MAX_HEADER_BYTES = 10_000  # as NumPy: a longer one might take Python's parser down
 MAX_DIMENSIONS = 32  # NumPy 1 has no more
 CHUNK_BYTES = 2**20
+COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # made of bounded pieces, and all that NumPy writes
 _HEADERS = {
     (1, 0): (2, np.lib.format.read_array_header_1_0),  # bytes of the header's length, and what reads both
     (2, 0): (4, np.lib.format.read_array_header_2_0),
@@ -61,7 +63,21 @@ def _split(archive: Npz, suffix: str, names: dict[int, str] | None) -> Dataset |
     labels = next((key + suffix for key in LABEL_KEYS if key + suffix in archive), None)
     if features is None or labels is None:
         return None
-    return Dataset(archive.read(features), archive.read(labels), names)
+    values = archive.read(labels)
+    named = {name: key for name, key in _names_in(archive, suffix).items() if key not in (features, labels)}
+    # A bundle takes the names that it knows, so what is no feature does no harm.
+    count = values.shape[0] if values.ndim else 0
+    others = {name: archive.read(key) for name, key in named.items() if archive.entries(key) == count}
+    lengths = others.pop(LENGTHS, None)
+    if lengths is not None and (lengths.ndim != 1 or lengths.dtype.kind not in "iu"):
+        raise DataError(f"{archive.path}: 'lengths' is {lengths.dtype} {list(lengths.shape)}; expected whole numbers")
+    return Dataset(archive.read(features), values, names, others, lengths)
+
+
+def _names_in(archive: Npz, suffix: str) -> dict[str, str]:
+    """Name -> the array's key, of one part."""
+    keys = [key for key in archive.names if key.endswith(suffix) and (suffix or not key.endswith(("_train", "_test")))]
+    return {key.removesuffix(suffix): key for key in keys if key != CLASSES}
 
 
 def _jpegs(path: Path, archive: Npz) -> Dataset:
@@ -79,7 +95,7 @@ class Npz:
     """An open archive. Each array is read when it is wanted."""
 
     def __init__(self, path: Path, archive: zipfile.ZipFile) -> None:
-        self._path = path
+        self.path = path
         self._archive = archive
         self._members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
 
@@ -90,26 +106,34 @@ class Npz:
     def __contains__(self, name: str) -> bool:
         return name in self._members
 
+    def entries(self, name: str) -> int | None:
+        """The length of an array's first dimension; None where it has none, or is of Python objects."""
+        info = self._members[name]
+        if info.compress_type not in COMPRESSIONS:
+            return None
+        with _damage(self.path), self._archive.open(info) as file:
+            _, shape, _, dtype = _header(file)
+        return shape[0] if shape and not dtype.hasobject else None
+
     def read(self, name: str) -> AnyArray:
         """An array. Raises DataError when it is damaged, too large, or of Python objects."""
         info = self._members[name]
-        # Only these are made of bounded pieces, and only these does NumPy write.
-        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        if info.compress_type not in COMPRESSIONS:
             raise DataError(
-                f"{self._path}: {name!r} is compressed in a way that is not read",
+                f"{self.path}: {name!r} is compressed in a way that is not read",
                 hint="save it with numpy.savez or numpy.savez_compressed",
             )
-        with _damage(self._path), self._archive.open(info) as file:
+        with _damage(self.path), self._archive.open(info) as file:
             header_bytes, shape, fortran, dtype = _header(file)
             if dtype.hasobject:
                 raise DataError(
-                    f"{self._path} holds Python objects, which are not read: they could run any code",
+                    f"{self.path} holds Python objects, which are not read: they could run any code",
                     hint="save plain arrays: numpy.savez(path, x=..., y=...) with equal shapes",
                 )
             size_bytes = math.prod(shape) * dtype.itemsize
             if size_bytes != info.file_size - header_bytes:
                 raise ValueError(f"{name!r} says {size_bytes} bytes and has {info.file_size - header_bytes}")
-            check_size(size_bytes, f"{self._path}: {name!r}", file_bytes=self._path.stat().st_size)
+            check_size(size_bytes, f"{self.path}: {name!r}", file_bytes=self.path.stat().st_size)
             data = np.empty(size_bytes, np.uint8)
             _fill(file, data.data)
             array: AnyArray = np.ndarray(shape, dtype, data, order="F" if fortran else "C")
