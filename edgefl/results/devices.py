@@ -13,9 +13,9 @@ from edgefl.aggregator.record import Record
 from edgefl.errors import InputError
 from edgefl.files import from_json, read_bytes
 from edgefl.results.curves import natural
-from edgefl.results.events import Event, seconds_of_devices
+from edgefl.results.events import Event, last_seen, seconds_of_devices
 from edgefl.results.markup import Markup, joined, shaded, table, tag
-from edgefl.results.rounds import size
+from edgefl.results.rounds import duration, size
 
 MOST_DEVICES = 100  # that are listed
 MOST_LABELS = 40  # columns of labels
@@ -137,6 +137,7 @@ class _Rows:
             ("weight, last", _numbers({d: r.weights.get(d) for d, r in self.last.items()}, ".3f")),
             ("weight, mean", _numbers(_means(self.records), ".3f")),
             ("failures", {name: f"{n:,}" for name in {*failed, *self.known} if (n := self._failures(name, failed))}),
+            ("last seen", {name: f"after {duration(seconds)}" for name, seconds in last_seen(self.events).items()}),
             ("missed", {name: f"{one.missed:,}" for name, one in known if one.missed}),
         ]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -58,7 +58,15 @@ def read_events(path: Path) -> list[Event]:
 
 def timed(events: Iterable[Event]) -> list[Timed]:
     """What is no routine, in order of time."""
-    found: list[Timed] = []
+    return [Timed(seconds, event) for seconds, event in _times(events) if event.event not in ROUTINE]
+
+
+def last_seen(events: Iterable[Event]) -> dict[str, float]:
+    """When the aggregator heard of each device last, in seconds after the run began."""
+    return {event.device: seconds for seconds, event in _times(events) if event.device}
+
+
+def _times(events: Iterable[Event]) -> Iterator[tuple[float, Event]]:
     began: float | None = None
     last = 0.0
     for event in events:
@@ -67,9 +75,7 @@ def timed(events: Iterable[Event]) -> list[Timed]:
         elif event.event == "started":
             began += max(0.0, event.time - last)
         last = event.time
-        if event.event not in ROUTINE:
-            found.append(Timed(round(max(0.0, event.time - began), 3), event))
-    return found
+        yield round(max(0.0, event.time - began), 3), event
 
 
 def lanes(found: Iterable[Timed]) -> dict[str, list[Timed]]:

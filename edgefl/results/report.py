@@ -27,6 +27,7 @@ FILES = {
     "model.onnx": "predicts",
     "models": "models that predict",
     "weights.safetensors": "the fused weights",
+    "confusion.json": "which class was taken for which",
     "metrics.jsonl": "every round",
     "events.jsonl": "what happened",
     "summary.json": "this page's curves",

@@ -37,6 +37,7 @@ def test_what_they_did_is_counted_from_the_records() -> None:
     assert column(page, "weight, last") == ["0.750", "0.750"] and column(page, "weight, mean") == ["0.500", "0.750"]
     assert column(page, "seconds a round") == ["0.50", "-"]
     assert column(page, "failures") == ["-", "1"]
+    assert column(page, "last seen") == ["after 0.5 s", "after 1.0 s"]
     assert column(page, "last reply") == ["round 2", "round 1"]
 
 
