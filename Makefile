@@ -83,8 +83,9 @@ clean: ## Remove the environments, what was built and every cache
 # An environment is installed once, and again when pyproject.toml changes.
 $(VENV)/.%: pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP_INSTALL) --upgrade 'pip>=24'
-	$(PIP_INSTALL) --editable '.[$*]'
+	@echo "== installing edgefl[$*] into $(VENV), once: minutes, since torch is large; pip says how far it is"
+	@$(PIP_INSTALL) --upgrade 'pip>=24'
+	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[$*]'
 	@touch $@
 
 # The last onnxruntime-training has wheels for x86-64 and macOS, Python 3.8 to 3.12. Elsewhere its tests are skipped.

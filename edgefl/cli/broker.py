@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgefl.cli.output import format_option, print_json, tell
+from edgefl.cli.output import format_option, print_json
+from edgefl.cli.teller import Teller, tells
 from edgefl.cli.tls import tls_options
 from edgefl.errors import BrokerError
 
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--engine", type=click.Choice(["auto", "mosquitto", "iotcore"]), default="auto", show_default=True)
 @format_option
+@tells
 @click.pass_context
-def broker(context: click.Context, port: int, host: str, engine: str, form: str) -> None:
+def broker(context: click.Context, port: int, host: str, engine: str, form: str, teller: Teller) -> None:
     """Run an MQTT broker for this machine, until Ctrl-C.
 
     For other machines deploy one with TLS and an access list: see broker/mosquitto/.
@@ -40,14 +42,14 @@ def broker(context: click.Context, port: int, host: str, engine: str, form: str)
             print_json({"url": running.url, "engine": running.engine, "version": running.version})
         else:
             click.echo(running.url)
-            tell(f"{running.engine} {running.version} serves this machine; Ctrl-C ends it")
+            teller.tell(f"{running.engine} {running.version} serves this machine; Ctrl-C ends it")
         sys.stdout.flush()
         pause = threading.Event()
         try:
             while running.alive():
                 pause.wait(0.5)
         except KeyboardInterrupt:
-            tell("broker ended")
+            teller.tell("broker ended")
             return
         said = running.log().strip().splitlines()
         raise BrokerError(f"{running.engine} ended by itself: {said[-1] if said else 'it said nothing'}")

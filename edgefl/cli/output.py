@@ -8,8 +8,6 @@ from typing import Any, TypeVar
 
 import click
 
-from edgefl.errors import one_line
-
 F = TypeVar("F", bound=Callable[..., Any])
 
 format_option: Callable[[F], F] = click.option(
@@ -38,8 +36,3 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     for line in lines:
         cells = (c.ljust(w) if left else c.rjust(w) for c, w, left in zip(line, widths, words, strict=True))
         click.echo("  ".join(cells).rstrip())
-
-
-def tell(line: str) -> None:
-    """A line for the person at the terminal, whoever said it."""
-    click.echo(one_line(line), err=True)

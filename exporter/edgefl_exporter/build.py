@@ -57,7 +57,7 @@ def export(
     model: object,
     example_input: Tensor,
     *,
-    out: Path,
+    out: str | Path,
     name: str,
     progress: Callable[[str], None] | None = None,
     **options: Any,
@@ -75,7 +75,7 @@ def build(
     model: object,
     example_input: Tensor,
     *,
-    out: Path,
+    out: str | Path,
     name: str,
     progress: Callable[[str], None] | None = None,
 ) -> Bundle:
@@ -162,7 +162,7 @@ def build(
         targets={engine: Target((), made.parity) for engine, made in others.items()},
     )
     more = {engine: made.files for engine, made in others.items()}
-    return bundle.write(out, manifest, weights=weights, programs=files, golden=golden, targets=more)
+    return bundle.write(Path(out), manifest, weights=weights, programs=files, golden=golden, targets=more)
 
 
 def _update(recipe: Recipe, method: Method) -> Update:

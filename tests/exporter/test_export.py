@@ -135,7 +135,7 @@ def test_the_model_and_the_random_state_are_left_as_they_were(tmp_path: Path) ->
 def test_frozen_parameters_are_kept_and_not_trained(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
     model[0].requires_grad_(False)
-    bundle = export(model, torch.zeros(1, 4), out=tmp_path / "m.bundle", name="m", programs=("train",))
+    bundle = export(model, torch.zeros(1, 4), out=str(tmp_path / "m.bundle"), name="m", programs=("train",))
     assert set(bundle.manifest.programs["train"].writes) == {"2.weight", "2.bias"}
     assert "0.weight" in bundle.manifest.programs["train"].reads
 
