@@ -102,22 +102,30 @@ class Outbox:
             if self._feeding:
                 return
             self._feeding = True
-        while True:
-            with self._lock:
-                if not self._waiting or len(self._under_way) >= IN_FLIGHT or not connected():
-                    self._feeding = False
-                    if not self._waiting and not self._under_way:
-                        self._idle.set()
-                    return
-                message = self._waiting.popleft()
-                # Before the call: the acknowledgement may come before it returns.
-                self._under_way.append(message.packet_bytes)
-                self._waiting_bytes -= len(message.payload)
-                drained = self._room_wanted and self._waiting_bytes <= QUEUE_BYTES // 2
-                self._room_wanted &= not drained
-            if drained:
-                self._drained()
-            self._publish(message)
+        try:
+            while (message := self._next(connected)) is not None:
+                self._publish(message)
+        except BaseException:  # Ctrl-C in the middle: who leaves still has a word to say
+            self._feeding = False
+            raise
+
+    def _next(self, connected: Callable[[], bool]) -> Waiting | None:
+        """The next message to publish now, which is under way from now on."""
+        with self._lock:
+            if not self._waiting or len(self._under_way) >= IN_FLIGHT or not connected():
+                self._feeding = False  # under the lock: who puts a message from now on feeds it
+                if not self._waiting and not self._under_way:
+                    self._idle.set()
+                return None
+            message = self._waiting.popleft()
+            # Before the call: the acknowledgement may come before it returns.
+            self._under_way.append(message.packet_bytes)
+            self._waiting_bytes -= len(message.payload)
+            drained = self._room_wanted and self._waiting_bytes <= QUEUE_BYTES // 2
+            self._room_wanted &= not drained
+        if drained:
+            self._drained()
+        return message
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until the broker has everything; False when it takes too long."""

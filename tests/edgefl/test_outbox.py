@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from edgefl.outbox import IN_FLIGHT, QUEUE_BYTES, Outbox, Waiting
 
 
@@ -142,3 +144,20 @@ def test_a_client_that_calls_back_while_it_publishes_keeps_the_order() -> None:
             outbox.put(Waiting(topic + round, b"", False))
         outbox.feed(lambda: True)
     assert sent == ["a1", "b1", "c1", "a2", "b2", "c2"]
+
+
+def test_who_is_interrupted_while_a_message_is_given_to_the_client_can_still_say_goodbye() -> None:
+    sent: list[str] = []
+
+    def publish(message: Waiting) -> None:
+        sent.append(message.topic)
+        if message.topic == "up":
+            raise KeyboardInterrupt
+
+    outbox = Outbox(publish)
+    outbox.put(Waiting("up", b"", True))
+    with pytest.raises(KeyboardInterrupt):
+        outbox.feed(lambda: True)
+    outbox.put(Waiting("sleeping", b"", True))
+    outbox.feed(lambda: True)
+    assert sent == ["up", "sleeping"]
