@@ -113,6 +113,12 @@ def test_a_palette_of_which_only_greys_are_used_is_grey(tmp_path: Path) -> None:
     assert pixel(tmp_path, image) == [7]
 
 
+def test_a_palette_is_bounded_before_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEFL_MAX_ARRAY_MB", "1")
+    put(tmp_path, Image.new("P", (1000, 1000)))
+    assert "0.png would be 3 MB in memory; at most 1 are unpacked" in refused(tmp_path)
+
+
 def test_black_and_white(tmp_path: Path) -> None:
     assert pixel(tmp_path, Image.new("1", (1, 1), 1)) == [255]
 

@@ -67,7 +67,7 @@ def survey(files: Sequence[File]) -> Form:
     for name, content in files:
         with _opened(name, content) as image:
             deep += image.mode in _DEEP
-            grey += image.mode in _GREY or (image.mode in _PALETTE and _has_grey_palette(image))
+            grey += image.mode in _GREY or (image.mode in _PALETTE and _has_grey_palette(name, image))
             opaque += not _is_transparent(image)
             if image.mode not in _GREY + _COLOUR + _PALETTE:
                 raise DataError(f"{name}: its pixels are {image.mode}, which is not read", hint="convert it to PNG")
@@ -126,8 +126,9 @@ def _is_transparent(image: Image) -> bool:
     return image.mode in _ALPHA or "transparency" in image.info
 
 
-def _has_grey_palette(image: Image) -> bool:
-    """Whether the colours that it uses are all grey: its palette may hold others."""
+def _has_grey_palette(name: str, image: Image) -> bool:
+    """Whether the colours that it uses are all grey: its palette may hold others. Here it is unpacked."""
+    check_size(3 * image.width * image.height, name)
     pixels = np.asarray(_on_white(image) if _is_transparent(image) else image.convert("RGB"))
     return bool((pixels == pixels[..., :1]).all())
 
