@@ -94,3 +94,7 @@ def test_the_first_batch_is_taken_where_rounding_decides_nothing() -> None:
 def test_else_the_one_where_it_decides_least() -> None:
     parts = dict.fromkeys(range(8), 0.5) | {5: 0.2, 6: 0.3}
     assert batch_of(made(steep(parts))) == 5
+
+
+def test_where_rounding_decides_everything_in_each_the_first_is_taken() -> None:
+    assert batch_of(made(steep(dict.fromkeys(range(8), float("inf"))))) == 0

@@ -60,7 +60,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {"batch norm": with_norms, "none": 
 
 
 def export_both(folder: Path) -> dict[str, Bundle]:
-    """A bundle of each model; the one without BatchNorm has a generator."""
+    """A bundle of each model, with the programs of CoDream alone; the one without BatchNorm has a generator."""
     return {
         name: export(
             make(),
@@ -70,6 +70,7 @@ def export_both(folder: Path) -> dict[str, Bundle]:
             normalisation=NORMALISATION,
             optimizer=SGD(0.1, momentum=0.9),
             method=CoDream(dreams=DREAMS, generator=name == "none"),
+            programs=(),
         )
         for name, make in MODELS.items()
     }

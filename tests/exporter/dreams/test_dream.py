@@ -28,7 +28,7 @@ from edgefl.bundle import Bundle
 from edgefl.method import Task
 from edgefl_device.engines.runtime import Runtime
 from edgefl_exporter import export
-from edgefl_exporter.methods import CoDream
+from edgefl_exporter.programs.dreams import dream
 from edgefl_exporter.programs.objective import FACTORS
 from edgefl_exporter.programs.observed import statistics
 
@@ -116,9 +116,8 @@ def test_at_the_statistics_themselves_the_gradient_is_finite(bundles: dict[str, 
 
 
 def test_features_in_a_row_have_no_total_variation(tmp_path: Path) -> None:
-    bundle = export(
-        two_layers(), torch.zeros(1, 4), out=tmp_path / "b", name="b", method=CoDream(dreams=2), programs=("train",)
-    )
+    programs = (statistics, dream)
+    bundle = export(two_layers(), torch.zeros(1, 4), out=tmp_path / "b", name="b", programs=(), own_programs=programs)
     x = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
     outcome = carried_out_alone(bundle, dreaming(), x)
     assert outcome.metrics["dream.total_variation_term"] == 0
