@@ -63,8 +63,21 @@ def test_a_figure_is_the_worst_of_all_batches() -> None:
 
 @pytest.mark.parametrize("examples", [8, 5, 32, 1])
 def test_a_file_that_is_wrong_for_some_number_of_examples_is_refused(examples: int) -> None:
-    with pytest.raises(ParityError, match="'loss' differs from PyTorch"):
+    with pytest.raises(ParityError, match="program 'train', check '.*': 'loss' differs from PyTorch"):
         proven(file=off(2e-4, examples=examples))
+
+
+def test_a_seed_tries_the_same_batches_whatever_else_is_drawn() -> None:
+    """Also those that are tried after the others, of a file that is right for four examples alone."""
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        pytorch, file = noisy({4, 6})
+        found.append(Asked(file))
+        proven(pytorch, found[-1], writes={})
+    first, second = (one.values for one in found)
+    assert len(first) == len(second) and any(len(values["x"]) == 4 for values in first)
+    assert all(torch.equal(a["x"], b["x"]) for a, b in zip(first, second, strict=True))
 
 
 def test_the_state_it_is_proven_from_and_the_initial_one() -> None:

@@ -57,7 +57,7 @@ def prove(
 
     for case in cases(definition, state, initial, samples, sides.generator):
         ask(case)
-    for _ in range(MORE_BATCHES if never else 0):
+    for _ in range(MORE_BATCHES):
         if never:
             ask(Case(BATCHES, {**state, **definition.draw(samples, SMALL_BATCH, sides.generator)}))
     if never:
