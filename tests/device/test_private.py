@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,14 @@ import pytest
 
 from edgefl.bundle import Bundle
 from edgefl.errors import NotFinite
-from edgefl.method import Task
+from edgefl.method import Keep, Task
+from edgefl.random_numbers import order_of
 from edgefl_device.data.dataset import Dataset
 from edgefl_device.engines.runtime import Runtime
 from edgefl_device.work.interpreter import Answer, answer, perform
+from edgefl_device.work.kept import Buffers
 from edgefl_device.work.private import Private
+from edgefl_device.work.stopping import Stop, Stopped
 
 OWN = Dataset(np.eye(2, dtype=np.float32), np.array([1, 2], np.float32))
 LOOK = Task("evaluate", send=("predicted",))
@@ -132,3 +136,26 @@ def test_after_an_ask_that_failed_the_private_state_is_what_it_was(runtime: Coun
     with pytest.raises(NotFinite):
         ask(runtime, Task("train", epochs=300, settings={"learning_rate": 1e6}), trained)
     assert predicted(ask(runtime, LOOK, trained)) == [0.5, 1]
+
+
+def test_what_else_an_ask_comes_with_counts_as_in_any(runtime: Counting, tmp_path: Path) -> None:
+    """The device's own settings, its name in the shuffle, its buffers, and who watches and stops it."""
+    seen: list[Any] = []
+    beside: dict[str, Any] = {"own": {"learning_rate": 0.25}, "progress": lambda *at: seen.append(at)}
+    done = answer(runtime, [TRAIN], {}, {"train": OWN}, Private(), device="pi-1", **beside)
+    assert done.private.tensors["w"].tolist() == [0.25, 0.5] and [at[:3] for at in seen] == [("train", 1, 1)]
+
+    examples = Dataset(np.arange(20, dtype=np.float32).reshape(10, 2), np.arange(10, dtype=np.float32))
+    shuffled = Task("evaluate", seed=3, load=("w",), send=("predicted",))
+    shown = answer(runtime, [shuffled], {"w": np.array([0.5, 0], "f4")}, {"train": examples}, Private(), device="pi-2")
+    assert predicted(shown) == order_of(10, seed=3, device="pi-2", epoch=0).tolist()
+
+    keep = Task("evaluate", feed="announced", keep=Keep("dreams", 2))
+    dreams = {"x": OWN.features, "y": OWN.labels}
+    answer(runtime, [keep], dreams, {}, Private(), device="pi-1", buffers=Buffers(tmp_path, round=0))
+    assert (tmp_path / "dreams/0.safetensors").exists()
+
+    stop = Stop()
+    stop.request()
+    with pytest.raises(Stopped):
+        answer(runtime, [TRAIN], {}, {"train": OWN}, Private(), device="pi-1", stop=stop)
