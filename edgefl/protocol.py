@@ -53,6 +53,7 @@ CHUNK_BYTES = 64 * 1024 - 512  # with its header a 64 KiB packet, the fastest si
 MIN_CHUNK_BYTES = 4 * 1024
 MAX_DEVICES = 10_000  # of a run: an announcement names those that are asked
 MAX_TASKS = 100  # of an announcement
+MOST_COUNTED = 64  # classes of which a device says how many examples it has of each
 MAX_EPOCH = 1_000_000
 STATUS_AGAIN_S = 30.0  # how often an aggregator says again that it is up
 STATUS_COUNTS_S = 120.0  # for so long after its last word an aggregator is taken to be there
@@ -96,7 +97,8 @@ class ManifestRef(BlobRef, frozen=True):
 class Presence(_Message, frozen=True, tag="presence"):
     """A device is there, asleep or gone. `instance` names its process and `session` counts that process's
     connections, so that a late will of an old one cannot mark a newer one dead. `data` notes what was done with its
-    data for the bundle, or is odd about them."""
+    data for the bundle, or is odd about them; `label_counts` says how many of its training examples are of class 0, 1,
+    ... where it says so at all."""
 
     device: Name
     session: Count
@@ -109,6 +111,7 @@ class Presence(_Message, frozen=True, tag="presence"):
     train_examples: Stock = 0
     test_examples: Stock = 0
     data: Text = ""
+    label_counts: Annotated[list[Stock], Meta(max_length=MOST_COUNTED)] = []
 
 
 class AggregatorStatus(_Message, frozen=True, tag="aggregator"):

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgefl.aggregator.rounds import Note
+
 PATIENCE = 2  # deadlines that a device may miss before it has ever replied: then it may be a name that somebody made up
 LONGEST_PAUSE = 64  # rounds
 NAMED = 3  # lapses in a row, after which a person hears of it
@@ -81,19 +83,20 @@ class Attendance:
         for device in set(devices) - self._replied:
             self._missed[device] = self._missed.get(device, 0) + 1
 
-    def closed(self, round: int, *, counted: Collection[str], lapsed: Collection[str]) -> list[tuple[str, str]]:
-        """A round is over, with and without the replies of these. Gives (device, text) of those who are to be named."""
-        named = []
+    def closed(self, round: int, *, counted: Collection[str], lapsed: Collection[str]) -> list[Note]:
+        """A round is over, with and without the replies of these. Says whom a person should know of."""
+        notes = []
         for device in sorted(counted):
             before = self._lapsed.pop(device, Lapsed())
             if before.times >= NAMED:
-                named.append((device, f"replies again, after {before.times} rounds without a reply that counts"))
+                text = f"replies again, after {before.times} rounds without a reply that counts"
+                notes.append(Note("back", round, device, text))
         for device in sorted(lapsed):
             now = self._lapsed[device] = self._lapsed.get(device, Lapsed()).again(round)
             if now.times == NAMED:
                 text = f"no reply that counts in {NAMED} rounds in a row; asked again in {pause(NAMED)} rounds"
-                named.append((device, text))
-        return named
+                notes.append(Note("passed over", round, device, text))
+        return notes
 
     def strangers(self, devices: Collection[str]) -> set[str]:
         """Those of `devices` that have often been asked and never replied."""

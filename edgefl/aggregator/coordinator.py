@@ -118,8 +118,7 @@ class Coordinator:
         if self._round is not None and (done := self._round.closing) is not None:
             closed = self._round
             closed.tally.keep()
-            named = self._attendance.closed(done.round, counted=closed.tally.replied, lapsed=closed.lapsed)
-            notes = [Note("attendance", done.round, device, text) for device, text in named]
+            notes += self._attendance.closed(done.round, counted=closed.tally.replied, lapsed=closed.lapsed)
             self.state, self._durable, self._before = done.state, done.durable, closed.nonce
             self._small, self._round = not closed.tally.ask.durable, None
         return [*notes, *self._open_round(now_s)]
@@ -381,7 +380,16 @@ class Coordinator:
         clipped = [Note("clipped", self.state.round, device, text) for device, text in tally.clipped()]
         tally.let_go()
         seconds = now_s - closed.opened_s
-        done = RoundDone(self.state.round, state, fused, closed.attempt + 1, len(closed.asked), seconds)
+        done = RoundDone(
+            self.state.round,
+            state,
+            fused,
+            closed.attempt + 1,
+            len(closed.asked),
+            seconds,
+            norms=dict(tally.norms),
+            missed=tuple(sorted(closed.missed)),
+        )
         return [*clipped, *self._conclude(done)]
 
     def _conclude(self, done: RoundDone) -> list[Action]:

@@ -40,6 +40,11 @@ class Round:
         return self.asked - self.tally.replied - self.gone
 
     @property
+    def missed(self) -> set[str]:
+        """Those of them who have not said why."""
+        return self.lapsed - self.failed - self.tally.barred.keys()
+
+    @property
     def has_quorum(self) -> bool:
         return len(self.tally.replied) >= self.quorum
 

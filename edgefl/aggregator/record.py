@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Annotated
 
 import msgspec
@@ -29,6 +30,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     steps       of the optimizer that each of them took
     metrics     "PROGRAM.OUTPUT" -> mean over devices, or sum of counts; "PROGRAM.accuracy" where answers are counted
     measured    the metrics of each device; of a durable round
+    norms       of what the reply of each of them changes; of a durable round
+    odd         what is far from the others about a device; of a durable round (edgefl/aggregator/oddness.py)
     loss, accuracy      of the fused model on the aggregator's data, else what devices say of their own; None: nobody
                 evaluated
     evaluated   how many of the devices measured the model on test data of their own
@@ -50,6 +53,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     steps: dict[str, Count] = {}
     metrics: Metrics = {}
     measured: dict[str, Metrics] = {}
+    norms: Metrics = {}
+    odd: dict[str, str] = {}
     loss: float | None = None
     accuracy: float | None = None
     evaluated: Count = 0
@@ -74,7 +79,13 @@ class Traffic:
         return Traffic(up, self.down + other.down)
 
 
-def record_of(done: RoundDone, traffic: Traffic, evaluated: Mapping[str, float], elapsed_s: float) -> Record:
+def record_of(
+    done: RoundDone,
+    traffic: Traffic,
+    evaluated: Mapping[str, float],
+    elapsed_s: float,
+    odd: Mapping[str, str] = MappingProxyType({}),
+) -> Record:
     """The record of a round. `evaluated`: metrics of the fused model on the aggregator's data; empty where nobody
     evaluates.
 
@@ -99,6 +110,8 @@ def record_of(done: RoundDone, traffic: Traffic, evaluated: Mapping[str, float],
         steps=dict(fused.steps) if done.durable else {},
         metrics=metrics,
         measured={device: dict(metrics) for device, metrics in fused.measured.items()} if done.durable else {},
+        norms={device: float(f"{norm:.6g}") for device, norm in done.norms.items()} if done.durable else {},
+        odd=dict(odd) if done.durable else {},
         loss=held_out.get("evaluate.loss") if done.durable else None,
         accuracy=held_out.get("evaluate.accuracy") if done.durable else None,
         evaluated=sum("evaluate.examples" in metrics for metrics in fused.measured.values()),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from edgefl.method import Ask, Fused, State, Work
 
@@ -36,6 +37,8 @@ class RoundDone:
     asked: int
     seconds: float
     durable: bool = True
+    norms: Mapping[str, float] = field(default_factory=dict)  # of what each reply changes
+    missed: tuple[str, ...] = ()  # asked and there, without a reply and without saying why
 
 
 @dataclass(frozen=True)

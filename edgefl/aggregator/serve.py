@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import queue
 import signal
 import threading
@@ -33,16 +34,20 @@ from edgefl.tensors import Array
 from edgefl.transport import Broken, Connected, Disconnected, Received, Transport
 
 CHECK_S = 1.0
+FLEET_S = 10.0  # how often devices.json is written, at most
 _SAID = (
     "failed",
     "refused",
     "asked again",
     "undone",
-    "attendance",
+    "passed over",
+    "back",
     "quorum",
     "protocol error",
     "no bundle",
     "no test data",
+    "data",
+    "odd",
     "run is full",
     "too many requests",
 )
@@ -97,6 +102,7 @@ class Server:
         self._watcher = watcher
         self._rarely = Rarely(watcher.progress)
         records = store.records()
+        self._fleet_saved, self._fleet_saved_s = store.fleet(), -math.inf
         self.coordinator = Coordinator(
             method,
             store.load_state() or method.start(),
@@ -121,7 +127,9 @@ class Server:
             room=self._connection.room,
             requests_per_s=requests[0],
             requests_burst=requests[1],
+            first=records[0] if records else None,
             last=records[-1] if records else None,
+            known=self._fleet_saved,
             target_accuracy=target_accuracy,
         )
 
@@ -143,6 +151,7 @@ class Server:
                 self._carry_out(self._aggregator.start(time.monotonic()))
                 self._check_room()
                 while not self._aggregator.finished and self._step(events):
+                    self._save_fleet(every_s=FLEET_S)
                     if check is not None and time.monotonic() >= next_check_s:
                         check()
                         next_check_s = time.monotonic() + CHECK_S
@@ -154,6 +163,7 @@ class Server:
                     message = self._aggregator.will()
                     self._connection.publish(message.topic, message.payload, retain=True)
             self._connection.close()
+            self._save_fleet()
             self.store.event("finished" if self._aggregator.finished else "stopped")
         return self._aggregator.finished
 
@@ -163,6 +173,13 @@ class Server:
         self._aggregator.chunk_bytes = part_bytes(protocol.CHUNK_BYTES, least)
         self._aggregator.inline_bytes = part_bytes(protocol.INLINE_BYTES, least)
         self._aggregator.frame_bytes = part_bytes(protocol.MAX_FRAME_BYTES, least)
+
+    def _save_fleet(self, *, every_s: float = 0.0) -> None:
+        """Write down what is known of the devices, where that has changed and was not written just now."""
+        known, now_s = self._aggregator.fleet.known, time.monotonic()
+        if now_s - self._fleet_saved_s >= every_s and known != self._fleet_saved:
+            self.store.save_fleet(known)
+            self._fleet_saved, self._fleet_saved_s = dict(known), now_s
 
     def _check_room(self) -> None:
         """Raise BrokerError where the broker's packets are too small to name the devices that a round needs."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 import msgspec
 
@@ -24,7 +25,9 @@ from edgefl.aggregator.actions import Action, Evaluate, SaveDevice, SaveOpenRoun
 from edgefl.aggregator.asked import Asked, announcement_of, frame_of
 from edgefl.aggregator.classes import DeviceClass, Examples, stated
 from edgefl.aggregator.coordinator import Coordinator
+from edgefl.aggregator.fleet import Fleet, Known
 from edgefl.aggregator.limits import Limits
+from edgefl.aggregator.oddness import Oddness
 from edgefl.aggregator.places import Places
 from edgefl.aggregator.publications import Publications
 from edgefl.aggregator.record import Record, Traffic, record_of
@@ -76,11 +79,14 @@ class Aggregator:
         requests_per_s: float = REQUESTS_PER_S,
         requests_burst: float = REQUESTS_BURST,
         room: Callable[[], int] = lambda: protocol.MAX_BLOB_BYTES,
+        first: Record | None = None,
         last: Record | None = None,
+        known: Mapping[str, Known] = MappingProxyType({}),
         target_accuracy: float | None = None,
     ) -> None:
-        """`assigned`, `examples`: device -> name of its class, what it stated, of an earlier start of this run; `last`:
-        the record of its last round. A round that reaches `target_accuracy` ends the run.
+        """`assigned`, `examples`: device -> name of its class, what it stated, of an earlier start of this run;
+        `known`: what else is known of them; `first`, `last`: the records of its first and last round. A round that
+        reaches `target_accuracy` ends the run.
         `chunk_bytes`, `inline_bytes`, `frame_bytes`: the largest parts of blobs, the largest bodies of announcements
         and offers, and the largest frames that the broker takes. `requests_per_s`, `requests_burst`: how often each
         device is answered."""
@@ -100,6 +106,9 @@ class Aggregator:
         self._asked = Asked(Ask((), {}), "", classes)  # nothing, until the first announcement
         self._announced: Outgoing | None = None
         self._traffic = Traffic()
+        self.fleet = Fleet(known)
+        self._oddness = Oddness(first.measured if first else None)
+        self._odd: set[str] = set()  # of the last durable round
         self._ended: tuple[RoundDone, Traffic] | None = None  # the round that is being evaluated
         self._status_again_s = 0.0
         self._nameable = protocol.MAX_DEVICES
@@ -154,7 +163,9 @@ class Aggregator:
             if sender == STRANGERS:
                 self._meet(device, message, now_s)
                 return self._take_actions()
-            self._traffic.up[device] = self._traffic.up.get(device, 0) + protocol.wire_bytes(topic, payload)
+            wire_bytes = protocol.wire_bytes(topic, payload)
+            self._traffic.up[device] = self._traffic.up.get(device, 0) + wire_bytes
+            self.fleet.heard(device, wire_bytes, self._run_s(now_s))
             awaited = isinstance(message, UploadChunk) and self._uploads.awaits(device, message)
             if not awaited and not self._allows(device, now_s):
                 return self._take_actions()
@@ -221,6 +232,8 @@ class Aggregator:
 
     def _say(self, note: Note) -> None:
         """Whatever a device says is one short line for a person."""
+        if note.event == "failed":
+            self.fleet.failed(note.device)
         self._actions.append(replace(note, text=one_line(note.text, NOTE_LENGTH)))
 
     # --- what devices say -------------------------------------------------------------------------------------
@@ -275,6 +288,7 @@ class Aggregator:
         if presence.status == "up":
             if self._assign(presence, now_s):
                 self._places.connected(presence)
+                self._know(presence, now_s)
                 examples = self._places.examples_of(device)
                 assert examples is not None
                 self._follow(self.coordinator.joined(device, now_s, examples=examples.train), now_s)
@@ -284,6 +298,17 @@ class Aggregator:
                 self._uploads.drop(device)  # "down" may be a short cut of the link: its chunks wait, up to a stall
             self._follow(self.coordinator.left(device, now_s), now_s)
             self._permit_more(now_s)
+
+    def _know(self, presence: Presence, now_s: float) -> None:
+        """Note what a device states of itself; a word about its data is for a person, too."""
+        one = self._places.of(presence.device)
+        names = one.bundle.manifest.data.class_names
+        if self.fleet.states(presence, one.name, names, self._run_s(now_s)):
+            self._note("data", presence.device, presence.data)
+
+    def _run_s(self, now_s: float) -> float:
+        """Seconds of the run, over all its starts."""
+        return self._elapsed_s + now_s - self._started_s
 
     def _assign(self, presence: Presence, now_s: float) -> bool:
         """Tell a device which bundle is for it: the one it had before, else that of the first class that suits it."""
@@ -419,14 +444,28 @@ class Aggregator:
         """The round that has ended is kept, and the next begins; or it is undone where its loss is no number."""
         assert self._ended is not None
         done, traffic = self._ended
-        record = record_of(done, traffic, evaluated, self._elapsed_s + now_s - self._started_s)
+        record = record_of(done, traffic, evaluated, self._run_s(now_s), self._odd_ones(done))
         if evaluated and (record.loss is None or not math.isfinite(record.loss)):
             return self._undo(f"the held-out loss would be {record.loss}", now_s)
         self._ended = None
         self._actions.append(SaveRound(done.state, record))
+        self.fleet.missed(done.missed)
+        self._note_odd(record)
         if self._is_reached(record):
             self.coordinator.finish()
         self._follow(self.coordinator.begin(now_s), now_s)
+
+    def _odd_ones(self, done: RoundDone) -> dict[str, str]:
+        kinds = {device: self._places.of(device).name for device in done.fused.devices}
+        return self._oddness.of(done.fused.measured, done.norms, kinds) if done.durable else {}
+
+    def _note_odd(self, record: Record) -> None:
+        """Say of a device that it is odd, once until it is not."""
+        for device, text in record.odd.items():
+            if device not in self._odd:
+                self._say(Note("odd", record.round - 1, device, text))
+        if record.durable:
+            self._odd = set(record.odd)
 
     def _undo(self, why: str, now_s: float) -> None:
         """The round that has ended goes on, with what it has cost."""

@@ -10,6 +10,7 @@
         state.safetensors     the method's state after the last durable round, with that round's record
         open.json             the round that is announced, if one is
         metrics.jsonl         one record per round (edgefl/aggregator/record.py)
+        devices.json          what the devices state, and what was seen of them, for people (edgefl/aggregator/fleet.py)
         events.jsonl          what happened, for a person
         weights.safetensors   the fused weights at the end
         model.onnx            an inference model with these weights
@@ -27,7 +28,7 @@ import math
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -36,6 +37,7 @@ import msgspec
 from msgspec import Meta
 
 from edgefl.aggregator.classes import Examples
+from edgefl.aggregator.fleet import Known
 from edgefl.aggregator.record import Count, Record
 from edgefl.aggregator.rounds import Announce, Note, OpenRound
 from edgefl.errors import ConfigError, InputError
@@ -50,6 +52,9 @@ WRITTEN = (
     *("models/*.onnx", "pictures/*.png", "data/*.npz", "bundles/*/", "student/"),
 )
 MAX_JSON_BYTES = 2**20  # of run.json and open.json: 10,000 devices have 400 KB of names
+
+FLEET = "devices.json"
+MAX_FLEET_BYTES = 64 * 2**20
 
 Number = int | float  # as it was written: a resumed run ends with the files of one that was never stopped
 
@@ -81,6 +86,12 @@ class _About(msgspec.Struct, frozen=True):
     round: Count
     numbers: dict[str, Number]
     record: Record
+
+
+class _Fleet(msgspec.Struct, frozen=True):
+    """devices.json"""
+
+    devices: dict[str, Known]
 
 
 class _Device(msgspec.Struct, frozen=True):
@@ -193,6 +204,15 @@ class Store:
         """What each device stated last."""
         return read_examples(self.path)
 
+    def save_fleet(self, known: Mapping[str, Known]) -> None:
+        """Write down what is known of each device."""
+        write_atomic(self.path / FLEET, msgspec.json.encode(_Fleet(dict(known))))
+
+    def fleet(self) -> dict[str, Known]:
+        """What was known of each device when it was last written down; nothing where that cannot be read: nothing
+        depends on it."""
+        return read_fleet(self.path)
+
     # --- files of lines ---------------------------------------------------------------------------------------
 
     def _append(self, name: str, line: object, *, durable: bool = True) -> None:
@@ -278,6 +298,14 @@ def read_examples(run_dir: Path) -> dict[str, Examples]:
     """What each device stated last, of devices.jsonl. Raises ConfigError where it is damaged."""
     lines = _lines(run_dir / "devices.jsonl", _Device)
     return {line.device: Examples(line.train_examples, line.test_examples) for line in lines}
+
+
+def read_fleet(run_dir: Path) -> dict[str, Known]:
+    """A run's devices.json; {} where there is none that can be read."""
+    try:
+        return from_json(read_bytes(run_dir / FLEET, MAX_FLEET_BYTES), _Fleet).devices
+    except (InputError, ValueError):
+        return {}
 
 
 def _lines(path: Path, kind: type[Kind]) -> list[Kind]:

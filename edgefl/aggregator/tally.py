@@ -30,7 +30,7 @@ class Tally:
         self._fusing = fusing
         self._usual = usual
         self._max_share, self._max_norm = max_share, max_norm
-        self._norms: dict[str, float] = {}  # of the replies that are counted
+        self.norms: dict[str, float] = {}  # of the replies that are counted
         self._clipped: set[str] = set()  # of whom it was said
         self._fusion, self._rule = self._new_fusion()
 
@@ -62,7 +62,7 @@ class Tally:
         limit = self.weight_limit or math.inf
         self._fusion.add(reply, min(weight, limit))
         self.replied.add(reply.device)
-        self._norms[reply.device] = norm
+        self.norms[reply.device] = norm
         return self._clip(reply.device, limit, weight) if weight > limit else ""
 
     def fuse(self) -> Fused:
@@ -84,16 +84,16 @@ class Tally:
 
     def outliers(self) -> tuple[str, list[str]] | None:
         """Why the round cannot be fused as it is, and the devices whose replies are too large beside the others."""
-        found = too_large(self._norms, self._max_norm) if self._max_norm else []
+        found = too_large(self.norms, self._max_norm) if self._max_norm else []
         if not found:
             return None
-        usual, largest = lower_median(self._norms.values()), max(self._norms.values())
+        usual, largest = lower_median(self.norms.values()), max(self.norms.values())
         return f"a change of norm {largest:.3g} beside a median of {usual:.3g}", found
 
     def largest(self) -> list[str]:
         """The device whose reply changes most; as many more as are barred already, so that a round in which nothing
         can be fused is soon left to its deadline."""
-        by_size = sorted(self._norms, key=lambda device: (-self._norms[device], device))
+        by_size = sorted(self.norms, key=lambda device: (-self.norms[device], device))
         return by_size[: max(1, len(self.barred))]
 
     def let_go(self) -> None:
@@ -104,12 +104,12 @@ class Tally:
         """Nobody has replied; some may not."""
         self.barred |= dict.fromkeys(barred, reason)
         self.replied.clear()
-        self._norms.clear()
+        self.norms.clear()
         self.let_go()
 
     def keep(self) -> None:
         """The replies have made a state: what they were like is usual."""
-        self._usual.note(self.ask, self._norms.values())
+        self._usual.note(self.ask, self.norms.values())
 
     def forget_usual(self) -> bool:
         """Whether what is usual for such an ask was known, and is forgotten now."""

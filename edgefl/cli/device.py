@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 )
 @click.option("--label", metavar="NAME", help="Name of the label's column, where the data are a table.")
 @click.option("--as-is", is_flag=True, help="Use data far outside the range that the bundle was made for.")
+@click.option("--no-label-counts", is_flag=True, help="Do not say how many examples of each class there are.")
 @click.option("--run", help="Run to take part in; default: the one that is up.")
 @click.option(
     "--state",
@@ -97,6 +98,7 @@ def device(
     data: str,
     label: str | None,
     as_is: bool,
+    no_label_counts: bool,
     run: str | None,
     state: Path | None,
     keep: int,
@@ -150,6 +152,7 @@ def device(
             cores=cores,
             settings=dict(_setting(text) for text in settings),
             as_is=as_is,
+            label_counts=not no_label_counts,
             tls=tls,
             parent=parent,
             progress=each([ticker.tell, stream.progress] if stream else [ticker.tell]),

@@ -99,4 +99,6 @@ class LiveTable:
         for record in self._rows.rows[-SHOWN_ROUNDS:]:
             table.add_row(*(column.cell(record) for column in self._columns))
         done = f"{self._rows.rows[-1].round}{self._of} done; " if self._line and self._rows.rows else ""
-        return Group(table, Text(done + one_line(self._line), style="dim"))
+        odd = self._rows.rows[-1].odd if self._rows.rows else {}
+        marks = [Text(one_line(f"! {device}: {text}"), style="yellow") for device, text in odd.items()]
+        return Group(table, *marks, Text(done + one_line(self._line), style="dim"))

@@ -87,7 +87,7 @@ def _own_accuracy(record: Record) -> dict[str, float | None]:
 
 
 def _norms(record: Record) -> Mapping[str, float | None]:
-    return getattr(record, "norms", {})
+    return record.norms
 
 
 def _measured(record: Record, name: str) -> dict[str, float | None]:

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import msgspec
-
+from edgefl.aggregator.fleet import Known
 from edgefl.aggregator.record import Record
-from edgefl.errors import InputError
-from edgefl.files import from_json, read_bytes
 from edgefl.results.curves import natural
 from edgefl.results.events import Event, last_seen, seconds_of_devices
 from edgefl.results.markup import Markup, joined, shaded, table, tag
@@ -19,37 +15,8 @@ from edgefl.results.rounds import duration, size
 
 MOST_DEVICES = 100  # that are listed
 MOST_LABELS = 40  # columns of labels
-MAX_BYTES = 64 * 2**20
 
 Cells = dict[str, str]  # device -> what its cell of a column shows
-
-
-class Known(msgspec.Struct, frozen=True):
-    """What devices.json says of a device: what it stated, and what the aggregator saw of it."""
-
-    examples: int = 0
-    test_examples: int = 0
-    name: str = msgspec.field(default="", name="class")
-    memory_mb: int = 0
-    cores: int = 0
-    runtime: str = ""
-    label_counts: dict[str, int] | None = None
-    data: str = ""
-    failures: int = 0
-    missed: int = 0
-    bytes_up: int = 0
-
-
-class _Devices(msgspec.Struct, frozen=True):
-    devices: dict[str, Known]
-
-
-def read_devices(place: Path) -> dict[str, Known]:
-    """{} where a run has no devices.json that can be read."""
-    try:
-        return from_json(read_bytes(place / "devices.json", MAX_BYTES), _Devices).devices
-    except (InputError, ValueError):
-        return {}
 
 
 def devices_section(
@@ -163,7 +130,7 @@ class _Rows:
         """What is odd about a device: its data, and the newest word on what it sends."""
         odd: dict[str, str] = {}
         for record in self.records:
-            odd.update(getattr(record, "odd", {}))
+            odd.update(record.odd)
         both = (
             (name, [self.known[name].data if name in self.known else "", odd.get(name, "")])
             for name in sorted({*self.known, *odd}, key=natural)

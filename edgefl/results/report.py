@@ -10,10 +10,11 @@ from pathlib import Path
 
 import msgspec
 
+from edgefl.aggregator.fleet import Known
 from edgefl.aggregator.record import Record
 from edgefl.files import write_atomic
 from edgefl.results.confusion import Confusion, confusion_section
-from edgefl.results.devices import Known, devices_section, labels_section
+from edgefl.results.devices import devices_section, labels_section
 from edgefl.results.events import Event, Timed, evenly, lanes, timed
 from edgefl.results.markup import Markup, joined, table, tag
 from edgefl.results.page import page

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import msgspec
 
+from edgefl.aggregator.fleet import Known
 from edgefl.aggregator.record import Record
-from edgefl.aggregator.store import read_classes, read_examples, read_records
+from edgefl.aggregator.store import read_classes, read_examples, read_fleet, read_records
 from edgefl.bundle import Bundle, read
 from edgefl.errors import ConfigError, EdgeflError
 from edgefl.files import write_atomic
 from edgefl.methods import DEFAULT, METHODS, paper_of
 from edgefl.names import MAX_STEPS, TOLERANCE
 from edgefl.results.confusion import read_confusion
-from edgefl.results.devices import Known, read_devices
 from edgefl.results.events import Event, connected_at, is_finished, read_events
 from edgefl.results.overview import INDEX, write_overview
 from edgefl.results.report import ClassRow, Story, write_report
@@ -159,7 +159,7 @@ def _known(place: Path, held: Mapping[str, str]) -> dict[str, Known]:
         device: Known(examples=one.train or 0, test_examples=one.test or 0, name=held.get(device, ""))
         for device, one in read_examples(place).items()
     }
-    return stated | read_devices(place)
+    return stated | read_fleet(place)
 
 
 def _bundles(place: Path, config: RunFile) -> dict[str, Bundle]:

@@ -9,8 +9,8 @@ import pytest
 from pages import Page
 from records import record
 
+from edgefl.aggregator.fleet import Known
 from edgefl.results.confusion import Confusion
-from edgefl.results.devices import Known
 from edgefl.results.events import Event
 from edgefl.results.overview import write_overview
 from edgefl.results.report import ClassRow, Story, write_report

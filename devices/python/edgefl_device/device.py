@@ -33,6 +33,7 @@ def device(
     cores: int | None = None,
     settings: Mapping[str, float] | None = None,
     as_is: bool = False,
+    label_counts: bool = True,
     tls: Tls | None = None,
     keep: int = KEEP_RUNS,
     parent: int | None = None,
@@ -56,6 +57,7 @@ def device(
     memory_mb, cores    to state instead of what is here
     settings    of programs, this device's own: they count more than what the aggregator says
     as_is       use data far outside the range that the bundle was made for; the aggregator is told
+    label_counts    tell the aggregator how many training examples of each class there are; for people, not for training
     keep        how many finished runs stay in `state`: their bundles, journals and models
     parent      end when this process is no longer our parent
     progress    is told what happens, one line at a time
@@ -84,6 +86,7 @@ def device(
         cores=cores,
         settings=dict(settings or {}),
         as_is=as_is,
+        label_counts=label_counts,
         keep=keep,
         parent=parent,
         progress=on_progress,

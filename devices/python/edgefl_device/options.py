@@ -38,6 +38,7 @@ class Options:
     cores: int | None = None
     settings: Mapping[str, float] = field(default_factory=dict)  # of programs, its own
     as_is: bool = False  # data far outside the bundle's range are used all the same
+    label_counts: bool = True  # say how many examples of each class there are
     keep: int = KEEP_RUNS  # so many finished runs stay in the state folder
     parent: int | None = None  # end when this process is no longer our parent
     progress: Say = lambda line: None  # is told several times a second how far the work under way is

@@ -17,6 +17,7 @@ from edgefl.tensors import save_tensors
 from edgefl.transport import Broken, Connected, Disconnected, Received, Transport
 from edgefl_device.data.contract import fit_all
 from edgefl_device.data.dataset import Splits
+from edgefl_device.data.labels import label_counts
 from edgefl_device.engines.engine import Engine, start
 from edgefl_device.options import Options, Say
 from edgefl_device.runs_up import RunsUp
@@ -203,9 +204,11 @@ class TakingPart:
         self._data = Splits(fitted["training data"], fitted.get("test data"))
         Runs(self._options.state).begin(self._run, action.bundle.sha256)
         self._log(f"bundle {action.bundle.manifest.name}: {len(self._data.train)} training examples")
+        counts = label_counts(self._data.train, contract) if self._options.label_counts else []
         if note:
             self._log(f"data: {note}")
-            self._carry_out(self._session.note_data(note))
+        if note or counts:
+            self._carry_out(self._session.note_data(note, counts))
 
     def _perform(self, job: Job, stop: Stop, progress: Progress) -> Answer:
         """On the worker's thread."""

@@ -106,7 +106,7 @@ def test_one_that_sleeps_on_is_asked_more_and_more_rarely_and_named_once() -> No
     asked = dict(history(coordinator, 140))
     assert list(asked) == [1, 3, 7, 15, 31, 63, 127]
     text = "no reply that counts in 3 rounds in a row; asked again in 4 rounds"
-    assert [note for notes in asked.values() for note in notes] == [Note("attendance", 3, ASLEEP, text)]
+    assert [note for notes in asked.values() for note in notes] == [Note("passed over", 3, ASLEEP, text)]
 
 
 def test_so_is_one_that_fails_again_and_again() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edgefl.aggregator.attendance import LONGEST_PAUSE, Attendance, pause
+from edgefl.aggregator.rounds import Note
 
 
 def there(*names: str) -> Attendance:
@@ -51,10 +52,9 @@ def test_somebody_hears_of_it_once_and_of_its_end() -> None:
     attendance = there("a", "b")
     said = [attendance.closed(round, counted="a", lapsed="b") for round in range(6)]
     text = "no reply that counts in 3 rounds in a row; asked again in 4 rounds"
-    assert said == [[], [], [("b", text)], [], [], []]
-    assert attendance.closed(6, counted="ab", lapsed="") == [
-        ("b", "replies again, after 6 rounds without a reply that counts")
-    ]
+    assert said == [[], [], [Note("passed over", 2, "b", text)], [], [], []]
+    text = "replies again, after 6 rounds without a reply that counts"
+    assert attendance.closed(6, counted="ab", lapsed="") == [Note("back", 6, "b", text)]
     attendance.closed(7, counted="a", lapsed="b")
     assert attendance.closed(8, counted="ab", lapsed="") == []  # once is nothing
 

@@ -10,8 +10,10 @@ import pytest
 from pages import Page
 from records import record
 
+from edgefl.aggregator.fleet import Known
+from edgefl.aggregator.store import read_fleet
 from edgefl.results.confusion import read_confusion
-from edgefl.results.devices import MOST_DEVICES, Known, devices_section, labels_section, read_devices
+from edgefl.results.devices import MOST_DEVICES, devices_section, labels_section
 from edgefl.results.events import Event
 
 
@@ -96,7 +98,7 @@ def test_many_labels_are_counted_not_listed() -> None:
 def test_what_cannot_be_read_is_as_nothing(text: str, tmp_path: Path) -> None:
     for name in ("devices.json", "confusion.json"):
         (tmp_path / name).write_text(text)
-    assert read_devices(tmp_path) == {} and read_confusion(tmp_path) is None
+    assert read_fleet(tmp_path) == {} and read_confusion(tmp_path) is None
 
 
 @pytest.mark.parametrize("matrix", [[[1]], [[1, 2], [3]], [[1, -2], [3, 4]], [[1, 2], [3, 4], [5, 6]]])

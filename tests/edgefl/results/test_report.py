@@ -13,9 +13,9 @@ import pytest
 import records
 from pages import Page
 
+from edgefl.aggregator.fleet import Known
 from edgefl.aggregator.record import Record
 from edgefl.results.confusion import Confusion
-from edgefl.results.devices import Known
 from edgefl.results.events import Event
 from edgefl.results.report import MOST_ROWS, ClassRow, Story, write_report
 from edgefl.results.rounds import COLUMNS, OWN

@@ -10,6 +10,7 @@ import numpy as np
 
 from edgefl.data_contract import DataContract, class_name
 from edgefl.errors import DataError, nearest
+from edgefl.protocol import MOST_COUNTED
 from edgefl_device.data.dataset import AnyArray, Dataset
 from edgefl_device.data.numbers import finite_floats, whole_numbers
 
@@ -50,6 +51,16 @@ def fit_labels(dataset: Dataset, contract: DataContract, where: str) -> AnyArray
             hint=f"the bundle knows {_classes(contract)}, numbered from 0",
         )
     return converted
+
+
+def label_counts(dataset: Dataset, contract: DataContract) -> list[int]:
+    """How many examples, or parts of one, are of class 0, 1, ... [classes]; [] where labels are no class numbers, or
+    there are more than MOST_COUNTED. The data are fitted to the contract."""
+    if contract.classes is None or contract.classes > MOST_COUNTED:
+        return []
+    labels = np.asarray(dataset.labels).reshape(-1)
+    known = labels[(labels >= 0) & (labels < contract.classes)]
+    return [int(n) for n in np.bincount(known.astype(np.int64), minlength=contract.classes)]
 
 
 def _by_name(labels: AnyArray, names: Mapping[int, str], contract: DataContract, where: str) -> AnyArray:

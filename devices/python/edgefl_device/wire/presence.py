@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 from edgefl import protocol
 from edgefl.errors import one_line
@@ -16,13 +17,13 @@ class OwnPresence:
     """One process's word that it is there: said at every connection, and again until somebody answers."""
 
     def __init__(
-        self, run: str, device: str, instance: str, *, engine: str, capabilities: dict[str, int | str]
+        self, run: str, device: str, instance: str, *, engine: str, capabilities: Mapping[str, int | str]
     ) -> None:
         self._topic = protocol.device_topic(run, device)
         self._device = device
         self._instance = instance
         self._engine = engine
-        self._capabilities = capabilities
+        self._capabilities: Mapping[str, int | str | list[int]] = capabilities
         self._connections = 0
         self._reconnected = False
         self._found: set[tuple[str, int]] = set()  # (instance, session) of what the broker had kept
@@ -50,9 +51,13 @@ class OwnPresence:
         )
         return Outgoing(self._topic, protocol.encode(presence), retain=True)
 
-    def note_data(self, note: str) -> Outgoing:
-        """That we are up, with a note about our data, which later words have too."""
-        self._capabilities = {**self._capabilities, "data": one_line(note, protocol.MOST_CHARACTERS)}
+    def note_data(self, note: str, label_counts: Sequence[int] = ()) -> Outgoing:
+        """That we are up, with a note about our data and how many there are of each class: later words have it too."""
+        said: dict[str, str | list[int]] = {
+            "data": one_line(note, protocol.MOST_CHARACTERS),
+            "label_counts": list(label_counts),
+        }
+        self._capabilities = {**self._capabilities, **said}
         return self.say("up")
 
     @property

@@ -10,7 +10,7 @@ The driver (`edgefl_device.taking_part`) owns the connection, the clock and the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from edgefl import protocol
@@ -177,9 +177,10 @@ class Session:
         self._failures.note(job.key, one_line(reason))
         return [self._fail(reason)]
 
-    def note_data(self, note: str) -> list[Action]:
-        """What had to be done with the data for this bundle, or is odd about them: the aggregator shows it."""
-        return [self._presence.note_data(note)]
+    def note_data(self, note: str, label_counts: Sequence[int] = ()) -> list[Action]:
+        """What had to be done with the data for this bundle, or is odd about them, and how many there are of each
+        class: the aggregator shows it."""
+        return [self._presence.note_data(note, label_counts)]
 
     def unfit(self, reason: str) -> list[Action]:
         """The bundle cannot be used here (its data contract is not met): every ask will be answered with this."""
