@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from processes import DEVICES, Process, json_of
 from relay import Relay
@@ -15,11 +18,14 @@ from relay import Relay
 import edgefl_broker
 from edgefl import protocol
 from edgefl.address import Address
+from edgefl.bundle import Bundle
+from edgefl.errors import DataError
 from edgefl.mqtt import Connection
 from edgefl.protocol import AggregatorStatus, Assignment, Presence
 from edgefl.transport import Received
 from edgefl_broker import RunningBroker
 from edgefl_device import taking_part
+from edgefl_device.data.dataset import Dataset, Splits
 from edgefl_device.options import Options
 from edgefl_device.participate import participate
 from edgefl_device.sources import read_splits
@@ -152,3 +158,67 @@ def test_a_device_leaves_a_run_that_nobody_speaks_for_when_another_is_up(
         "the run is finished",
         f"{where} third",
     ]
+
+
+def test_a_device_leaves_a_run_that_it_has_heard_only_after_its_patience(
+    broker: RunningBroker, parts: Path, tmp_path: Path
+) -> None:
+    """Both say that they are up; then one is silent. The device stays as long as its patience is."""
+    address = Address.parse(broker.url)
+    speaker = Connection(address, "speaker")
+    speaker.subscribe(protocol.device_topic("+", "pi-1"))
+    speaker.connect()
+    lines: list[str] = []
+
+    def log(line: str) -> None:
+        lines.append(line)
+        if line.endswith("of run second"):
+            raise KeyboardInterrupt
+
+    def say(run: str) -> None:
+        up = protocol.encode(AggregatorStatus(1, "up"))
+        speaker.publish(protocol.aggregator_topic(run), up, retain=True)
+        assert speaker.flush()
+
+    def speak() -> None:
+        while not isinstance(speaker.inbox.get(timeout=20), Received):
+            pass  # until the device is there: what is said from now on is heard
+        say("first")
+        say("second")
+
+    say("first")
+    speaking = threading.Thread(target=speak)
+    speaking.start()
+    options = Options(address, "pi-1", read_splits(parts / "pi-1.npz"), tmp_path / "state", patience_s=1.0)
+    begun_s = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        participate(options, log)
+    assert 1.0 < time.monotonic() - begun_s < taking_part.UNHEARD_S
+    speaking.join()
+    speaker.close()
+    where = f"connected to {address}; waiting for the aggregator of run"
+    assert lines == [f"{where} first", f"{where} second"]
+
+
+def test_a_device_for_ever_passes_over_a_run_that_does_not_suit_it(
+    start: Start, broker: RunningBroker, regression: Bundle, tmp_path: Path
+) -> None:
+    """Its examples have three features, the run's two: an error; for ever, a word, and it waits for another run."""
+    (tmp_path / "run.toml").write_text(f'name = "two"\nbundle = "{regression.path}"\n')
+    aggregator = start("aggregate", "run.toml", "--broker", broker.url)
+    aggregator.wait_for(lambda line: "run two" in line)
+    data = Splits(Dataset(np.ones((2, 3), np.float32), np.ones(2, np.float32)), None)
+    options = Options(Address.parse(broker.url), "pi-1", data, tmp_path / "state")
+    with pytest.raises(DataError) as unfit:
+        participate(options, lambda line: None)
+    lines: list[str] = []
+
+    def log(line: str) -> None:
+        lines.append(line)
+        if line.endswith("waiting for an aggregator"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        participate(replace(options, forever=True), log)
+    (run,) = (path.name for path in (tmp_path / "runs").glob("two-*"))
+    assert f"run {run}: {unfit.value.message}; waiting for another run" in lines
