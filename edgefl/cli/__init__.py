@@ -80,17 +80,17 @@ class _Commands(click.Group):
             _complain(context, "interrupted")
             context.exit(130)
         except Exception as error:
-            about = None if context.params.get("debug") else _about(error)
-            if about is None:
+            said = None if context.params.get("debug") else about(error)
+            if said is None:
                 raise
-            message, hint, exit_code = about
+            message, hint, exit_code = said
             _complain(context, f"error: {message}")
             if hint:
                 _complain(context, f"hint: {hint}")
             context.exit(exit_code)
 
 
-def _about(error: Exception) -> tuple[str, str | None, int] | None:
+def about(error: Exception) -> tuple[str, str | None, int] | None:
     """What a person is told of an error: message, hint, exit code. None for what is a fault of ours, or click's."""
     match error:
         case EdgeflError():

@@ -13,7 +13,7 @@ from edgefl.cli.stream import JsonLines, each
 from edgefl.cli.teller import Teller, tells
 from edgefl.cli.ticker import Ticker
 from edgefl.cli.tls import tls_options
-from edgefl.errors import ConfigError, EdgeflError
+from edgefl.errors import ConfigError
 from edgefl.manifest import PORTABLE
 from edgefl.service import STATE, Service, edgefl_command
 from edgefl.training_artifacts import ENGINE
@@ -163,7 +163,7 @@ def device(
         if stream:
             stream.left()
         raise SystemExit(130) from None
-    except EdgeflError as error:
+    except Exception as error:
         if stream:
             stream.error(error)
         raise

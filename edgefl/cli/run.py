@@ -14,11 +14,11 @@ import click
 from edgefl.cli.install import check_print, install_options, install_or_print, words
 from edgefl.cli.output import print_json, stream_option
 from edgefl.cli.teller import Teller, tells
-from edgefl.errors import EdgeflError
 from edgefl.service import Service, edgefl_command
 
 if TYPE_CHECKING:
     from edgefl.runs.result import Result
+    from edgefl.runs.run import Begun
 
 LAST = "the last run"  # no name of a run: what --resume without one stands for
 
@@ -170,19 +170,22 @@ def _carry(carry: Callable[..., Result], again: str, form: str, teller: Teller) 
     from edgefl.runs.result import Interrupted
 
     stream, stopped = JsonLines() if form == "jsonl" else None, False
+    begun: list[Begun] = []
     try:
         with LiveTable(teller) as table:
             watchers: list[LiveTable | JsonLines] = [table, stream] if stream else [table]
             result = carry(
-                on_begin=each(watcher.begun for watcher in watchers),
+                on_begin=each([begun.append, *(watcher.begun for watcher in watchers)]),
                 on_round=each(watcher.round_done for watcher in watchers),
                 progress=each(watcher.progress for watcher in watchers),
             )
     except Interrupted as interrupted:
         result, stopped = interrupted.result, True
-    except EdgeflError as error:
+    except Exception as error:
         if stream:
             stream.error(error)
+        if begun and begun[0].path.exists():
+            teller.tell(f"what is done is saved; go on with: {again} --resume {begun[0].name}")
         raise
     if stream:
         stream.result(_summary(result))

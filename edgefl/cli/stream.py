@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgefl.errors import EdgeflError, one_line
+from edgefl.cli import about
+from edgefl.errors import one_line
 
 if TYPE_CHECKING:
     from edgefl.aggregator.record import Record
@@ -54,8 +55,10 @@ class JsonLines:
     def result(self, summary: Mapping[str, object]) -> None:
         self._write("result", **summary)
 
-    def error(self, error: EdgeflError) -> None:
-        self._write("error", message=error.message, hint=error.hint, exit_code=error.exit_code)
+    def error(self, error: Exception) -> None:
+        if (said := about(error)) is not None:
+            message, hint, exit_code = said
+            self._write("error", message=message, hint=hint, exit_code=exit_code)
 
     def _write(self, event: str, **about: object) -> None:
         from edgefl.aggregator.store import json_line

@@ -41,11 +41,13 @@ from edgefl.runs.sections import BrokerEngine, FleetSection, ProfileSection, Run
 class Begun:
     """A run that is about to open its first round, or the one in which it was stopped.
 
+    path            its directory
     rounds          that it has at most; None where its length is counted otherwise
     own_accuracy    whether devices measure their own models beside the aggregator
     """
 
     name: str
+    path: Path
     method: str
     classes: Sequence[DeviceClass]
     records: Sequence[Record]
@@ -176,7 +178,7 @@ def _carry(
         stack.callback(store.close)
         own = ready.evaluate is not None and getattr(ready.method, "evaluate", False)
         called, rounds = str(config.method.get("name", DEFAULT)), questions.rounds_of(ready.method)
-        watch.begun(Begun(place.name, called, ready.classes, store.records(), rounds, own))
+        watch.begun(Begun(place.name, place, called, ready.classes, store.records(), rounds, own))
         server = Server(
             place.name,
             ready.classes,

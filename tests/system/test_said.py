@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,3 +58,21 @@ def test_a_stream_ends_with_the_error_that_ended_the_run(start: Start, digits_bu
     last = json.loads(out.splitlines()[-1])
     assert (code, last["event"], last["exit_code"]) == (3, "error", 3)
     assert f"error: {last['message']}\nhint: {last['hint']}" in err
+
+
+def test_a_run_whose_device_dies_names_it_and_says_how_to_go_on(
+    start: Start, digits_bundle: Path, tmp_path: Path
+) -> None:
+    text = RUN_FILE.format(bundle=digits_bundle).replace("rounds = 2", "rounds = 200")
+    (tmp_path / "run.toml").write_text(text)
+    run = start("run", "run.toml")
+    run.wait_for_round(1)
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True).stdout.splitlines()
+    ours = [line.split(None, 2) for line in listed if line.split()[1] == str(run.child.pid)]
+    (device,) = (int(pid) for pid, _, words in ours if "--name device-1 " in words)
+    os.kill(device, signal.SIGKILL)
+    code, _, err = run.end()
+    assert code == 1
+    (place,) = (tmp_path / "runs").iterdir()
+    assert f"what is done is saved; go on with: edgefl run run.toml --resume {place.name}\n" in err
+    assert "error: device-1 was ended by SIGKILL\nhint: its log is runs/test-" in err

@@ -44,6 +44,14 @@ def test_an_option_is_explained_or_says_its_default(command: str) -> None:
             assert parameter.help or parameter.show_default, f"{command} {parameter.opts[0]}"
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_gives_json_and_one_that_takes_time_says_what_it_does_where_it_is_told(command: str) -> None:
+    text = help_of(command)
+    assert "--format" in text
+    if command not in ("inspect", "model", "zoo"):
+        assert all(option in text for option in ("--log FILE", "--quiet", "--verbose"))
+
+
 def test_wrong_usage_exits_2() -> None:
     assert CliRunner().invoke(main, ["exprot"]).exit_code == 2
     assert CliRunner().invoke(main, ["inspect"]).exit_code == 2
