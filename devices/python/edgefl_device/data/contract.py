@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -24,7 +24,10 @@ def fit_all(
     As `fit_to_contract`, and their values are compared with the features' ranges, once for all parts: see
     `edgefl_device.data.ranges`. The note says what was done or let pass; "" where there is nothing to say.
     """
-    fitted = {where: fit_to_contract(part, contract, where) for where, part in data.items()}
+    fitted = {
+        where: fit_to_contract(part, contract, where, [other for other in data.values() if other is not part])
+        for where, part in data.items()
+    }
     notes = []
     for at, feature in enumerate(contract.features):
         arrays = {where: part.others[feature.name] if at else part.features for where, part in fitted.items()}
@@ -36,12 +39,13 @@ def fit_all(
     return fitted, "; ".join(notes)
 
 
-def fit_to_contract(dataset: Dataset, contract: DataContract, where: str) -> Dataset:
+def fit_to_contract(dataset: Dataset, contract: DataContract, where: str, beside: Sequence[Dataset] = ()) -> Dataset:
     """The same examples in the contract's shapes and dtypes. Raises DataError, its line beginning with `where`.
 
     Shapes: a channel dimension is added ([H, W] to [1, H, W]), features are flattened ([1, 28, 28] to [784]) and flat
     ones take the contract's shape ([64] to [1, 8, 8]); any other difference is refused. Features stay uint8 where the
-    contract wants floats, a quarter of the memory: `batches` converts them. Labels become class numbers.
+    contract wants floats, a quarter of the memory: `batches` converts them. Labels become class numbers. `beside`:
+    other parts of the same device's data.
     """
     first, *others = contract.features
     features, labels = np.asarray(dataset.others.get(first.name, dataset.features)), np.asarray(dataset.labels)
@@ -55,7 +59,7 @@ def fit_to_contract(dataset: Dataset, contract: DataContract, where: str) -> Dat
         raise DataError(f"{where}: no examples", hint="a device without data cannot train; give it another source")
     return Dataset(
         _fit_feature(_filled_up(features, first, contract), first, where),
-        fit_labels(dataset, contract, where),
+        fit_labels(dataset, contract, where, [one for one in beside if one.names is None]),
         others={one.name: _fit_other(dataset, one, contract, where) for one in others},
     )
 

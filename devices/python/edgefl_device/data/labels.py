@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,11 @@ from edgefl_device.data.numbers import finite_floats, whole_numbers
 SHOWN = 12  # names in a line
 
 
-def fit_labels(dataset: Dataset, contract: DataContract, where: str) -> AnyArray:
+def fit_labels(dataset: Dataset, contract: DataContract, where: str, beside: Iterable[Dataset] = ()) -> AnyArray:
     """The labels in the contract's shape and dtype. Raises DataError, its line beginning with `where`.
 
     Names count, where the data have them: a class is the one of that name in the contract. Numbers are class numbers.
+    `beside`: other parts of the same device's data, whose numbers mean the same as these.
     """
     labels = np.asarray(dataset.labels)
     if dataset.names is not None:
@@ -40,7 +41,7 @@ def fit_labels(dataset: Dataset, contract: DataContract, where: str) -> AnyArray
     if contract.classes is None:
         return converted
     if dataset.names is None and contract.class_names:
-        converted = _numbers_or_names(converted, contract, where)
+        converted = _numbers_or_names(converted, [np.asarray(one.labels) for one in beside], contract, where)
     outside = (converted < 0) | (converted >= contract.classes)
     if contract.ignored_label is not None:
         outside &= converted != contract.ignored_label
@@ -99,13 +100,14 @@ def _by_name(labels: AnyArray, names: Mapping[int, str], contract: DataContract,
     return _mapped(labels, found)
 
 
-def _numbers_or_names(labels: AnyArray, contract: DataContract, where: str) -> AnyArray:
+def _numbers_or_names(labels: AnyArray, beside: Iterable[AnyArray], contract: DataContract, where: str) -> AnyArray:
     """Numbers of a file, where classes may be called by other numbers: refused where they could mean either."""
     names = contract.class_names
     if not all(map(_is_number, names)) or [int(name) for name in names] == list(range(len(names))):
         return labels
     called = {int(name): i for i, name in enumerate(names)}
-    there = [int(label) for label in np.unique(labels) if label != contract.ignored_label]
+    all_labels = [labels, *(other for other in beside if other.dtype.kind in "iu")]
+    there = sorted({int(one) for part in all_labels for one in np.unique(part)} - {contract.ignored_label})
     if not all(label in called for label in there) or all(called[label] == label for label in there):
         return labels
     if all(0 <= label < len(names) for label in there):
