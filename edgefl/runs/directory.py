@@ -12,7 +12,7 @@ from pathlib import Path
 from edgefl.errors import ConfigError, nearest
 from edgefl.files import locked, make_folder, sync_directory
 from edgefl.runs.about import write_about
-from edgefl.runs.resuming import how_far, ignored, resumed
+from edgefl.runs.resuming import how_far, ignored, is_finished, resumed
 from edgefl.runs.run_file import parse_run_file, read_run_file
 from edgefl.runs.sections import RunFile
 
@@ -31,9 +31,9 @@ def run_directory(given: RunFile, *, resume: Resume, progress: Callable[[str], N
     (it has no open round) is removed. Raises ConfigError where there is none to resume, or another process carries it.
     """
     runs = Path(given.runs)
-    unfinished = [(place, far) for place in _runs_of(runs, given.name) if (far := how_far(place)) is not None]
+    unfinished = [place for place in _runs_of(runs, given.name) if not is_finished(place)]
     if resume == AUTO:
-        resume = unfinished[-1][0] if unfinished else False
+        resume = unfinished[-1] if unfinished else False
     new = resume is False
     if new:
         if unfinished:
@@ -98,9 +98,9 @@ def _held(place: Path) -> AbstractContextManager[None]:
     return locked(place / "lock", busy)
 
 
-def _left(unfinished: Sequence[tuple[Path, str]]) -> str:
-    """What to say beside a new run of those that were left before their end, each with how far it is."""
-    place, far = unfinished[-1]
+def _left(unfinished: Sequence[Path]) -> str:
+    """What to say beside a new run of those that were left before their end."""
+    place, far = unfinished[-1], how_far(unfinished[-1])
     more = f" (and {len(unfinished) - 1} before it)" if len(unfinished) > 1 else ""
     try:
         with _held(place):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from edgefl.runs.questions import length_of
 from edgefl.runs.run_file import OWN_CODE, kind_of, own_code_of, parse_run_file, with_own_code
 from edgefl.runs.sections import RunFile
 
+LAST_BYTES = 2**16  # of events.jsonl, the last line of which says how a run was left
 ANEW = ("broker", "round", "evaluate", "runs")  # where it is, how rounds are closed, how the model is evaluated
 
 
@@ -49,19 +51,24 @@ def ignored(saved: RunFile, given: RunFile, place: Path) -> list[str]:
     return names
 
 
-def how_far(place: Path) -> str | None:
-    """Of a run that began and is not at its end, how far it is: " at round 12 of 40", as far as that is known. Else
-    None."""
-    if not (place / "open.json").exists():
-        return None
+def is_finished(place: Path) -> bool:
+    """Whether a run has come to its end, report and all."""
     try:
-        events = (place / "events.jsonl").read_text().splitlines()
-        if json.loads(events[-1])["event"] == "finished" and (place / "report.html").exists():
-            return None
+        with open(place / "events.jsonl", "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - LAST_BYTES))
+            last = json.loads(file.read().splitlines()[-1])
+        return last["event"] == "finished" and (place / "report.html").exists()
+    except (OSError, ValueError, LookupError, TypeError):
+        return False  # it is damaged: whoever goes on with it is told how
+
+
+def how_far(place: Path) -> str:
+    """ " at round 12 of 40", as far as that is known."""
+    try:
         records = read_records(place / "metrics.jsonl")
         planned = parse_run_file((place / "run.toml").read_text(), where="run.toml").method.get("rounds")
-    except (OSError, ValueError, LookupError, TypeError, EdgeflError):
-        return ""  # it is damaged: whoever goes on with it is told how
+    except (OSError, ValueError, EdgeflError):
+        return ""
     return f" at round {records[-1].round if records else 0}" + (f" of {planned}" if planned else "")
 
 

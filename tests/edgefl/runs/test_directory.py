@@ -112,6 +112,7 @@ def test_a_run_is_resumed_by_its_name_or_its_directory_and_by_default_the_last_i
 
 def test_auto_goes_on_with_an_unfinished_run_and_begins_one_where_there_is_none() -> None:
     first = Told(resume=AUTO)
+    (first.place / "open.json").unlink()  # killed while it waited for devices
     assert Told(resume=AUTO).place == first.place
     begin(first.place, event="finished")
     (first.place / "report.html").write_text("")
@@ -153,6 +154,7 @@ def test_what_a_resume_does_not_take_from_the_run_file_is_named() -> None:
 def test_a_damaged_run_is_named_without_a_round() -> None:
     place = Told().place
     (place / "events.jsonl").write_text("{")
+    (place / "metrics.jsonl").write_text("{")
     assert f"{place} is unfinished; this is a new run" in Told().lines[0]
 
 
