@@ -26,9 +26,9 @@ def test_a_note_about_the_data_is_said_at_once_and_with_every_later_word(tmp_pat
     session = Session("run", "pi-1", tmp_path, capabilities={"cores": 4})
     session.will()
     assert said(session.connected(0.0, again=False)[0]).data == ""
-    [note] = session.note_data("as is: -3..8841 for 0..1")
-    assert (said(note).status, said(note).data, said(note).cores) == ("up", "as is: -3..8841 for 0..1", 4)
-    assert said(session.leave()).data == "as is: -3..8841 for 0..1"
+    [note] = session.note_data("warning: as is, -3..8841 for 0..1")
+    assert (said(note).status, said(note).data, said(note).cores) == ("up", "warning: as is, -3..8841 for 0..1", 4)
+    assert said(session.leave()).data == "warning: as is, -3..8841 for 0..1"
 
 
 def test_how_many_examples_there_are_of_each_class_is_said_with_it(tmp_path: Path) -> None:

@@ -56,8 +56,8 @@ def test_uint8_beside_floats_is_judged_by_itself() -> None:
 
 
 def test_as_is_lets_data_pass_and_says_so() -> None:
-    assert fed(UNIT, data([-3, 8841]), as_is=True) == ([[-3, 8841]], "as is: -3..8841 for 0..1")
-    assert fed(UNIT, data([0, 255]), as_is=True) == ([[0, 255]], "as is: 0..255 for 0..1")
+    assert fed(UNIT, data([-3, 8841]), as_is=True) == ([[-3, 8841]], "warning: as is, -3..8841 for 0..1")
+    assert fed(UNIT, data([0, 255]), as_is=True) == ([[0, 255]], "warning: as is, 0..255 for 0..1")
     assert fed(UNIT, data([0, 1]), as_is=True) == ([[0, 1]], "")
 
 
@@ -88,7 +88,7 @@ def test_far_is_also_far_from_a_narrow_range() -> None:
 
 def test_without_a_range_only_what_looks_like_pixels_is_noted() -> None:
     anything = DataContract((Feature((2,), "float32"),))
-    note = "whole numbers 0..255, and the bundle states no range"
+    note = "warning: whole numbers 0..255, and the bundle states no range"
     assert fed(anything, data([0, 255])) == ([[0, 255]], note)
     assert fed(anything, data([0.5, 1e6])) == ([[0.5, 1e6]], "")
 

@@ -54,7 +54,7 @@ def judged(arrays: Mapping[str, AnyArray], feature: Feature, *, as_is: bool) -> 
     span = span_of(numbers.values())
     if feature.range is None:
         odd = feature.is_float and span.may_be_pixels
-        return found, f"whole numbers {span}, and the bundle states no range" if odd else ""
+        return found, f"warning: whole numbers {span}, and the bundle states no range" if odd else ""
     if feature.range == UNIT and feature.is_float and span.may_be_pixels and not as_is:
         return found | {where: a.astype(np.uint8) for where, a in numbers.items()}, f"scaled by {BRIGHTEST}"
     low, high = feature.range
@@ -67,7 +67,7 @@ def judged(arrays: Mapping[str, AnyArray], feature: Feature, *, as_is: bool) -> 
     if not _is_far(span, low, high):
         return found, ""
     if as_is:
-        return found, f"as is: {span} for {stated}"
+        return found, f"warning: as is, {span} for {stated}"
     raise DataError(
         f"{where}: values are {span}, and the bundle was made for {stated}",
         hint="scale the data as the other devices do, or export with --range LOW,HIGH; --as-is lets them pass",
