@@ -23,9 +23,9 @@ import click
 import numpy as np
 from harness import Row, Target, data_option, finish, options
 
-from edgefl.aggregator.coordinator import RoundSettings
 from edgefl.aggregator.fusion import fusing
 from edgefl.aggregator.learned import learning
+from edgefl.aggregator.settings import RoundSettings
 from edgefl.bundle import Bundle
 from edgefl.methods.deq_fl import DeqFl
 from edgefl.methods.fedavg import FedAvg

@@ -25,8 +25,8 @@ import edgefl_broker
 from edgefl import bundle as bundles
 from edgefl.address import Address
 from edgefl.aggregator.classes import DeviceClass
-from edgefl.aggregator.coordinator import RoundSettings
 from edgefl.aggregator.serve import Server, Watcher
+from edgefl.aggregator.settings import RoundSettings
 from edgefl.aggregator.store import Store
 from edgefl.methods.fedavg import FedAvg
 from edgefl.runs.fleet import Fleet

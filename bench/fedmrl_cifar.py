@@ -27,7 +27,7 @@ import numpy as np
 from harness import Row, Target, data_option, finish, options
 
 from edgefl import bundle as bundles
-from edgefl.aggregator.coordinator import RoundSettings
+from edgefl.aggregator.settings import RoundSettings
 from edgefl.bundle import Bundle
 from edgefl.data_contract import Normalisation
 from edgefl.method import Ask, Fused, Method, State, Task

@@ -28,7 +28,7 @@ from fedavg_mnist import rounds_to
 from harness import Row, Target, data_option, finish, options
 
 from edgefl.aggregator.checks import reply_names
-from edgefl.aggregator.coordinator import RoundSettings
+from edgefl.aggregator.settings import RoundSettings
 from edgefl.bundle import Bundle
 from edgefl.method import Task
 from edgefl.methods import METHODS

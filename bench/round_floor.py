@@ -23,8 +23,8 @@ import edgefl_broker
 from edgefl import bundle as bundles
 from edgefl.address import Address
 from edgefl.aggregator.classes import DeviceClass
-from edgefl.aggregator.coordinator import RoundSettings
 from edgefl.aggregator.serve import Server
+from edgefl.aggregator.settings import RoundSettings
 from edgefl.aggregator.store import Store
 from edgefl.bundle import Bundle
 from edgefl.data_contract import DataContract, Feature

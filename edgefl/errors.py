@@ -13,7 +13,8 @@
     |   |-- RemoteProtocolError           they broke it
     |   `-- LocalProtocolError            we would have broken it
     |-- NotFinite               exit 1    numbers that are no numbers any more: what was computed has diverged
-    `-- ParityError             exit 6    a program that does not compute what PyTorch computes
+    |-- ParityError             exit 6    a program that does not compute what PyTorch computes
+    `-- BelowQuorum             exit 7    a run that too few devices answer, for as long as it was told to wait; saved
 
 An interrupted command (Ctrl-C, SIGTERM) exits 130; wrong usage exits 2 (click's own).
 """
@@ -132,3 +133,9 @@ class ParityError(EdgeflError):
     """A program that does not compute what PyTorch computes."""
 
     exit_code = 6
+
+
+class BelowQuorum(EdgeflError):
+    """Too few devices, for as long as the run was told to wait for more. Everything is saved."""
+
+    exit_code = 7

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from edgefl.aggregator.classes import Examples
 from edgefl.aggregator.record import Record
-from edgefl.aggregator.rounds import Announce, Note
+from edgefl.aggregator.rounds import Announce, GivenUp, Note
 from edgefl.method import State, Work
 from edgefl.protocol import Outgoing
 
@@ -50,4 +50,4 @@ class SaveRound:
     record: Record
 
 
-Action = Outgoing | SaveDevice | SaveOpenRound | Work | Evaluate | SaveRound | Note
+Action = Outgoing | SaveDevice | SaveOpenRound | Work | Evaluate | SaveRound | GivenUp | Note

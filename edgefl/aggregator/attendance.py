@@ -45,6 +45,7 @@ class Attendance:
 
     def __init__(self, *, seed: int, replied: Collection[str]) -> None:
         self.present: set[str] = set()
+        self.gone_s: dict[str, float] = {}  # who was there and is not -> when it left
         self._seed = seed
         self._lapsed: dict[str, Lapsed] = {}
         self._took_s: dict[str, float] = {}  # for the last reply
@@ -55,16 +56,19 @@ class Attendance:
         """Whether it was not there before. Who comes back is asked in the next round."""
         new = device not in self.present
         self.present.add(device)
+        self.gone_s.pop(device, None)
         if new and (lapsed := self._lapsed.get(device)):
             self._lapsed[device] = Lapsed(lapsed.times)
         else:
             self.heard(device)
         return new
 
-    def left(self, device: str) -> bool:
+    def left(self, device: str, now_s: float) -> bool:
         """Whether it was there before."""
         known = device in self.present
         self.present.discard(device)
+        if known:
+            self.gone_s[device] = now_s
         return known
 
     def heard(self, device: str) -> None:

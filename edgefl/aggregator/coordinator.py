@@ -30,46 +30,20 @@ import hashlib
 import math
 from collections.abc import Collection, Iterable
 from dataclasses import replace
-from typing import Annotated
-
-import msgspec
-from msgspec import Meta
 
 from edgefl.aggregator.advance import after_round, after_work
 from edgefl.aggregator.attendance import Attendance
 from edgefl.aggregator.fusion import Fusing, fusing
 from edgefl.aggregator.norms import Usual
 from edgefl.aggregator.open_round import Round
-from edgefl.aggregator.rounds import Action, Announce, Finished, Note, OpenRound, RoundDone, Verdict
+from edgefl.aggregator.rounds import Action, Announce, Finished, GivenUp, Note, OpenRound, RoundDone, Verdict
+from edgefl.aggregator.settings import RoundSettings
 from edgefl.aggregator.tally import Tally
+from edgefl.aggregator.waiting import Waiting, absent, missing, some, then
 from edgefl.errors import NotFinite, RemoteProtocolError
 from edgefl.method import Ask, Method, Reply, State, WithModel, Worked
-from edgefl.protocol import MAX_DEVICES
 
 MOST_TEXT = 500  # characters of a reason, so that it fits a receipt
-
-
-class RoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How a round is filled and closed.
-
-    fraction      C: share of the present devices asked in a round; at least one
-    min_devices   a round waits until so many devices are present
-    quorum        share of the devices asked first whose replies close a round at its deadline; at least one. Who has
-                  missed two deadlines and never replied in the run is not counted, but no fewer than `min_devices` are
-    deadline_s    seconds after which a round is closed, or asked again without quorum
-    max_devices   of the run, over all its rounds; whoever comes after them is turned away
-    max_share     a reply counts at most so many times the median weight of the round; 0: no limit. Of a fusion that
-                  ignores weights every reply counts the same anyway
-    max_norm      a reply is refused whose change has a norm of more than so many times the median; 0: none is
-    """
-
-    fraction: Annotated[float, Meta(gt=0, le=1)] = 1.0
-    min_devices: Annotated[int, Meta(ge=1)] = 1
-    quorum: Annotated[float, Meta(gt=0, le=1)] = 0.5
-    deadline_s: Annotated[float, Meta(gt=0)] = 600.0
-    max_devices: Annotated[int, Meta(ge=1, le=MAX_DEVICES)] = 1000
-    max_share: Annotated[float, Meta(ge=0)] = 3.0
-    max_norm: Annotated[float, Meta(ge=0)] = 100.0
 
 
 class Coordinator:
@@ -108,6 +82,7 @@ class Coordinator:
         self._next: tuple[State, Ask | None] | None = None  # a state and what the method asks then
         self._before = ""  # the nonce of the last round of this start
         self._durable = True  # whether `state` is on disk, or is the method's first
+        self._waiting = Waiting(settings)
         self._small = False  # whether the round before was one of many small ones: its outcome need not be durable
 
     # --- events -----------------------------------------------------------------------------------------------
@@ -153,7 +128,7 @@ class Coordinator:
 
     def left(self, device: str, now_s: float) -> list[Action]:
         """A device is gone; the round does not wait for it, but takes its reply should it come back in time."""
-        known = self._attendance.left(device)
+        known = self._attendance.left(device, now_s)
         if self._round is not None:
             known |= device in self._round.outstanding
             self._round.gone.add(device)
@@ -190,12 +165,27 @@ class Coordinator:
 
     def tick(self, now_s: float) -> list[Action]:
         """Time has passed."""
+        if now_s >= self._patience_s:
+            return self._lose_patience(now_s)
         if self._round is None or self._round.closing is not None or now_s < self._round.due_s:
             return []
         if now_s < self._round.deadline_s:  # all are in but those on trial
             return self._close(now_s)
         notes = self._pass_over_strangers()
         return notes + (self._close(now_s) if self._round.has_quorum else self._ask_again(now_s))
+
+    def _lose_patience(self, now_s: float) -> list[Action]:
+        """There was no quorum for too long."""
+        text = self.missing(now_s)
+        if self.settings.below_quorum == "stop":
+            self.stopping = True
+            return [GivenUp(self.state.round, text)]
+        note = Note("below quorum", self.state.round, text=f"{text}; from now on whoever is there is enough")
+        if self._round is None:
+            self._waiting.lenient = True
+            return [note, *self._open_round(now_s)]
+        self._round.quorum = 1
+        return [note, *(self._close(now_s) if self._round.has_quorum else [])]
 
     def _pass_over_strangers(self) -> list[Action]:
         """A deadline has passed: the quorum no longer counts those who have often been asked and never replied."""
@@ -251,8 +241,21 @@ class Coordinator:
 
     @property
     def deadline_s(self) -> float | None:
-        """When `tick` has something to do; None when nothing is open."""
-        return self._round.due_s if self._round is not None and self._round.closing is None else None
+        """When `tick` has something to do; None when it has nothing."""
+        is_open = self._round is not None and self._round.closing is None
+        due_s = min(self._round.due_s if self._round and is_open else math.inf, self._patience_s)
+        return due_s if math.isfinite(due_s) else None
+
+    @property
+    def _patience_s(self) -> float:
+        return math.inf if self.stopping or self.finished else self._waiting.ends_s(self._round)
+
+    def missing(self, now_s: float) -> str:
+        """What the run waits for, and who is not there: "2 of 3 needed are there; gone: pi-3 (112 s)"."""
+        gone_s = {device: now_s - since for device, since in self._attendance.gone_s.items()}
+        if self._round is not None:
+            return missing(self._round, gone_s)
+        return f"{len(self.present)} of {self.settings.min_devices} needed are there{absent(gone_s)}"
 
     @property
     def about(self) -> str:
@@ -277,7 +280,7 @@ class Coordinator:
             return []
         resumed = self._resumed if self._resumed and self._resumed.round == self.state.round else None
         self._resumed = None
-        if resumed is None and len(self.present) < self.settings.min_devices:
+        if resumed is None and not self._waiting.enough(len(self.present), now_s):
             return []
         limits = {"max_share": self.settings.max_share, "max_norm": self.settings.max_norm}
         self._round = Round(Tally(ask, self._fusing, self._usual, **limits), self._nonce(), opened_s=now_s)
@@ -325,9 +328,9 @@ class Coordinator:
         was barred may try once more."""
         assert self._round is not None
         barred = self._round.tally.barred
-        text = f"{len(self._round.tally.replied)} of {len(self._round.asked)} replied"
+        text = self.missing(now_s) + then(self.settings.below_quorum, self._patience_s - now_s)
         if barred:
-            text += f"; no reply of {_some(barred)} is refused unseen any more"
+            text += f"; no reply of {some(barred)} is refused unseen any more"
         others = self._others()
         barred.clear()
         self._round.failed.clear()  # they may try again, but nobody counts on them
@@ -412,7 +415,7 @@ class Coordinator:
         self._round.closing = None
         self._round.failed |= self._round.outstanding
         self._round.tally.undo(moved, f"round {self.state.round + 1} was undone: {why}"[:MOST_TEXT])
-        note = Note("undone", self.state.round, text=f"{why}; asked again without {_some(moved)}")
+        note = Note("undone", self.state.round, text=f"{why}; asked again without {some(moved)}")
         if self.stopping:
             return [note]  # a resume asks again
         others = self._others()
@@ -435,9 +438,3 @@ class Coordinator:
         start of the aggregator alone where the ask follows from what is not on disk."""
         since = "" if self._durable else f"/{self._epoch}"
         return hashlib.sha256(f"{self._secret}/{self.state.round}{since}".encode()).hexdigest()[:16]
-
-
-def _some(devices: Collection[str]) -> str:
-    """A few names, and how many more."""
-    names = sorted(devices)
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -49,6 +49,14 @@ class Finished:
 
 
 @dataclass(frozen=True)
+class GivenUp:
+    """There was no quorum for longer than the run's settings let it wait: stop it. A resume goes on with the round."""
+
+    round: int
+    text: str
+
+
+@dataclass(frozen=True)
 class Note:
     """Something a person may want to know, for the event log."""
 
@@ -58,7 +66,7 @@ class Note:
     text: str = ""
 
 
-Action = Announce | Work | RoundDone | Finished | Note
+Action = Announce | Work | RoundDone | Finished | GivenUp | Note
 
 
 @dataclass(frozen=True)

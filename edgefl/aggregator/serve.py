@@ -18,13 +18,14 @@ from edgefl import protocol
 from edgefl.address import Address, Tls
 from edgefl.aggregator.actions import Action, Evaluate, SaveDevice, SaveOpenRound, SaveRound
 from edgefl.aggregator.classes import DeviceClass
-from edgefl.aggregator.coordinator import Coordinator, RoundSettings
+from edgefl.aggregator.coordinator import Coordinator
 from edgefl.aggregator.fusion import Fusing, fusing
 from edgefl.aggregator.record import Record
-from edgefl.aggregator.rounds import Note
+from edgefl.aggregator.rounds import GivenUp, Note
 from edgefl.aggregator.session import REQUESTS_BURST, REQUESTS_PER_S, Aggregator
+from edgefl.aggregator.settings import RoundSettings
 from edgefl.aggregator.store import Store
-from edgefl.errors import BrokerError, EdgeflError, InputError, NotFinite
+from edgefl.errors import BelowQuorum, BrokerError, EdgeflError, InputError, NotFinite
 from edgefl.memory import keep_freed
 from edgefl.method import Method, State, Work, Worked
 from edgefl.mqtt import Connection
@@ -43,6 +44,7 @@ _SAID = (
     "passed over",
     "back",
     "quorum",
+    "below quorum",
     "protocol error",
     "no bundle",
     "no test data",
@@ -244,6 +246,14 @@ class Server:
                     self._keep(state, record)
                 case Note():
                     self._note(action)
+                case GivenUp(round, text):
+                    self.store.event("given up", round=round + 1, text=text)
+                    raise BelowQuorum(
+                        f"round {round + 1} is below its quorum for longer than {self._patience()}: {text}",
+                        hint="everything is saved: go on with --resume when they are back"
+                        if round or self.coordinator.replies[1]
+                        else "start devices, then the run",
+                    )
 
     def _do(self, work: Work) -> list[Action]:
         assert self._work is not None, "a method with a model of its own, and nobody who carries out its work"
@@ -277,8 +287,10 @@ class Server:
         elif asked:
             self._watcher.progress(f"{self._about()}: {replies} of {asked} replies")
         else:
-            wanted = self.coordinator.settings.min_devices
-            self._watcher.progress(f"waiting for devices: {len(self.coordinator.present)} of {wanted}")
+            self._watcher.progress(f"waiting for devices: {self.coordinator.missing(time.monotonic())}")
+
+    def _patience(self) -> str:
+        return f"{self.coordinator.settings.patience_s:g} s ([round] patience_s)"
 
     def _about(self) -> str:
         """The open round, for a person."""

@@ -31,7 +31,7 @@ from edgefl.aggregator.oddness import Oddness
 from edgefl.aggregator.places import Places
 from edgefl.aggregator.publications import Publications
 from edgefl.aggregator.record import Record, Traffic, record_of
-from edgefl.aggregator.rounds import Announce, Finished, Note, RoundDone
+from edgefl.aggregator.rounds import Announce, Finished, GivenUp, Note, RoundDone
 from edgefl.aggregator.uploads import Upload, Uploads
 from edgefl.errors import ProtocolError, RemoteProtocolError, one_line
 from edgefl.files import sha256_hex
@@ -423,7 +423,7 @@ class Aggregator:
                 case Announce():
                     self._announce(action)
                     self._permit_more(now_s)
-                case Work():
+                case Work() | GivenUp():
                     self._actions.append(action)
                 case RoundDone():
                     self._end(action, now_s)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgefl.aggregator.coordinator import RoundSettings
+from edgefl.aggregator.settings import RoundSettings
 from edgefl.runs.sections import BrokerEngine, BrokerSection, EvaluateSection, FleetSection, RunFile
 
 

@@ -16,10 +16,10 @@ from edgefl.aggregator import classes as device_classes
 from edgefl.aggregator.checks import check_ask, check_sends
 from edgefl.aggregator.chosen import name_of
 from edgefl.aggregator.classes import DeviceClass, check_classes, initial, parse_condition
-from edgefl.aggregator.coordinator import RoundSettings
 from edgefl.aggregator.fusion import Fusing, fusing
 from edgefl.aggregator.learned import learning
 from edgefl.aggregator.serve import Measure
+from edgefl.aggregator.settings import RoundSettings
 from edgefl.aggregator.weights import LEARNED
 from edgefl.bundle import Bundle, read
 from edgefl.errors import ConfigError

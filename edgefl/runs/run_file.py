@@ -12,8 +12,8 @@ import tomli_w
 
 from edgefl.aggregator.chosen import name_of
 from edgefl.aggregator.classes import parse_condition
-from edgefl.aggregator.coordinator import RoundSettings
 from edgefl.aggregator.fusion import fusion_of
+from edgefl.aggregator.settings import RoundSettings
 from edgefl.aggregator.weights import LEARNED, rule_of
 from edgefl.errors import ConfigError, nearest
 from edgefl.files import read_bytes
@@ -98,6 +98,11 @@ def _checked(raw: dict[str, Any], *, where: str) -> RunFile:
         raise ConfigError(f"{where}: {_readable(error)}") from error
     if (run.bundle is None) == (run.model is None) or "" in (run.bundle, run.model):
         raise ConfigError(f"{where}: give either `bundle` or `model`", hint='for example: bundle = "digits.bundle"')
+    if run.round.below_quorum != "wait" and not run.round.patience_s:
+        raise ConfigError(
+            f"{where}: [round] below_quorum is {run.round.below_quorum!r}, but patience_s is 0: the run waits for ever",
+            hint="set patience_s = 600 in [round]",
+        )
     _check_devices(run, where)
     _check_bundles(run.bundles, where)
     _check_student(run, where)

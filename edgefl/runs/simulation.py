@@ -15,10 +15,11 @@ from types import MappingProxyType
 
 import msgspec
 
-from edgefl.aggregator.coordinator import Coordinator, RoundSettings
+from edgefl.aggregator.coordinator import Coordinator
 from edgefl.aggregator.fusion import Fusing, fusing
 from edgefl.aggregator.record import Traffic
 from edgefl.aggregator.rounds import Action, Announce, RoundDone
+from edgefl.aggregator.settings import RoundSettings
 from edgefl.bundle import Bundle
 from edgefl.method import Method, Reply, State, Task, Work, Worked
 from edgefl.tensors import Tensors

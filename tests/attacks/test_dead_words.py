@@ -14,7 +14,7 @@ from memory import RUN, World
 import edgefl_broker
 from edgefl import protocol
 from edgefl.address import Address
-from edgefl.aggregator.coordinator import RoundSettings
+from edgefl.aggregator.settings import RoundSettings
 from edgefl.bundle import Bundle
 from edgefl.errors import ConfigError
 from edgefl.methods.fedavg import FedAvg

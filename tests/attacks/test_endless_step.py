@@ -15,7 +15,7 @@ from memory import World
 from processes import Process
 
 import edgefl_broker
-from edgefl.aggregator.coordinator import RoundSettings
+from edgefl.aggregator.settings import RoundSettings
 from edgefl.bundle import Bundle
 from edgefl.method import Task
 from edgefl.methods.fedavg import FedAvg

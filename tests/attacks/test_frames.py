@@ -14,8 +14,8 @@ from memory import RUN, World
 from toy import write_regression
 
 from edgefl import protocol
-from edgefl.aggregator.coordinator import RoundSettings
 from edgefl.aggregator.limits import Limits
+from edgefl.aggregator.settings import RoundSettings
 from edgefl.bundle import Bundle
 from edgefl.errors import ConfigError
 from edgefl.manifest import MAX_MANIFEST_BYTES

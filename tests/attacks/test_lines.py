@@ -12,8 +12,8 @@ from memory import RUN, World
 
 from edgefl import protocol
 from edgefl.aggregator.classes import DeviceClass, parse_condition
-from edgefl.aggregator.coordinator import RoundSettings
 from edgefl.aggregator.session import NOTE_LENGTH
+from edgefl.aggregator.settings import RoundSettings
 from edgefl.bundle import Bundle
 from edgefl.cli.teller import Teller
 from edgefl.errors import one_line

@@ -21,7 +21,7 @@ from records import record
 
 from edgefl import protocol
 from edgefl.aggregator.classes import Examples
-from edgefl.aggregator.coordinator import RoundSettings
+from edgefl.aggregator.settings import RoundSettings
 from edgefl.bundle import Bundle
 from edgefl.errors import NotFinite
 from edgefl.method import State

@@ -10,7 +10,7 @@ from descent import fedavg, make_data
 from memory import World
 
 from edgefl import protocol
-from edgefl.aggregator.coordinator import RoundSettings
+from edgefl.aggregator.settings import RoundSettings
 from edgefl.bundle import Bundle
 from edgefl.protocol import TaskFailed
 

@@ -13,7 +13,7 @@ import pytest
 from memory import RUN, Broker, World
 
 from edgefl import protocol
-from edgefl.aggregator.coordinator import RoundSettings
+from edgefl.aggregator.settings import RoundSettings
 from edgefl.bundle import Bundle
 from edgefl.methods.fedavg import FedAvg
 from edgefl.protocol import TaskFailed

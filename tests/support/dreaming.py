@@ -16,8 +16,8 @@ import numpy as np
 
 from edgefl.address import Address
 from edgefl.aggregator.classes import DeviceClass
-from edgefl.aggregator.coordinator import RoundSettings
 from edgefl.aggregator.serve import Server, Watcher
+from edgefl.aggregator.settings import RoundSettings
 from edgefl.aggregator.store import Store
 from edgefl.bundle import read
 from edgefl.method import Ask, Fused, Keep, State, Task

@@ -15,10 +15,11 @@ from types import MappingProxyType
 from edgefl import protocol
 from edgefl.aggregator.actions import Action, Evaluate, SaveDevice, SaveOpenRound, SaveRound
 from edgefl.aggregator.classes import DeviceClass
-from edgefl.aggregator.coordinator import Coordinator, RoundSettings
+from edgefl.aggregator.coordinator import Coordinator
 from edgefl.aggregator.record import Record
 from edgefl.aggregator.rounds import Note
 from edgefl.aggregator.session import Aggregator
+from edgefl.aggregator.settings import RoundSettings
 from edgefl.aggregator.store import Store
 from edgefl.bundle import Bundle
 from edgefl.errors import BundleError, NotFinite

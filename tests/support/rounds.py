@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from edgefl.aggregator.coordinator import Coordinator, RoundSettings
+from edgefl.aggregator.coordinator import Coordinator
 from edgefl.aggregator.fusion import Fusing, fusing
 from edgefl.aggregator.rounds import Action, Announce, OpenRound, Verdict
+from edgefl.aggregator.settings import RoundSettings
 from edgefl.method import Ask, Fused, Reply, State, Task
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgefl.aggregator.coordinator import RoundSettings
+from edgefl.aggregator.settings import RoundSettings
 from edgefl.bundle import Bundle, write
 from edgefl.methods.fedavg import FedAvg
 from edgefl.runs.simulation import Device, Simulation

@@ -17,9 +17,10 @@ from records import record
 from edgefl import protocol
 from edgefl.aggregator.actions import Action, Evaluate, SaveDevice, SaveOpenRound, SaveRound
 from edgefl.aggregator.classes import DeviceClass, Examples
-from edgefl.aggregator.coordinator import Coordinator, RoundSettings
+from edgefl.aggregator.coordinator import Coordinator
 from edgefl.aggregator.rounds import Note
 from edgefl.aggregator.session import Aggregator
+from edgefl.aggregator.settings import RoundSettings
 from edgefl.bundle import Bundle
 from edgefl.files import sha256_hex
 from edgefl.method import State, Work, Worked

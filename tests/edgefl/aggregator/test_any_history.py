@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rounds import Count, nonce_of, reply
 
-from edgefl.aggregator.coordinator import Coordinator, RoundSettings
+from edgefl.aggregator.coordinator import Coordinator
 from edgefl.aggregator.rounds import Action, Announce, OpenRound, RoundDone
+from edgefl.aggregator.settings import RoundSettings
 
 NAMES = [f"d{i}" for i in range(5)]
 names = st.sampled_from(NAMES)

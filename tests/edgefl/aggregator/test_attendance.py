@@ -85,7 +85,7 @@ def test_who_was_away_and_comes_back_is_asked_in_the_next_round() -> None:
     attendance.closed(105, counted="a", lapsed="b")
     attendance.arrived("b")
     assert attendance.on_trial(9, 106, but="a", afresh=False) == ()
-    attendance.left("b")
+    attendance.left("b", 0.0)
     attendance.arrived("b")
     assert attendance.on_trial(9, 106, but="a", afresh=False) == ("b",)
 
@@ -100,7 +100,7 @@ def test_no_more_are_tried_than_may_be_asked_and_who_waits_longest_is_first() ->
 def test_who_is_gone_is_not_tried() -> None:
     attendance = there("a", "b")
     attendance.closed(0, counted="a", lapsed="b")
-    attendance.left("b")
+    attendance.left("b", 0.0)
     assert attendance.on_trial(9, 9, but="a", afresh=False) == ()
 
 

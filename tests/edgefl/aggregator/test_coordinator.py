@@ -7,8 +7,9 @@ from collections import Counter
 import pytest
 from rounds import Count, fleet, make, of, open_with, reply, send
 
-from edgefl.aggregator.coordinator import Coordinator, RoundSettings
+from edgefl.aggregator.coordinator import Coordinator
 from edgefl.aggregator.rounds import Announce, Finished, Note, RoundDone, Verdict
+from edgefl.aggregator.settings import RoundSettings
 
 # --- joining ----------------------------------------------------------------------------------------------------------
 

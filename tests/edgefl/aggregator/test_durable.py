@@ -13,8 +13,9 @@ from memory import RUN, Node, World
 from records import record
 
 from edgefl.aggregator.checks import check_ask
-from edgefl.aggregator.coordinator import Coordinator, RoundSettings
+from edgefl.aggregator.coordinator import Coordinator
 from edgefl.aggregator.rounds import Announce, RoundDone
+from edgefl.aggregator.settings import RoundSettings
 from edgefl.aggregator.store import Store
 from edgefl.bundle import Bundle
 from edgefl.errors import ConfigError

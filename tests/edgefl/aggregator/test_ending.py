@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from rounds import Count, fleet, make, of, open_with, send
 
-from edgefl.aggregator.coordinator import Coordinator, RoundSettings
+from edgefl.aggregator.coordinator import Coordinator
 from edgefl.aggregator.rounds import Announce, Finished, OpenRound, RoundDone
+from edgefl.aggregator.settings import RoundSettings
 from edgefl.method import State
 
 

@@ -8,8 +8,8 @@ import pytest
 from descent import MakeWorld
 from memory import with_tensors
 
-from edgefl.aggregator.coordinator import RoundSettings
 from edgefl.aggregator.fleet import Fleet, Known
+from edgefl.aggregator.settings import RoundSettings
 from edgefl.aggregator.store import Store, read_fleet
 from edgefl.bundle import Bundle
 from edgefl.protocol import Presence

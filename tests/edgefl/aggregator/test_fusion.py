@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from edgefl.aggregator.chosen import name_of
-from edgefl.aggregator.coordinator import Coordinator, RoundSettings
+from edgefl.aggregator.coordinator import Coordinator
 from edgefl.aggregator.fusion import FUSIONS, Clipped, TrimmedMean, WeightedMean, fusing, fusion_of
 from edgefl.aggregator.rounds import Action, Announce, Note, RoundDone
+from edgefl.aggregator.settings import RoundSettings
 from edgefl.aggregator.weights import rule_named
 from edgefl.errors import ConfigError, RemoteProtocolError
 from edgefl.method import Ask, Chosen, Fused, Reply, State, Task

@@ -13,7 +13,7 @@ from toy import write_regression
 
 from edgefl import protocol
 from edgefl.aggregator.classes import DeviceClass, parse_condition
-from edgefl.aggregator.coordinator import RoundSettings
+from edgefl.aggregator.settings import RoundSettings
 from edgefl.bundle import Bundle
 from edgefl.manifest import parse_manifest
 from edgefl.protocol import Presence

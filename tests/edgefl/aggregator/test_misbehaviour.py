@@ -11,7 +11,7 @@ from descent import ROUNDS, SIZES, MakeWorld, assert_exact, gradient_descent, ma
 from memory import RUN, with_tensors
 
 from edgefl import protocol
-from edgefl.aggregator.coordinator import RoundSettings
+from edgefl.aggregator.settings import RoundSettings
 from edgefl.bundle import Bundle
 from edgefl.protocol import AggregatorStatus, BlobChunk, Offer, Presence, Receipt, UploadChunk
 from edgefl_device.work.interpreter import Outcome

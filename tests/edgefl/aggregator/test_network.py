@@ -12,8 +12,8 @@ from descent import RATE, ROUNDS, SIZES, MakeWorld, assert_exact, fedavg, make_d
 from memory import AGGREGATOR, RUN, Broker, Node
 
 from edgefl import protocol
-from edgefl.aggregator.coordinator import RoundSettings
 from edgefl.aggregator.rounds import Announce
+from edgefl.aggregator.settings import RoundSettings
 from edgefl.bundle import Bundle
 from edgefl.protocol import Announcement, BlobChunk, BlobRequest, Offer, UploadChunk
 from edgefl.random_numbers import order_of

@@ -93,7 +93,7 @@ def test_too_few_without_the_offender_wait_for_the_deadline_and_all_may_try_agai
     send(coordinator, "d00")
     assert coordinator.tick(99.0) == []
     note, again = coordinator.tick(101.0)
-    assert note == Note("asked again", 0, text="1 of 2 replied; no reply of d01 is refused unseen any more")
+    assert note == Note("asked again", 0, text="1 of 2 needed replied; no reply of d01 is refused unseen any more")
     assert isinstance(again, Announce) and again.attempt == 2
     assert of(send(coordinator, "d01")[1], RoundDone)  # it has mended its ways
 

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgefl.aggregator.coordinator import Coordinator, RoundSettings
+from edgefl.aggregator.coordinator import Coordinator
 from edgefl.aggregator.rounds import Action, Announce, Note, RoundDone
+from edgefl.aggregator.settings import RoundSettings
 from edgefl.method import Ask, Fused, Reply, State, Task, WithModel, Work, Worked
 
 

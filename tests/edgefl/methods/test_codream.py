@@ -17,8 +17,8 @@ from PIL import Image
 
 from edgefl import protocol
 from edgefl.aggregator.checks import check_ask
-from edgefl.aggregator.coordinator import RoundSettings
 from edgefl.aggregator.rounds import RoundDone
+from edgefl.aggregator.settings import RoundSettings
 from edgefl.bundle import Bundle
 from edgefl.errors import ConfigError
 from edgefl.manifest import select

@@ -125,7 +125,7 @@ def test_an_unknown_key_names_the_nearest(right: str, wrong: str, section: str) 
 
 def test_an_unknown_key_with_nothing_near_lists_the_known() -> None:
     assert str(refusal(FULL.replace("\nfraction", "\nzzz")).hint) == (
-        "known: deadline_s, fraction, max_devices, max_norm, max_share, min_devices, quorum"
+        "known: below_quorum, deadline_s, fraction, max_devices, max_norm, max_share, min_devices, patience_s, quorum"
     )
 
 
@@ -139,6 +139,12 @@ def test_more_devices_than_a_run_takes(wrong: str, what: str) -> None:
     error = refusal(text)
     assert error.message == f"run.toml: {what}, but the run takes at most 30 devices"
     assert error.hint == f"set max_devices = {wrong.split()[-1]} in [round]"
+
+
+def test_a_run_that_is_to_stop_says_when() -> None:
+    error = refusal(FULL.replace("min_devices = 4", 'min_devices = 4\nbelow_quorum = "stop"'))
+    assert error.message == "run.toml: [round] below_quorum is 'stop', but patience_s is 0: the run waits for ever"
+    assert error.hint == "set patience_s = 600 in [round]"
 
 
 def test_the_weights_are_no_setting() -> None:
