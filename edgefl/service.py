@@ -141,7 +141,7 @@ def install(service: Service, say: Callable[[str], None]) -> None:
     _do("systemctl", "enable", service.name)
     _do("systemctl", "restart", service.name)
     say(f"{service.name} is running, and starts with this machine")
-    say(f"look: journalctl -fu {service.name}; stop: systemctl stop {service.name}")
+    say(f"look: journalctl -o cat -fu {service.name}; stop: systemctl stop {service.name}")
     say(f"remove: systemctl disable --now {service.name}")
 
 
