@@ -45,7 +45,7 @@ class Attendance:
 
     def __init__(self, *, seed: int, replied: Collection[str]) -> None:
         self.present: set[str] = set()
-        self.gone_s: dict[str, float] = {}  # who was there and is not -> when it left
+        self.gone_s: dict[str, float] = {}  # who is not there any more -> when that was first said
         self._seed = seed
         self._lapsed: dict[str, Lapsed] = {}
         self._took_s: dict[str, float] = {}  # for the last reply
@@ -67,8 +67,7 @@ class Attendance:
         """Whether it was there before."""
         known = device in self.present
         self.present.discard(device)
-        if known:
-            self.gone_s[device] = now_s
+        self.gone_s.setdefault(device, now_s)  # also one that was there before this start
         return known
 
     def heard(self, device: str) -> None:

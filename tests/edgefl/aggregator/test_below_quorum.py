@@ -128,7 +128,9 @@ def test_a_resume_has_patience_anew() -> None:
     coordinator = Coordinator(Count(), Count().start(), settings, resumed=OpenRound(0, 3, ("a", "b"), 2))
     coordinator.begin(1000.0)
     assert coordinator.tick(1100.0)[0].event == "asked again"
-    assert of(coordinator.tick(1150.0), GivenUp)
+    coordinator.left("b", 1140.0)  # before this start, says the broker
+    coordinator.left("b", 1145.0)
+    assert coordinator.tick(1150.0) == [GivenUp(0, "0 of 2 needed replied; gone: b (10 s); silent: a")]
 
 
 def test_the_session_hands_it_on(regression: Bundle, make_world: MakeWorld) -> None:
