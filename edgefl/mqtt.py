@@ -18,6 +18,7 @@ from typing import Any
 
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
@@ -28,6 +29,8 @@ from edgefl.outbox import IN_FLIGHT, Outbox, Waiting
 from edgefl.packet_limit import OVERHEAD_BYTES, PacketLimit
 from edgefl.patience import LONGEST_PAUSE_S, Pauses
 from edgefl.transport import Broken, Connected, Disconnected, Drained, Event, Received
+
+EXPIRES = "MessageExpiryInterval"  # the property of MQTT 5
 
 KEEPALIVE_S = 30
 CONNECT_TIMEOUT_S = 10.0
@@ -125,13 +128,14 @@ class Connection:
             self._topics.remove(topic)
             self._client.unsubscribe(topic)
 
-    def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
-        """Queue one message for QoS 1. Raises BrokerError when the broker takes no packet so large.
+    def publish(self, topic: str, payload: bytes, *, retain: bool = False, expires_s: int = 0) -> None:
+        """Queue one message for QoS 1. Raises BrokerError when the broker takes no packet so large. Where it speaks
+        MQTT 5 it keeps the message for `expires_s` seconds; 0: for ever.
 
         Where a limit was found meanwhile, such a message is left out: `Connected` says that there is another limit, and
         whoever gets no answer says everything again.
         """
-        message, most_bytes = Waiting(topic, payload, retain), self._limit.most_bytes
+        message, most_bytes = Waiting(topic, payload, retain, expires_s), self._limit.most_bytes
         if most_bytes is not None and message.packet_bytes > most_bytes:
             if most_bytes != self._known_limit:
                 return
@@ -252,7 +256,10 @@ class Connection:
         if topics := tuple(self._topics):
             client.subscribe([(t, 1) for t in topics])
         self._outbox.take_back(
-            lambda: [Waiting(m.topic, bytes(m.payload), m.retain) for m in client.drop_out_messages()]
+            lambda: [
+                Waiting(m.topic, bytes(m.payload), m.retain, getattr(m.properties, EXPIRES, 0))
+                for m in client.drop_out_messages()
+            ]
         )
         if (most_bytes := self._limit.most_bytes) is not None and most_bytes != self._known_limit:
             self._outbox.drop(most_bytes)
@@ -335,4 +342,8 @@ class Connection:
         self._outbox.feed(self._client.is_connected)
 
     def _give(self, message: Waiting) -> None:
-        self._client.publish(message.topic, message.payload, qos=1, retain=message.retain)
+        properties = None
+        if message.expires_s and self.address.mqtt5:
+            properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+            setattr(properties, EXPIRES, message.expires_s)
+        self._client.publish(message.topic, message.payload, qos=1, retain=message.retain, properties=properties)

@@ -18,6 +18,7 @@ class Waiting:
     topic: str
     payload: bytes
     retain: bool
+    expires_s: int = 0  # 0: never
 
     @property
     def packet_bytes(self) -> int:

@@ -315,15 +315,19 @@ def _newer(header: memoryview) -> NewerAnnouncement | None:
 
 @dataclass(frozen=True)
 class Outgoing:
-    """One MQTT message to publish."""
+    """One MQTT message to publish. A broker that speaks MQTT 5 keeps it for `expires_s` seconds; 0: for ever."""
 
     topic: str
     payload: bytes
     retain: bool = False
+    expires_s: int = 0
 
     @property
     def wire_bytes(self) -> int:
-        return wire_bytes(self.topic, self.payload)
+        return wire_bytes(self.topic, self.payload) + (EXPIRY_BYTES if self.expires_s else 0)
+
+
+EXPIRY_BYTES = 5  # of a packet that says when it expires
 
 
 def wire_bytes(topic: str, payload: bytes) -> int:

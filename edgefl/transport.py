@@ -78,8 +78,11 @@ class Transport(Protocol):
 
     def unsubscribe(self, topic: str) -> None: ...
 
-    def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
-        """Queue one message. Raises BrokerError when the broker takes no packet so large."""
+    def publish(self, topic: str, payload: bytes, *, retain: bool = False, expires_s: int = 0) -> None:
+        """Queue one message, which a broker need not keep for longer than `expires_s`; 0: for ever.
+
+        Raises BrokerError when the broker takes no packet so large.
+        """
         ...
 
     def room(self) -> int:

@@ -232,8 +232,8 @@ class Server:
         """In this order: what is to be durable is, before anybody hears what follows from it."""
         for action in actions:
             match action:
-                case Outgoing(topic, payload, retain):
-                    self._connection.publish(topic, payload, retain=retain)
+                case Outgoing(topic, payload, retain, expires_s):
+                    self._connection.publish(topic, payload, retain=retain, expires_s=expires_s)
                 case SaveDevice(device, class_name, examples):
                     self.store.save_device(device, class_name, examples)
                 case SaveOpenRound(announce):

@@ -56,6 +56,7 @@ from edgefl.protocol import (
 REQUESTS_PER_S = 10.0  # messages of one device that want an answer, beside a burst of them in every round
 REQUESTS_BURST = 20.0
 NOTE_LENGTH = 300
+MOST_KEPT_S = 30 * 24 * 3600.0  # of an announcement: MQTT counts seconds in 32 bits
 TASKS_BYTES = 1024  # of an announcement, until the first is made
 STRANGERS = ""  # who has no place in the run shares one allowance
 
@@ -149,7 +150,7 @@ class Aggregator:
         announcement, _ = protocol.decode(announced.payload)
         assert isinstance(announcement, Announcement)
         smaller = msgspec.structs.replace(announcement, inline_bytes=min(announcement.inline_bytes, self.inline_bytes))
-        return Outgoing(announced.topic, protocol.encode(smaller), announced.retain)
+        return replace(announced, payload=protocol.encode(smaller))
 
     def receive(self, topic: str, payload: bytes, now_s: float) -> list[Action]:
         """Handle one message from a device. What breaks the protocol is noted and dropped; so is what is too much."""
@@ -496,13 +497,17 @@ class Aggregator:
         asks_most = 2 * len(action.devices) >= len(self.coordinator.present)  # else those who are asked fetch it
         most_bytes = self.inline_bytes if asks_most else small_bytes
         frame = frame_of(announcement, data, most_bytes=most_bytes, frame_bytes=self.frame_bytes)
-        self._announced = Outgoing(protocol.round_topic(self.run), frame, retain=True)
+        # At its deadline it is said again: what is kept for longer is of an aggregator that is gone.
+        expires_s = math.ceil(min(action.duration_s, MOST_KEPT_S) + protocol.STATUS_COUNTS_S)
+        self._announced = Outgoing(protocol.round_topic(self.run), frame, retain=True, expires_s=expires_s)
         self._traffic.down += self._announced.wire_bytes * max(1, len(self.coordinator.present))
         self._actions.append(self._announced)
 
     def _publish_status(self, status: str) -> None:
         message = AggregatorStatus(self._epoch, status)  # type: ignore[arg-type]
-        self._actions.append(Outgoing(protocol.aggregator_topic(self.run), protocol.encode(message), retain=True))
+        expires_s = math.ceil(protocol.STATUS_COUNTS_S) if status == "up" else 0
+        topic = protocol.aggregator_topic(self.run)
+        self._actions.append(Outgoing(topic, protocol.encode(message), retain=True, expires_s=expires_s))
 
     def _take_actions(self) -> list[Action]:
         actions, self._actions = self._actions, []

@@ -193,3 +193,24 @@ def test_a_broker_whose_packets_are_too_small_is_refused() -> None:
     connection.publish("t", b"x" * (5119 - 65))
     with pytest.raises(BrokerError, match="a message on t has 5055"):
         connection.publish("t", b"x" * (5119 - 64))
+
+
+def test_what_expires_is_not_kept_for_ever(broker: RunningBroker, connect: Callable[..., Connection]) -> None:
+    """A broker says how long it will still keep a message: whoever comes later finds no more than that."""
+    speaker = connect(broker.port, "speaker")
+    speaker.publish("kept", b"for an hour", retain=True, expires_s=3600)
+    speaker.publish("kept/too", b"for ever", retain=True)
+    assert speaker.flush()
+    found: dict[str, int] = {}
+    listener = Connection(Address("127.0.0.1", broker.port), "listener")
+    listener.subscribe("#")
+    listener._client.on_message = lambda client, userdata, message: listener.inbox.put(
+        Received(message.topic, str(getattr(message.properties, "MessageExpiryInterval", 0)).encode(), message.retain)
+    )
+    listener.connect()
+    while len(found) < 2:
+        event = wait_for(listener, Received)
+        assert isinstance(event, Received)
+        found[event.topic] = int(event.payload)
+    listener.close(timeout_s=1.0)
+    assert 3500 < found["kept"] <= 3600 and found["kept/too"] == 0

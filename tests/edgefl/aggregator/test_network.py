@@ -196,3 +196,15 @@ def test_all_at_once(make_world: MakeWorld, bundle: Bundle, seed: int) -> None:
 
     world.run(finished)
     assert_exact(world)
+
+
+def test_a_dead_aggregators_words_are_not_kept_for_ever(make_world: MakeWorld, regression: Bundle) -> None:
+    """Its "up" for two minutes, said again every half; an announcement until two minutes after the deadline."""
+    world = make_world(regression)
+    world.run()
+    kept = {message.topic: message for message in world.broker.published if message.retain}
+    said = [message for message in world.broker.published if message.topic == protocol.round_topic(RUN)]
+    assert {message.expires_s for message in said} == {60 + 120}
+    statuses = [message for message in world.broker.published if message.topic == protocol.aggregator_topic(RUN)]
+    assert [message.expires_s for message in statuses] == [120, 0]  # up, finished: who comes later is to find that
+    assert kept[protocol.device_topic(RUN, "pi-1")].expires_s == 0
