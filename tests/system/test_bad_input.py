@@ -16,6 +16,7 @@ from processes import DEVICES, Process, json_of
 
 import edgefl_broker
 from edgefl.cli import main
+from edgefl.manifest import FORMAT
 from edgefl_broker import RunningBroker
 
 Start = Callable[..., Process]
@@ -81,8 +82,10 @@ def test_a_bundle_of_a_newer_format_and_one_with_a_changed_byte(digits_bundle: P
                 target.parent.mkdir(exist_ok=True)
                 target.write_bytes(file.read_bytes())
     manifest = json.loads((newer / "manifest.json").read_text())
-    (newer / "manifest.json").write_text(json.dumps(manifest | {"format": 2}))
-    assert "bundle format 2" in (error := fails("inspect", str(newer), code=3)) and "upgrade edgefl" in error
+    (newer / "manifest.json").write_text(json.dumps(manifest | {"format": FORMAT + 1}))
+    assert (
+        f"bundle format {FORMAT + 1}" in (error := fails("inspect", str(newer), code=3)) and "upgrade edgefl" in error
+    )
     program = changed / "programs" / "train.onnx"
     data = bytearray(program.read_bytes())
     data[len(data) // 2] ^= 1
@@ -132,7 +135,8 @@ def test_a_run_file_with_an_unknown_key_names_the_nearest(tmp_path: Path) -> Non
 def test_no_broker_there(parts: Path, tmp_path: Path) -> None:
     url = f"mqtt://127.0.0.1:{free_port()}"
     state = ["--state", str(tmp_path / "state")]
-    error = fails("device", "--broker", url, "--name", "pi-1", "--data", str(parts / "pi-1.npz"), *state, code=4)
+    data = ["--data", str(parts / "pi-1.npz")]
+    error = fails("device", "--once", "--broker", url, "--name", "pi-1", *data, *state, code=4)
     assert f"no broker answers at {url}" in error and "edgefl broker" in error
 
 
@@ -183,12 +187,17 @@ def test_a_broker_whose_packets_are_too_small_is_refused_with_its_limit(
 
 
 def test_a_run_that_never_reached_its_broker_leaves_no_directory(
-    digits_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start: Start, digits_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     url = f"mqtt://127.0.0.1:{free_port()}"
-    fails("aggregate", run_file(tmp_path, digits_bundle, 1), "--broker", url, code=4)
+    path = run_file(tmp_path, digits_bundle, 1)
+    fails("aggregate", path, "--broker", url, "--once", code=4)
     assert list((tmp_path / "runs").iterdir()) == []
+    waiting = start("aggregate", path, "--broker", url)
+    waiting.wait_for(lambda line: f"no broker answers at {url}" in line)
+    waiting.child.send_signal(signal.SIGINT)
+    assert waiting.end()[0] == 130 and list((tmp_path / "runs").iterdir()) == []
 
 
 def test_two_aggregators_on_one_run_and_a_resume_of_another_name(
