@@ -38,7 +38,9 @@ class Engine:
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process, self.pid = process, process.pid
-        self.why: str = self._answer().get("why", "")  # it has taken its first step, or cannot
+        first = self._answer()  # it has taken its first step, or cannot
+        self.why: str = first.get("why", "")
+        self.loaded_mb: float | None = first.get("resident_mb")
         self.ready = time.perf_counter()
         self.why = self.why or self._ask(STEPS).get("why", "")
 

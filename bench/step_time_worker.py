@@ -2,8 +2,10 @@
 
 python bench/step_time_worker.py ENGINE FOLDER MODEL THREADS
 
-FOLDER holds x.npy, y.npy and the engine's own files. Says {"ready": true} or {"why": "..."}; then, for every line N on
-standard input, takes N training steps and says {"seconds": [...]}. Imports only what its engine needs.
+FOLDER holds x.npy, y.npy and the engine's own files. Says {"ready": true, "resident_mb": ...} or {"why": "..."};
+then, for every line N on standard input, takes N training steps and says {"seconds": [...]}. Imports only what its
+engine needs.
+`resident_mb` is what the process had when everything was loaded, before its first step.
 """
 
 from __future__ import annotations
@@ -31,7 +33,12 @@ def portable(folder: Path, x: np.ndarray, y: np.ndarray, model: str, threads: in
     settings.enable_mem_pattern = False
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(folder / "train.onnx", settings, providers=["CPUExecutionProvider"])
-    value = onnxruntime.OrtValue.ortvalue_from_numpy
+    held: list[np.ndarray] = []  # an OrtValue of onnxruntime 1.20 looks at its array's memory without holding it
+
+    def value(array: np.ndarray) -> Any:
+        held.append(array)
+        return onnxruntime.OrtValue.ortvalue_from_numpy(array)
+
     writes = json.loads((folder / "writes.json").read_text())
     read = {entry.name for entry in session.get_inputs()}
     with np.load(folder / "weights.npz") as weights:
@@ -53,7 +60,7 @@ def portable(folder: Path, x: np.ndarray, y: np.ndarray, model: str, threads: in
 
     turns = [bind(now, spare), bind(now | spare, now)]
 
-    def step() -> None:
+    def step(_owners: object = held) -> None:
         session.run_with_iobinding(turns[0])
         turns.reverse()
 
@@ -152,6 +159,15 @@ ENGINES = {
 }
 
 
+def resident_mb() -> float | None:
+    """Memory of this process, in MB of 10^6 bytes; None where there is no /proc."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return None
+    (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmRSS:")]
+    return int(line.split()[1]) * 1024 / 1e6
+
+
 def main() -> None:
     engine, folder, model, threads = sys.argv[1:]
     # What engines and their libraries print must not come between our lines.
@@ -161,12 +177,13 @@ def main() -> None:
         x, y = (np.load(Path(folder) / f"{name}.npy") for name in "xy")
         try:
             step = ENGINES[engine](Path(folder), x, y, model, int(threads))
+            loaded = resident_mb()
             step()
         except Exception as error:  # whatever it is, it is the reason that the row gives
             lines = [line for line in str(error).splitlines() if line.strip()] or [""]
             print(json.dumps({"why": f"{type(error).__name__}: {lines[0].strip()[:160]}"}), file=answers)
             return
-        print(json.dumps({"ready": True}), file=answers)
+        print(json.dumps({"ready": True, "resident_mb": loaded}), file=answers)
         for line in sys.stdin:
             seconds = []
             for _ in range(int(line)):
