@@ -261,8 +261,8 @@ class Connection:
                 for m in client.drop_out_messages()
             ]
         )
-        if (most_bytes := self._limit.most_bytes) is not None and most_bytes != self._known_limit:
-            self._outbox.drop(most_bytes)
+        if (most_bytes := self._limit.most_bytes) is not None:
+            self._outbox.drop(most_bytes)  # what was published before the limit was known would never pass
         if first:
             self._answer.put(None)
         self.inbox.put(Connected(first))

@@ -169,6 +169,24 @@ def test_a_limit_that_nobody_announces_is_found_and_remembered(
     assert Connection(address, "x", folder=tmp_path / "other").part_bytes(largest, 4096) == largest
 
 
+def test_what_does_not_pass_is_left_out_though_its_limit_is_known_before_the_next_connection(
+    broker: RunningBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever published it asks for the limit between the loss that showed it and the connection after that."""
+    monkeypatch.setattr(patience, "FIRST_PAUSE_S", 0.2)
+    relay = Relay(broker.port, most_bytes=100_000)
+    connection = Connection(Address("127.0.0.1", relay.port, mqtt5=False), "x")
+    connection.connect()
+    connection.publish("t", bytes(150_000))
+    for _ in range(2):
+        wait_for(connection, Disconnected)
+    assert connection.part_bytes(512_000, 4096) < 100_000
+    assert connection.flush(20)
+    connection.close()
+    relay.close()
+    assert len(relay.refused) == 2
+
+
 def test_a_limit_that_a_person_states() -> None:
     address = Address.parse("mqtt://h?packet=131072&protocol=3.1.1")
     assert Connection(address, "x").part_bytes(512_000, 4096) == 131_072 - 1024
