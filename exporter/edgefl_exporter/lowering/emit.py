@@ -14,7 +14,7 @@ from edgefl_exporter.lowering import translate
 from edgefl_exporter.lowering.functional import functional
 from edgefl_exporter.lowering.refusal import refusal
 from edgefl_exporter.lowering.trace import Traced, place_of, quiet
-from edgefl_exporter.torch_internals import ONNXRegistry, dispatch, translate_fx_graph
+from edgefl_exporter.torch_internals import ONNXRegistry, dispatch, torchlib, translate_fx_graph
 
 OPSET = 18  # of the default domain; onnxruntime reads it since 1.14
 
@@ -46,7 +46,7 @@ def emit(traced: Traced) -> onnx_ir.Model:
 @functools.cache
 def _registry() -> ONNXRegistry:
     with quiet():
-        registry = ONNXRegistry.from_torchlib(OPSET)
+        registry = torchlib(OPSET)
     for target, function in translate.table().items():
         registry.register_op(target, function)
     return registry
