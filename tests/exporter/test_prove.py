@@ -174,3 +174,19 @@ def test_one_more_batch_that_is_right_is_enough() -> None:
     asked = Asked(file)
     assert proven(pytorch, asked, writes={}).checks["batches"] == 0
     assert sum(len(values["x"]) == 4 for values in asked.values) == 1
+
+
+def test_pytorch_has_one_thread_in_a_proof_so_that_its_sums_are_the_same_on_any_number_of_cores() -> None:
+    seen = set()
+
+    def oracle(values: Mapping[str, Tensor]) -> Values:
+        seen.add(torch.get_num_threads())
+        return regression(values)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        proven(oracle)
+        assert (seen, torch.get_num_threads()) == ({1}, 2)
+    finally:
+        torch.set_num_threads(before)

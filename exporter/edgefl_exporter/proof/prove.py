@@ -16,7 +16,7 @@ from edgefl_exporter.programs.samples import Samples
 from edgefl_exporter.proof.cases import BATCHES, LOOSER, TOLERANCE, Case, cases, typical
 from edgefl_exporter.proof.golden import golden
 from edgefl_exporter.proof.judge import ROUNDING_MARGIN, judge, question
-from edgefl_exporter.proof.sides import ROUNDING, Sides, Values, finite
+from edgefl_exporter.proof.sides import ROUNDING, Sides, Values, finite, one_thread
 from edgefl_exporter.proof.trajectory import trajectory
 
 # Each output must meet the plain tolerance on some random batch (BATCHES), whatever explains its errors elsewhere.
@@ -25,6 +25,7 @@ MORE_BATCHES = 8
 SMALL_BATCH = 4  # of those: fewer examples come near a kink
 
 
+@one_thread()
 def prove(
     definition: Definition,
     program: Program,

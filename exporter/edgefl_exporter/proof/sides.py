@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,6 +70,18 @@ class Sides:
                 moved = torch.where(value.isfinite(), value + part, value)
                 near[name] = moved.abs() if name != FEATURES and bool((value >= 0).all()) else moved
         return near
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """While the block runs, PyTorch has one thread: its sums are then the same on any number of cores. Small layers are
+    faster so; beside other work two threads, which wait for each other, took ten times as long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def finite(values: Values) -> bool:
