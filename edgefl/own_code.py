@@ -26,11 +26,16 @@ def load(path: Path, name: str, *, called: str = "") -> object:
     return found
 
 
-def import_file(path: Path, *, called: str = "") -> ModuleType:
-    """The Python file as a module, once; its folder is importable while and after it runs, as with `python FILE`."""
+def check_file(path: Path) -> None:
+    """Raises InputError where there is no such file, with the name of one that there is."""
     if not path.is_file():
         near = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
         raise InputError(f"no file {path}", hint=nearest(path.name, sorted(near)))
+
+
+def import_file(path: Path, *, called: str = "") -> ModuleType:
+    """The Python file as a module, once; its folder is importable while and after it runs, as with `python FILE`."""
+    check_file(path)
     key = f"_edgefl_own_{path.resolve()}"
     if key in sys.modules:
         return sys.modules[key]

@@ -14,6 +14,7 @@ from edgefl.cli.teller import Teller, tells
 from edgefl.data_contract import Feature
 from edgefl.manifest import Parity, StateTensor
 from edgefl.results.rounds import size
+from edgefl_exporter.catalogue import catalogue
 
 NAMED = 30  # classes in a line; JSON has them all
 
@@ -145,8 +146,6 @@ def zoo(form: str) -> None:
     Example:
       edgefl zoo
     """
-    from edgefl_exporter.zoo import catalogue
-
     rows = catalogue()
     if form == "json":
         print_json(rows)

@@ -18,6 +18,7 @@ from edgefl.results.rounds import size
 from edgefl.runs.example_data import with_examples
 from edgefl.runs.run_file import from_toml
 from edgefl.runs.sections import bundle_name
+from edgefl_exporter.catalogue import check_there
 from edgefl_exporter.methods import METHODS
 from edgefl_exporter.methods.method import NotOfMethod
 from edgefl_exporter.options import COMMON, DATA, METHOD, OWN, Option, checked, options
@@ -107,6 +108,7 @@ def export(model: str | None, out: Path | None, form: str, teller: Teller, **giv
             )
         )
         source = said.method.source(model)
+    check_there(source)
     name = f"{said.method.prefix}{bundle_name(source)}"
     with teller.working(f"exporting {source}") as tell:
         from edgefl_exporter import export_source  # torch takes seconds to import

@@ -12,11 +12,13 @@ from torch import nn
 from edgefl.doctor.costs import multiply_adds
 from edgefl.doctor.shapes import read_graph
 from edgefl_exporter import export
+from edgefl_exporter.catalogue import catalogue
 from edgefl_exporter.programs.losses import LOSSES, Structured
 from edgefl_exporter.zoo import (
     ZOO,
     attention,
     classifiers,
+    described,
     equilibrium,
     mobile,
     recurrent,
@@ -126,3 +128,7 @@ def test_every_model_is_proven_in_its_own_size(name: str, tmp_path: Path) -> Non
     bundle = export(model, example, out=tmp_path / "m.bundle", name=name, loss=entry.loss)
     assert bundle.manifest.programs.keys() == {"train", "evaluate", "predict"}
     assert all(p.parity.worst < 1e-4 for p in bundle.manifest.programs.values())
+
+
+def test_the_catalogue_that_is_read_without_torch_is_the_zoo() -> None:
+    assert catalogue() == described()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -286,3 +288,13 @@ def test_a_method_of_ones_own_by_its_file(folder: Path) -> None:
         refused = run("nets.py:model", "--method", f"own.py:{name}")
         assert refused.exit_code == 3 and message in refused.stderr, refused.output
     assert run("nets.py:model", "--method", "mine").exit_code == 2  # click's own words, with the choices
+
+
+@pytest.mark.parametrize("words", [["zoo"], ["export", "nothere.py:model"], ["export", "zoo:digit"]])
+def test_what_needs_no_torch_does_not_wait_for_it(words: list[str]) -> None:
+    code = "import sys; from edgefl.cli import main; main(sys.argv[1:], standalone_mode=False)"
+    ran = f"try: exec({code!r})\nexcept Exception: pass\nprint('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys\n{ran}", *words], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "False"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from edgefl import own_code
 from edgefl.errors import InputError, nearest, said
+from edgefl_exporter.catalogue import check_there
 from edgefl_exporter.programs.losses import LOSSES, Loss, OwnLoss
 from edgefl_exporter.zoo import ZOO
 
@@ -97,12 +98,9 @@ def _is_loaded(made: object) -> TypeGuard[tuple[nn.Module, Tensor]]:
 
 def _make(source: str, arguments: dict[str, Any]) -> object:
     """What the named object gives."""
+    check_there(source)
     file, _, name = source.rpartition(":")
-    if not file or not name:
-        raise InputError(f"{source!r} is not FILE:OBJECT or zoo:NAME", hint="for example examples/digits.py:model")
     if file == "zoo":
-        if name not in ZOO:
-            raise InputError(f"no model {name!r} in the zoo", hint=nearest(name, ZOO))
         _check_arguments(source, ZOO[name].make, arguments)
         module, example = ZOO[name].make(**arguments)
         return Loaded(module, example, loss=ZOO[name].loss, range=ZOO[name].range)

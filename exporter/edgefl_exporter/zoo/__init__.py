@@ -58,8 +58,9 @@ ZOO: dict[str, Entry] = {
 }
 
 
-def catalogue() -> list[dict[str, Any]]:
-    """What a person chooses by: each model's name, parameters, input [...], loss, what it is and where it is from."""
+def described() -> list[dict[str, Any]]:
+    """What a person chooses by, of which `catalogue.json` is a copy: each model's name, parameters, input [...], loss,
+    what it is and where it is from."""
     rows = []
     for name, entry in ZOO.items():
         module, example = entry.make()
