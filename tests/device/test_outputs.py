@@ -16,6 +16,7 @@ from edgefl.tensors import Array
 from edgefl_device.data.dataset import Dataset
 from edgefl_device.engines.engine import next_version
 from edgefl_device.work.interpreter import Outcome, perform
+from edgefl_device.work.stopping import Stop, Stopped
 
 NOTHING = File("", "0" * 64, 0)
 X = Input("x", "float32", ("batch", 1), "features")
@@ -37,6 +38,7 @@ class ByHand:
         self.manifest = Manifest(FORMAT, "toy", "fedavg", "hand", contract, STATE, {"p": made}, NOTHING)
         self.bundle: Any = None
         self.version = next_version()
+        self.stops: list[object] = []  # of each step
         self._answers = answers
         self._state = {"w": np.zeros(2, np.float32), "empty": np.zeros(0, np.float32)}
 
@@ -53,6 +55,7 @@ class ByHand:
         self._state |= {name: np.zeros_like(self._state[name]) for name in names}
 
     def step(self, program: str, inputs: Mapping[str, Array], stop: object = None) -> dict[str, Array]:
+        self.stops.append(stop)
         found = {name: np.asarray(value) for name, value in self._answers(inputs).items()}
         if "next.w" in found:
             self._state["w"] = found["next.w"]
@@ -103,12 +106,12 @@ def test_a_metric_keeps_the_digits_that_float32_has_not() -> None:
 
 def test_progress_says_the_loss_of_each_batch_and_the_metrics_are_of_the_last_epoch() -> None:
     seen: list[Any] = []
-    loss = Output("loss", "float32", (), "mean")
-    engine = ByHand(lambda inputs: {"loss": np.float32(inputs["x"].sum())}, loss)
+    loss, most = Output("loss", "float32", (), "mean"), Output("most", "float32", (), "last")
+    engine = ByHand(lambda inputs: {"loss": np.float32(inputs["x"].sum()), "most": inputs["x"].max()}, loss, most)
     task = Task("p", batch_size=2, epochs=2)
     outcome = perform(engine, [task], {}, {"train": THREE}, device="pi-1", progress=lambda *at: seen.append(at))
     assert seen == [("p", 1, 4, 3.0), ("p", 2, 4, 3.0), ("p", 3, 4, 3.0), ("p", 4, 4, 3.0)]
-    assert outcome.metrics == {"p.loss": 3.0, "p.examples": 3.0}
+    assert outcome.metrics == {"p.loss": 3.0, "p.most": 3.0, "p.examples": 3.0}
 
 
 @pytest.mark.parametrize(
@@ -140,6 +143,18 @@ def test_a_state_that_is_not_finite_at_the_end() -> None:
     assert engine.view("w").tolist() == [0, 0]
 
 
+def test_a_step_knows_who_may_stop_it_and_none_follows_a_request() -> None:
+    stop = Stop()
+    engine = ByHand(lambda inputs: {})
+
+    def after_one(*at: object) -> None:
+        stop.request()
+
+    with pytest.raises(Stopped, match="^stopped on request$"):
+        perform(engine, [Task("p", batch_size=1)], {}, {"train": THREE}, device="a", stop=stop, progress=after_one)
+    assert engine.stops == [stop]
+
+
 @pytest.mark.parametrize("far", [70_000.0, -70_000.0])
 def test_float16_holds_up_to_65504(far: float) -> None:
     engine = ByHand(lambda inputs: {"next.w": np.array([1, far], np.float32)}, writes=True)
@@ -147,6 +162,9 @@ def test_float16_holds_up_to_65504(far: float) -> None:
         done(engine, send=("w",), encoding="float16")
     assert caught.value.message == "task 1 ('p'): 'w' holds 70000, too large for float16"
     assert caught.value.hint == "ask with encoding float32"
+    engine = ByHand(lambda inputs: {"y": np.array([1, far], np.float32)}, output("last"))
+    with pytest.raises(EdgeflError, match=r"^task 1 \('p'\): 'y' holds 70000, too large for float16"):
+        done(engine, send=("y",), encoding="float16")
 
 
 def test_what_is_small_or_empty_travels_in_float16() -> None:

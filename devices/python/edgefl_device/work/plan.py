@@ -103,7 +103,7 @@ def plan(
         )
     left_out = task.feed == "test" and not task.send and len(feeds.get("test", NO_DATA)) == 0
     if left_out:
-        task, contract, data = msgspec.structs.replace(task, epochs=0, steps=0), manifest.data, NO_DATA
+        task, contract, data = msgspec.structs.replace(task, steps=0), manifest.data, NO_DATA
     else:
         contract, data = _feed(where, task, program, manifest.data, announced, feeds, buffers)
     send_state, send_outputs = _sends(where, task, program, manifest)
@@ -316,9 +316,9 @@ def _settings(where: str, task: Task, program: Program, own: Mapping[str, float]
         if value is None:
             raise InputError(f"{where}: setting {name!r} is missing and has no default")
         dtype = np.dtype(described.dtype)
-        with np.errstate(over="ignore"):
-            number = np.array(value).astype(dtype) if math.isfinite(value) else None
-        if number is None or not np.isfinite(number) or (dtype.kind != "f" and number != value):
+        with np.errstate(over="ignore", invalid="ignore"):
+            number = np.array(value).astype(dtype)
+        if not np.isfinite(number) or (dtype.kind != "f" and number != value):
             raise InputError(f"{where}: setting {name!r} is {value}; expected a finite {dtype}")
         arrays[name] = np.full([n if isinstance(n, int) else 1 for n in described.shape], number)
     return arrays
