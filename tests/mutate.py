@@ -88,7 +88,7 @@ def result_of(entry: dict[str, Any], named: list[dict[str, str]], jobs: int) -> 
                 f"{entry['file']}: mutmut ended with exit code {done.returncode} before all mutants were tested\n"
                 f"{done.stdout[-3000:]}"
             )
-        living = [described(tree, name, source) for name, code in codes.items() if code not in CAUGHT]
+        living = [described(tree, name, tree / file) for name, code in codes.items() if code not in CAUGHT]
     own = [one for one in named if one["file"] == entry["file"]]
     pairs = [(one["was"], one["becomes"]) for one in own]
     survivors = [mutant for mutant in living if (mutant["was"], mutant["becomes"]) not in pairs]
