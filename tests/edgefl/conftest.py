@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from edgefl import bundle as bundles
 from edgefl.bundle import Bundle
 
 
 @pytest.fixture(scope="session")
-def make_bundle(regression: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Bundle]:
+def make_bundle(regression: Bundle, once: Callable[..., Path]) -> Callable[[str], Bundle]:
     """A bundle by its name in `exported`, or "regression". Each is made once, when it is first wanted."""
-    made = {"regression": regression}
 
+    @functools.cache
     def make(name: str) -> Bundle:
-        if name not in made:
-            made[name] = exported(name, tmp_path_factory.mktemp("bundles") / f"{name}.bundle")
-        return made[name]
+        if name == "regression":
+            return regression
+        return bundles.read(once(name, lambda folder: exported(name, folder / f"{name}.bundle")) / f"{name}.bundle")
 
     return make
 

@@ -14,15 +14,17 @@ from edgefl_broker import RunningBroker
 
 
 @pytest.fixture(scope="session")
-def digits_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle exported by the real exporter, once per test process."""
-    from edgefl_exporter import export
-    from edgefl_exporter.models.load_model import load_model
+def digits_bundle(once: Callable[..., Path]) -> Path:
+    """A bundle exported by the real exporter."""
 
-    out = tmp_path_factory.mktemp("exported") / "digits.bundle"
-    module, example, *_ = load_model("zoo:digits", seed=0)
-    export(module, example, out=out, name="digits")
-    return out
+    def exported(folder: Path) -> None:
+        from edgefl_exporter import export
+        from edgefl_exporter.models.load_model import load_model
+
+        module, example, *_ = load_model("zoo:digits", seed=0)
+        export(module, example, out=folder / "digits.bundle", name="digits")
+
+    return once("digits", exported) / "digits.bundle"
 
 
 @pytest.fixture(scope="session")

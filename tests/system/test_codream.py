@@ -21,7 +21,7 @@ name = "dreams"
 name = "codream"
 epochs = 2
 warm_up = 3
-dreams = 8
+dreams = 6
 dream_steps = {steps}
 refresh = 7
 distill_epochs = 2
@@ -54,10 +54,8 @@ examples = 90
 
 
 @pytest.fixture(scope="module")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("dreamers")
-    export_dreamers(folder, dreams=8)
-    return folder
+def bundles(once: Callable[..., Path]) -> Path:
+    return once("dreamers", export_dreamers)
 
 
 def write_run_file(folder: Path, bundles: Path, *, steps: int, third: str = "") -> Path:
@@ -119,7 +117,7 @@ def test_devices_dream_and_one_that_cannot_is_refused_by_name(start: Start, bund
             "not asked to warm up would dream untrained",
         ),
         ("distill_epochs = 2", 'distill_epochs = 2\nweight = "examples*steps"', "needs 'solver_steps' of program"),
-        ("dreams = 8", "dreams = 9", "but the bundles compare 8 with a device's own images"),
+        ("dreams = 6", "dreams = 9", "but the bundles compare 6 with a device's own images"),
         ("[student]\n", "[other]\n", "unknown key 'other'"),
     ],
 )
@@ -152,8 +150,8 @@ def test_a_rule_of_ones_own_weighs_labels_and_no_gradients(start: Start, bundles
 def test_stopped_among_the_dreams_a_run_dreams_the_same(
     start: Start, bundles: Path, tmp_path: Path, dreams_as: str, end: signal.Signals
 ) -> None:
-    path = write_run_file(tmp_path, bundles, steps=60)
-    path.write_text(path.read_text().replace("dreams = 8\n", f'dreams = 8\ndreams_as = "{dreams_as}"\n', 1))
+    path = write_run_file(tmp_path, bundles, steps=30)
+    path.write_text(path.read_text().replace("dreams = 6\n", f'dreams = 6\ndreams_as = "{dreams_as}"\n', 1))
     unbroken, _, _ = finished(start("run", str(path), "--format", "json"), tmp_path)
     stopped = start("run", str(path), "--format", "json")
     stopped.wait_for_round(1)
@@ -161,7 +159,7 @@ def test_stopped_among_the_dreams_a_run_dreams_the_same(
     stopped.child.wait(60)
     resumed, records, _ = finished(start("run", str(path), "--format", "json", "--resume"), tmp_path)
     assert resumed != unbroken
-    assert [record["round"] for record in records] == list(range(1, 1 + 1 + 2 * 62))
+    assert [record["round"] for record in records] == list(range(1, 1 + 1 + 2 * 32))
     for name in ("epoch-001.png", "epoch-001-path.png", "epoch-002.png"):
         assert (resumed / "pictures" / name).read_bytes() == (unbroken / "pictures" / name).read_bytes(), name
     assert (resumed / "weights.safetensors").read_bytes() == (unbroken / "weights.safetensors").read_bytes()

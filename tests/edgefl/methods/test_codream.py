@@ -11,10 +11,11 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from dreamers import dense, export_dreamers
+from dreamers import DREAMS, dense, export_dreamers
 from msgspec.structs import replace
 from PIL import Image
 
+from edgefl import bundle as bundles
 from edgefl import protocol
 from edgefl.aggregator.checks import check_ask
 from edgefl.aggregator.rounds import RoundDone
@@ -33,14 +34,14 @@ from edgefl_device.work.kept import Buffers
 from edgefl_device.work.student import Student
 
 Make = Callable[..., CoDream]
-DREAMS = 6
 DEVICES = ("device-0", "device-1")
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
+def made(once: Callable[..., Path]) -> dict[str, Bundle]:
     """Bundles of two architectures."""
-    return export_dreamers(tmp_path_factory.mktemp("codream"), DREAMS, generator=True)
+    folder = once("dreamers", export_dreamers)
+    return {name: bundles.read(folder / f"{name}.bundle") for name in ("dense", "normalised")}
 
 
 @pytest.fixture
