@@ -26,7 +26,7 @@ from harness import Row, Target, finish, options
 from torch import nn
 
 from edgefl.bundle import Bundle
-from edgefl.doctor.shapes import example_inputs
+from edgefl.shapes import example_inputs
 from edgefl_device.engines.runtime import Runtime
 
 MODELS = ("deq-mlp", "deq-conv", "deq-conv-cifar")

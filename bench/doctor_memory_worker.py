@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime  # noqa: F401  (what it takes by itself is no part of the growth)
 
 from edgefl import bundle as bundles
-from edgefl.doctor.shapes import example_inputs
+from edgefl.shapes import example_inputs
 from edgefl_device.engines.runtime import Runtime
 
 

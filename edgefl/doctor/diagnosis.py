@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgefl.bundle import Bundle
-from edgefl.doctor.costs import multiply_adds, peak_bytes
+from edgefl.costs import multiply_adds, peak_bytes
 from edgefl.doctor.devices import Device
-from edgefl.doctor.shapes import Graph, read_graph
 from edgefl.doctor.speed import Speed
 from edgefl.errors import InputError
+from edgefl.shapes import Graph, read_graph
 
 BATCH_SIZES = (1, 8, 16, 32, 64)
 COUNTED_AT = 8  # multiply-adds per example are those of a batch of this size, divided

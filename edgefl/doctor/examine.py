@@ -11,10 +11,10 @@ from pathlib import Path
 from edgefl.bundle import Bundle, read
 from edgefl.doctor.devices import DEVICES
 from edgefl.doctor.diagnosis import Costs, Verdict, count, judge
-from edgefl.doctor.shapes import example_inputs
 from edgefl.doctor.speed import Speed, best_seconds, measure_speed
 from edgefl.errors import EdgeflError, InputError, LoweringError, ParityError
 from edgefl.manifest import MANIFEST
+from edgefl.shapes import example_inputs
 
 PROGRAMS = ("train", "evaluate", "predict")
 TIMED_STEPS = 10

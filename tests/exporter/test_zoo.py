@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from edgefl.doctor.costs import multiply_adds
-from edgefl.doctor.shapes import read_graph
+from edgefl.costs import multiply_adds
+from edgefl.shapes import read_graph
 from edgefl_exporter import export
 from edgefl_exporter.catalogue import catalogue
 from edgefl_exporter.programs.losses import LOSSES, Structured

@@ -12,12 +12,12 @@ from onnx import TensorProto, helper
 
 from edgefl.bundle import Bundle
 from edgefl.cli import main
-from edgefl.doctor.costs import multiply_adds, peak_bytes
+from edgefl.costs import multiply_adds, peak_bytes
 from edgefl.doctor.devices import DEVICES, Device
 from edgefl.doctor.diagnosis import count, judge, largest_batch, process_bytes, slower
-from edgefl.doctor.shapes import Graph, Node, Tensor, read_graph
 from edgefl.doctor.speed import Speed
 from edgefl.manifest import File, Input, Parity, Program
+from edgefl.shapes import Graph, Node, Tensor, read_graph
 
 NOTHING = File("", "", 0)
 Shape = tuple[int | str, ...]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 
-from edgefl.doctor.shapes import Graph, Node
+from edgefl.shapes import Graph, Node
 
 # The result is the input under another shape: no new memory.
 VIEWS = {"Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"}
@@ -53,25 +54,34 @@ def peak_bytes(graph: Graph, batch: int) -> int:
     makes it to the last one that reads it. Reshapes cost nothing, and an element-wise result takes the place of an
     input that dies.
     """
+    return max((bytes_now for _, bytes_now in _alive(graph, batch)), default=0)
+
+
+def alive_at_peak(graph: Graph, batch: int) -> dict[str, int]:
+    """The tensors that are alive where most bytes are, as `peak_bytes` counts them, with their sizes."""
+    peak = peak_bytes(graph, batch)
+    return next((dict(alive) for alive, bytes_now in _alive(graph, batch) if bytes_now == peak), {})
+
+
+def _alive(graph: Graph, batch: int) -> Iterator[tuple[Mapping[str, int], int]]:
+    """What is alive while each node runs, buffer -> bytes, and their sum. The mapping changes with the next."""
     buffers = _buffers(graph, batch)
     last = {buffers[name]: index for index, node in enumerate(graph.nodes) for name in node.inputs if name}
     sizes = {buffers[name]: 0 for name in graph.tensors}
     for name, tensor in graph.tensors.items():
         sizes[buffers[name]] = max(sizes[buffers[name]], tensor.size_bytes(batch))
     outside = {buffers[name] for name in graph.given | graph.outputs}
-    alive: set[str] = set()
-    now = peak = 0
+    alive: dict[str, int] = {}
+    bytes_now = 0
     for index, node in enumerate(graph.nodes):
         for name in node.outputs:
-            if name and (buffer := buffers[name]) not in outside | alive:
-                alive.add(buffer)
-                now += sizes[buffer]
-        peak = max(peak, now)
+            if name and (buffer := buffers[name]) not in outside and buffer not in alive:
+                alive[buffer] = sizes[buffer]
+                bytes_now += sizes[buffer]
+        yield alive, bytes_now
         for name in (*node.inputs, *node.outputs):
             if name and (buffer := buffers[name]) in alive and last.get(buffer, index) <= index:
-                alive.remove(buffer)
-                now -= sizes[buffer]
-    return peak
+                bytes_now -= alive.pop(buffer)
 
 
 def _buffers(graph: Graph, batch: int) -> dict[str, str]:
