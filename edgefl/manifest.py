@@ -125,11 +125,26 @@ class Parity(_Frozen, frozen=True):
         return max((error for check, error in self.checks.items() if check not in self.looser), default=None)
 
 
+class Memory(_Frozen, frozen=True):
+    """What a step of a program makes a process grow by, which was exported to a budget.
+
+    Growth is the most resident memory of some first steps less what the process had before them, with the program, the
+    state and the batch loaded. `settings` are the runtime's, for people.
+    """
+
+    budget_bytes: int
+    batch: int
+    grown_bytes: int
+    plain_bytes: int  # of the program that keeps everything
+    runtime: str
+    settings: str
+
+
 class Program(_Frozen, frozen=True):
     """One ONNX graph, `state + inputs -> state + outputs`.
 
     `reads`: state tensors, each a graph input of the same name. `writes`: state tensor -> the graph output
-    that holds its next value.
+    that holds its next value. `memory`: where it was made to a budget; a device then gives its session a tight arena.
     """
 
     file: File
@@ -139,6 +154,7 @@ class Program(_Frozen, frozen=True):
     writes: dict[str, str]
     parity: Parity
     golden: File
+    memory: Memory | None = None
 
     @property
     def fixed_batch(self) -> int | None:

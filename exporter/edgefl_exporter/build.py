@@ -20,6 +20,7 @@ from edgefl.data_contract import UNIT, DataContract, Feature, Normalisation, che
 from edgefl.errors import InputError, LoweringError, said
 from edgefl.manifest import (
     FORMAT,
+    PORTABLE,
     File,
     Manifest,
     Parity,
@@ -33,6 +34,9 @@ from edgefl.tensors import Tensors
 from edgefl.training_artifacts import ENGINE
 from edgefl_exporter.class_names import read_class_names
 from edgefl_exporter.lowering import lower
+from edgefl_exporter.lowering.check import check
+from edgefl_exporter.memory.budget import budget_of
+from edgefl_exporter.memory.fit import BATCH, fit
 from edgefl_exporter.methods.method import Method
 from edgefl_exporter.models.parts import DTYPES, Parts, take_apart
 from edgefl_exporter.models.randomness import with_randomness
@@ -48,6 +52,7 @@ from edgefl_exporter.targets import onnxruntime_training
 from edgefl_exporter.targets.onnxruntime_training import Made
 from edgefl_exporter.torch_internals import AnyBatchNorm, layers_as_written
 
+TRAIN = "train"  # the program that a memory budget is for
 _NO_FILE = File("", "", 0)
 FILLED = 16  # different values of an example input that say something of its range
 _UNPROVEN = Parity("", 0.0, {})
@@ -93,6 +98,7 @@ def build(
     python = onnxruntime_training.check(recipe.training_python, recipe.programs) if target == ENGINE else None
     _check_normalisation(recipe.normalisation, example_input)
     _check_range(recipe.range)
+    budget = _budget(recipe)
     update = _update(recipe, method)
     model = method.model(model, example_input, recipe)
     with torch.random.fork_rng(devices=[]), layers_as_written():
@@ -134,6 +140,12 @@ def build(
             tell(f"{about}: lowering")
             data = _lower(definition, state, task)
             entry = _entry(definition, data)
+            if definition.name == TRAIN and budget is not None:
+                tell(f"{about}: to a memory budget")
+                arrays = {key: value.numpy() for key, value in state.items()}
+                data, memory = fit(entry, data, arrays, budget, _memory_batch(recipe), tell)
+                check(onnx.load_from_string(data), data)
+                entry = msgspec.structs.replace(entry, memory=memory)
             tell(f"{about}: proving against PyTorch")
             parity, golden[definition.name] = prove(definition, entry, Runner(data), state, task.samples, seed)
             tell(f"{about}: {len(data):,} bytes, worst relative error {parity.worst:.1e}")
@@ -201,6 +213,26 @@ def _check_range(stated: tuple[float, float] | None) -> None:
     """Raises InputError unless the lower number comes first."""
     if stated is not None and not (all(map(math.isfinite, stated)) and stated[0] < stated[1]):
         raise InputError(f"the range is {stated[0]:g}..{stated[1]:g}; expected two finite numbers, the lower one first")
+
+
+def _budget(recipe: Recipe) -> int | None:
+    """The memory budget of a step in bytes. Raises InputError for one that cannot be, or has nothing to hold for."""
+    budget = budget_of(recipe.memory)
+    if budget is None:
+        if recipe.memory_batch is not None:
+            raise InputError("--memory-batch is of --memory", hint="say --memory too, or leave it out")
+        return None
+    if TRAIN not in recipe.programs:
+        raise InputError(f"--memory is of the program {TRAIN!r}; the programs are {', '.join(recipe.programs)}")
+    if recipe.target != PORTABLE:
+        raise InputError(f"--memory is measured in the stock runtime, not in {recipe.target}", hint="leave one out")
+    if recipe.batch is not None and recipe.memory_batch not in (None, recipe.batch):
+        raise InputError(f"--memory-batch is {recipe.memory_batch}, and --batch {recipe.batch}", hint="leave one out")
+    return budget
+
+
+def _memory_batch(recipe: Recipe) -> int:
+    return recipe.batch or recipe.memory_batch or BATCH
 
 
 def _range_of(x: Tensor) -> tuple[float, float] | None:

@@ -51,6 +51,8 @@ HELP = {
     "data": "Examples, as a device has them: whose range, and whose names of classes, are the bundle's.",
     "mean": "Normalisation, one number or one per channel: 0.5,0.5,0.5",
     "std": "Like --mean: x becomes (x - mean) / std.",
+    "memory": "What a training step may grow a process by, e.g. 48MB: the fastest program that fits.",
+    "memory_batch": "The batch size that --memory holds for; default: that of --batch, or 32.",
     "seed": "Of the initial weights and of the proof's data.",
     "target": "The other one adds files for devices with that runtime.",
     "training_python": "An interpreter whose environment has onnxruntime-training: makes and proves the files for it.",
@@ -83,6 +85,8 @@ class Options(Struct, frozen=True, kw_only=True):
     range: Numbers = ()
     mean: Numbers = (0.0,)
     std: Numbers = (1.0,)
+    memory: str | None = None
+    memory_batch: Count | None = None
     seed: Annotated[int, Meta(ge=0)] = 0
     target: Literal["portable", "onnxruntime-training"] = "portable"
     training_python: str | None = None

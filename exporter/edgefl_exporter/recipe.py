@@ -39,6 +39,9 @@ class Recipe:
     range            lowest and highest value of the features, before they are normalised; None: where the example input
                      is filled with values of 0..1, that, else nobody has said
     classes          names of the classes in their order: a list, "a,b,c", or a file with one on each line
+    memory           what a training step may make a process grow by: bytes, or a text such as "48MB"; see
+                     `edgefl_exporter.memory`. The program `train` is then the fastest that fits
+    memory_batch     the batch size that this holds for, where `batch` does not say one; default 32
     seed             of the proof's data, and of what a method adds to a model
     target           "onnxruntime-training" adds files for devices with that runtime, made and proven by
                      `training_python`, the interpreter of another environment
@@ -66,6 +69,8 @@ class Recipe:
     normalisation: Normalisation = Normalisation()  # noqa: RUF009  (frozen)
     range: tuple[float, float] | None = None
     classes: str | Path | Sequence[str] = ()
+    memory: int | str | None = None
+    memory_batch: int | None = None
     seed: int = 0
     target: str = PORTABLE
     training_python: Path | None = None

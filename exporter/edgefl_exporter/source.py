@@ -12,6 +12,7 @@ from edgefl.bundle import Bundle
 from edgefl.data_contract import Normalisation
 from edgefl.errors import ConfigError, InputError
 from edgefl_exporter.build import build
+from edgefl_exporter.memory.budget import budget_of
 from edgefl_exporter.models.load_model import Loaded, load_loss, load_model
 from edgefl_exporter.options import Options, checked, options
 from edgefl_exporter.programs.losses import CrossEntropy, Loss
@@ -38,6 +39,7 @@ def export_source(
     try:
         said = given if isinstance(given, Options) else read(source, given)
         shape = said.shape
+        budget_of(said.memory)
     except InputError as error:
         raise _placed(error, where) from error
     loaded = load_model(source, shape, seed=said.seed)
@@ -75,6 +77,8 @@ def recipe_of(said: Options, loaded: Loaded) -> Recipe:
         normalisation=Normalisation(said.mean, said.std),
         range=_range(said.range) or loaded.range,
         classes=said.classes,
+        memory=said.memory,
+        memory_batch=said.memory_batch,
         seed=said.seed,
         target=said.target,
         training_python=Path(said.training_python) if said.training_python else None,

@@ -26,6 +26,7 @@ OTHERS = {
     "Normalisation": data_contract.Normalisation,
     "StateTensor": manifest.StateTensor,
     "Program": manifest.Program,
+    "Memory": manifest.Memory,
     "Input": manifest.Input,
     "Output": manifest.Output,
     "File": manifest.File,

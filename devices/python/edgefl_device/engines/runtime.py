@@ -143,7 +143,8 @@ class Runtime:
                     f"program {name!r} writes one output to two state tensors", hint="re-export the bundle"
                 )
             try:
-                self._sessions[name] = make_session(self.bundle.program_bytes(name), threads=self._threads)
+                data = self.bundle.program_bytes(name)
+                self._sessions[name] = make_session(data, threads=self._threads, is_tight=program.memory is not None)
             except EdgeflError:
                 raise
             except Exception as error:
