@@ -33,8 +33,8 @@ from edgefl.replay import Runner, Runs
 from edgefl.tensors import Tensors
 from edgefl.training_artifacts import ENGINE
 from edgefl_exporter.class_names import read_class_names
-from edgefl_exporter.lowering import lower
 from edgefl_exporter.lowering.check import check
+from edgefl_exporter.lowering.lower import lower
 from edgefl_exporter.memory.budget import budget_of
 from edgefl_exporter.memory.fit import BATCH, fit
 from edgefl_exporter.methods.method import Method

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from edgefl_exporter import export
-from edgefl_exporter.lowering import lower
+from edgefl_exporter.lowering.lower import lower
 from edgefl_exporter.programs.optimizers import SGD
 from edgefl_exporter.proof.cases import TOLERANCE
 

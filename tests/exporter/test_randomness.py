@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from edgefl.replay import Runner
 from edgefl_exporter import SGD, export
-from edgefl_exporter.lowering import lower
+from edgefl_exporter.lowering.lower import lower
 from edgefl_exporter.models.randomness import hashed
 
 COUNT = 100_000

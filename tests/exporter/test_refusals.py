@@ -199,7 +199,7 @@ def test_a_program_that_computes_something_else_is_caught(
     """The sign of one subtraction, or of the last addition, is turned in the finished file."""
     import sys
 
-    from edgefl_exporter.lowering import lower
+    from edgefl_exporter.lowering.lower import lower
 
     def wrong(*args: object, **kwargs: object) -> bytes:
         model = onnx.load_from_string(lower(*args, **kwargs))  # type: ignore[arg-type]

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.export import default_decompositions
 
-from edgefl_exporter.torch_internals import decomposition_table
+from edgefl_exporter.lowering.torch_internals import (
+    decomposition_table,
+)
 
 aten = torch.ops.aten
 ours = torch.ops.edgefl

@@ -13,8 +13,13 @@ from edgefl.errors import LoweringError
 from edgefl_exporter.lowering import translate
 from edgefl_exporter.lowering.functional import functional
 from edgefl_exporter.lowering.refusal import refusal
+from edgefl_exporter.lowering.torch_internals import (
+    ONNXRegistry,
+    dispatch,
+    torchlib,
+    translate_fx_graph,
+)
 from edgefl_exporter.lowering.trace import Traced, place_of, quiet
-from edgefl_exporter.torch_internals import ONNXRegistry, dispatch, torchlib, translate_fx_graph
 
 OPSET = 18  # of the default domain; onnxruntime reads it since 1.14
 

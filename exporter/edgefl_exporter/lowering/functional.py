@@ -12,8 +12,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.fx import traceback as fx_traceback
 
 from edgefl_exporter.lowering import decompose
-from edgefl_exporter.lowering.trace import Traced, quiet
-from edgefl_exporter.torch_internals import (
+from edgefl_exporter.lowering.torch_internals import (
     ONNXRegistry,
     TypePromotionInterpreter,
     TypePromotionTable,
@@ -23,6 +22,7 @@ from edgefl_exporter.torch_internals import (
     get_type_promotion_rule,
     make_fx,
 )
+from edgefl_exporter.lowering.trace import Traced, quiet
 
 aten = torch.ops.aten
 

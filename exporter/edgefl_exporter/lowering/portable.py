@@ -19,7 +19,10 @@ from torch.overrides import TorchFunctionMode
 from edgefl.errors import LoweringError
 from edgefl_exporter.lowering.recurrent import recurrent
 from edgefl_exporter.lowering.refusal import calling_line
-from edgefl_exporter.torch_internals import AnyNorm, pack_padded_sequence
+from edgefl_exporter.torch_internals import (
+    AnyNorm,
+    pack_padded_sequence,
+)
 
 
 class Portable(TorchFunctionMode):

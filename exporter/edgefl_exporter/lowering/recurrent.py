@@ -18,7 +18,11 @@ import torch
 from onnxscript import evaluator, opset18
 from torch import Tensor
 
-from edgefl_exporter.torch_internals import OpRecorder, SymbolicTensor, add_node
+from edgefl_exporter.lowering.torch_internals import (
+    OpRecorder,
+    SymbolicTensor,
+    add_node,
+)
 
 op: Any = opset18
 Value = Any

@@ -9,7 +9,7 @@ import onnx_ir
 from onnx_ir.passes import common
 
 from edgefl_exporter.lowering.emit import IR_VERSION
-from edgefl_exporter.lowering.loop import close_loops
+from edgefl_exporter.lowering.loop_onnx import close_loops
 from edgefl_exporter.lowering.simplify import simplify
 
 LONGEST_CONSTANT = 16  # elements; common subexpressions compare constants up to this size

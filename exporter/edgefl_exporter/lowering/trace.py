@@ -25,20 +25,22 @@ from edgefl_exporter.lowering.decompose import backward_table
 from edgefl_exporter.lowering.loop import traced_loops
 from edgefl_exporter.lowering.portable import Portable
 from edgefl_exporter.lowering.refusal import Place, calling_line, failing_line, refusal
-from edgefl_exporter.models.checkpoints import without_recomputation
-from edgefl_exporter.torch_internals import (
+from edgefl_exporter.lowering.torch_internals import (
     LOGGERS,
     ConstantSource,
     DimDynamic,
     FakeTensorMode,
     ShapeEnv,
     StatelessSymbolicContext,
-    TorchDispatchMode,
     UnsupportedOperatorException,
-    backward_number,
     enable_python_dispatcher,
-    forward_number,
     make_fx,
+)
+from edgefl_exporter.models.checkpoints import without_recomputation
+from edgefl_exporter.torch_internals import (
+    TorchDispatchMode,
+    backward_number,
+    forward_number,
 )
 
 Step = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]

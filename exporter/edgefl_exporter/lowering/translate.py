@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from onnxscript import opset18
 
-from edgefl_exporter.lowering import hashing, loop, recurrent
+from edgefl_exporter.lowering import hashing, loop_onnx, recurrent
 
 aten = torch.ops.aten
 ours = torch.ops.edgefl
@@ -32,8 +32,8 @@ def table() -> dict[Any, Callable[..., Any]]:
         ours.max_pool_gradient.default: max_pool_gradient,
         ours.uniform.default: hashing.uniform,
         ours.scan.default: recurrent.onnx_scan,
-        ours.loop_begin.default: loop.onnx_begin,
-        ours.loop_end.default: loop.onnx_end,
+        ours.loop_begin.default: loop_onnx.onnx_begin,
+        ours.loop_end.default: loop_onnx.onnx_end,
         aten.sym_numel.default: count,
         torch.ops.prims.prod.default: product,
         ours.relu_gradient.default: relu_gradient,
