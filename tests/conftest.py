@@ -10,6 +10,8 @@ from pathlib import Path
 # Before torch is imported, here and in the processes that tests start: its threads wait for each other, and with one
 # test per core a small proof takes ten times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What a test does to the exporter in its process is in no file, so nothing is kept for other tests.
+os.environ["EDGEFL_CACHE"] = ""
 
 import pytest
 from hypothesis import settings

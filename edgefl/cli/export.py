@@ -98,9 +98,10 @@ HELP = """Compile a PyTorch model to a bundle of training programs, and prove th
 @click.argument("model", required=False)
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="The bundle to write; default: NAME.bundle.")
 @_all_options
+@click.option("--no-cache", is_flag=True, help="Make it anew, also where the same was made before.")
 @format_option
 @tells
-def export(model: str | None, out: Path | None, form: str, teller: Teller, **given: Any) -> None:
+def export(model: str | None, out: Path | None, no_cache: bool, form: str, teller: Teller, **given: Any) -> None:
     with _wrong_usage():
         said = options(
             with_examples(
@@ -113,7 +114,8 @@ def export(model: str | None, out: Path | None, form: str, teller: Teller, **giv
     with teller.working(f"exporting {source}") as tell:
         from edgefl_exporter import export_source  # torch takes seconds to import
 
-        bundle = export_source(source, said, out or Path(f"{name}.bundle"), name, progress=tell)
+        place = out or Path(f"{name}.bundle")
+        bundle = export_source(source, said, place, name, progress=tell, cache=not no_cache)
     if form == "json":
         print_json(summary(bundle))
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,10 @@ from msgspec.structs import replace
 from edgefl.bundle import Bundle
 from edgefl.data_contract import Normalisation
 from edgefl.errors import ConfigError, InputError
-from edgefl_exporter.build import build
+from edgefl.manifest import PORTABLE
+from edgefl_exporter.cache import sources, store
+from edgefl_exporter.cache.content import Unnameable, content
+from edgefl_exporter.class_names import read_class_names
 from edgefl_exporter.memory.budget import budget_of
 from edgefl_exporter.models.load_model import Loaded, load_loss, load_model
 from edgefl_exporter.options import Options, checked, options
@@ -29,12 +33,15 @@ def export_source(
     *,
     where: str = "",
     progress: Callable[[str], None] | None = None,
+    cache: bool = True,
 ) -> Bundle:
     """Export the model that `source` names, FILE:OBJECT or zoo:NAME, to the directory `out`.
 
     `given`: the options that `edgefl export --help` names, by name, as a TOML file has them: {"programs": ["train"],
-    "micro-batches": 4}. `where` is their place, for errors. Raises ConfigError for an unknown option, a wrong value or
-    one of another method, InputError for a model that cannot be loaded, and what `build` raises.
+    "micro-batches": 4}. `where` is their place, for errors. With `cache`, what was made before of the same model,
+    options and versions is taken from `edgefl_exporter.cache.store`, with equal bytes. Raises ConfigError for an
+    unknown option, a wrong value or one of another method, InputError for a model that cannot be loaded, and what
+    `build` raises.
     """
     try:
         said = given if isinstance(given, Options) else read(source, given)
@@ -48,7 +55,18 @@ def export_source(
         recipe = recipe_of(said, loaded)
     except InputError as error:
         raise _placed(error, where) from error
-    return build(recipe, loaded.module, loaded.example, out=out, name=name, progress=progress)
+    tell = progress or (lambda line: None)
+    place = store.folder() if cache else None
+    key = _key(recipe, loaded) if place else None
+    if place and key and (found := store.find(place, key)):
+        tell(f"made before, on this machine, of the same model and options: {found.path.parent}")
+        return store.copy(found, out, name)
+    from edgefl_exporter.build import build  # PyTorch's exporter takes seconds to import
+
+    bundle = build(recipe, loaded.module, loaded.example, out=out, name=name, progress=progress)
+    if place and key:
+        store.keep(place, key, bundle, tell)
+    return bundle
 
 
 def read(source: str | None, given: Mapping[str, Any]) -> Options:
@@ -83,6 +101,17 @@ def recipe_of(said: Options, loaded: Loaded) -> Recipe:
         target=said.target,
         training_python=Path(said.training_python) if said.training_python else None,
     )
+
+
+def _key(recipe: Recipe, loaded: Loaded) -> str | None:
+    """What a bundle's bytes are determined by, but for its name; None where that cannot be said."""
+    if recipe.target != PORTABLE:  # is made by another environment
+        return None
+    try:
+        named = dataclasses.replace(recipe, classes=read_class_names(recipe.classes))
+        return content(sources.versions(), sources.own_code(), named, tuple(loaded))
+    except Unnameable:
+        return None
 
 
 def _placed(error: InputError, where: str) -> InputError:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+# Bundles that a command has made before, of the same sources; see `edgefl_exporter.cache`.
+MADE_BEFORE = Path(__file__).parents[2] / ".pytest_cache" / "edgefl"
 DEVICES = ["pi-1", "pi-2", "pi-3"]
 
 
@@ -31,7 +33,7 @@ class Process:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "HOME": str(folder), "COLUMNS": "200"},
+            env={**os.environ, "HOME": str(folder), "COLUMNS": "200", "EDGEFL_CACHE": str(MADE_BEFORE)},
         )
         self.lines: list[str] = []
 

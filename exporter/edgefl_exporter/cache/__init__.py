@@ -1,0 +1,1 @@
+"""Bundles that were made before: what determines one, and where it lies."""
