@@ -186,7 +186,7 @@ def test_a_device_in_an_endless_step_hears_and_leaves(
     broker = edgefl_broker.start()
     try:
         aggregator = kill_later(Process(tmp_path, "aggregate", "run.toml", "--broker", broker.url))
-        aggregator.wait_for(lambda line: line.startswith("run "))
+        aggregator.wait_for(lambda line: "run endless" in line)
         command = ("device", "--broker", broker.url, "--name", "pi-1", "--data", "data.npz", "--state", "state")
         device = kill_later(Process(tmp_path, *command))
         device.wait_for(lambda line: "bundle regression" in line)

@@ -64,7 +64,7 @@ class Siege:
         np.savez(folder / "data.npz", x=x, y=np.ones(1, np.float32))
         self.aggregator = Process(folder, "aggregate", "run.toml", "--broker", self.broker.url)
         stack.callback(end, self.aggregator)
-        self.aggregator.wait_for(lambda line: line.startswith("run "))
+        self.aggregator.wait_for(lambda line: " run " in line)
         self.run = next((folder / "runs").glob("siege-*")).name
         for name in made_up:
             self.say(protocol.device_topic(self.run, name), Presence(name, 1, "up", name, train_examples=1))

@@ -7,12 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 # Bundles that a command has made before, of the same sources; see `edgefl_exporter.cache`.
 MADE_BEFORE = Path(__file__).parents[2] / ".pytest_cache" / "edgefl"
+LONGEST_S = 240.0  # that a line is waited for, also on a machine with much else to do
 DEVICES = ["pi-1", "pi-2", "pi-3"]
 
 
@@ -38,12 +40,17 @@ class Process:
         self.lines: list[str] = []
 
     def wait_for(self, wanted: Callable[[str], bool]) -> str:
-        """Read stderr up to the first wanted line. Fails when the command ends before."""
+        """Read stderr up to the first wanted line. Fails when the command ends before, as it does after LONGEST_S."""
         assert self.child.stderr is not None
-        for line in self.child.stderr:
-            self.lines.append(line.rstrip())
-            if wanted(line):
-                return line
+        patience = threading.Timer(LONGEST_S, self.child.kill)
+        patience.start()
+        try:
+            for line in self.child.stderr:
+                self.lines.append(line.rstrip())
+                if wanted(line):
+                    return line
+        finally:
+            patience.cancel()
         raise AssertionError("ended without the wanted line:\n" + "\n".join(self.lines))
 
     def wait_for_round(self, number: int) -> None:
