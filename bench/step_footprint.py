@@ -51,26 +51,26 @@ def main(form: str, quick: bool) -> None:
 
 def _row(engine: str, model: str, folder: Path, steps: int) -> Row:
     code = f"import numpy, {IMPORTS[engine]}; print(open('/proc/self/status').read())"
-    imports = _peak(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    imports = peak(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
     start = time.perf_counter()
     with started(sys.executable, engine, folder, model, 1) as process:
         cold = process.ready - start
         assert not process.why, process.why
         status = Path(f"/proc/{process.pid}/status")
         process.seconds(FEW)
-        first = _peak(status.read_text())
+        first = peak(status.read_text())
         process.seconds(steps)
         return {
             "engine": engine,
             "imports": imports,
             "loaded": process.loaded_mb,
             "peak, first steps": first,
-            "peak": _peak(status.read_text()),
+            "peak": peak(status.read_text()),
             "cold start, s": cold,
         }
 
 
-def _peak(status: str) -> float:
+def peak(status: str) -> float:
     """The largest resident memory, from a process's status, in MB."""
     (line,) = [line for line in status.splitlines() if line.startswith("VmHWM:")]
     return int(line.split()[1]) * 1024 / 1e6

@@ -10,6 +10,7 @@ engine needs.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -24,15 +25,13 @@ LEARNING_RATE = 0.01
 Step = Callable[[], object]
 
 
-def portable(folder: Path, x: np.ndarray, y: np.ndarray, model: str, threads: int) -> Step:
+def portable(folder: Path, x: np.ndarray, y: np.ndarray, model: str, threads: int, *, is_tight: bool = False) -> Step:
     """Our program as a device runs it: IOBinding, state in OrtValues, two sets of buffers that change places."""
     import onnxruntime
 
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = threads
-    settings.enable_mem_pattern = False
-    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(folder / "train.onnx", settings, providers=["CPUExecutionProvider"])
+    from edgefl.onnx_session import make_session
+
+    session = make_session((folder / "train.onnx").read_bytes(), threads=threads, is_tight=is_tight)
     held: list[np.ndarray] = []  # an OrtValue of onnxruntime 1.20 looks at its array's memory without holding it
 
     def value(array: np.ndarray) -> Any:
@@ -67,13 +66,19 @@ def portable(folder: Path, x: np.ndarray, y: np.ndarray, model: str, threads: in
     return step
 
 
-def torch(folder: Path, x: np.ndarray, y: np.ndarray, model: str, threads: int) -> Step:
-    """PyTorch eager."""
+def torch(
+    folder: Path, x: np.ndarray, y: np.ndarray, model: str, threads: int, *, is_checkpointed: bool = False
+) -> Step:
+    """PyTorch eager; checkpointed: what the blocks of the model keep is computed again in the backward."""
     import torch
     from step_models import MODELS, WithLoss
+    from torch.utils.checkpoint import checkpoint
 
     torch.set_num_threads(threads)
     module = WithLoss(MODELS[model].make()[0]).train()
+    blocks = [m for m in module.model.modules() if m is not module.model and not type(m).__module__.startswith("torch")]
+    for block in blocks if is_checkpointed else ():
+        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
     optimizer = torch.optim.SGD(module.parameters(), lr=LEARNING_RATE)
     features, labels = torch.from_numpy(x), torch.from_numpy(y)
 
@@ -153,7 +158,9 @@ def executorch(folder: Path, x: np.ndarray, y: np.ndarray, model: str, threads: 
 
 ENGINES = {
     "portable": portable,
+    "tight": functools.partial(portable, is_tight=True),  # as a device runs a program that was made to a memory budget
     "torch": torch,
+    "checkpointed": functools.partial(torch, is_checkpointed=True),
     "onnxruntime-training": onnxruntime_training,
     "executorch": executorch,
 }
@@ -168,6 +175,12 @@ def resident_mb() -> float | None:
     return int(line.split()[1]) * 1024 / 1e6
 
 
+def forget_peak() -> None:
+    """From here on the peak of this process is that of its steps, where Linux is asked."""
+    if (forget := Path("/proc/self/clear_refs")).exists():
+        forget.write_text("5")
+
+
 def main() -> None:
     engine, folder, model, threads = sys.argv[1:]
     # What engines and their libraries print must not come between our lines.
@@ -177,6 +190,7 @@ def main() -> None:
         x, y = (np.load(Path(folder) / f"{name}.npy") for name in "xy")
         try:
             step = ENGINES[engine](Path(folder), x, y, model, int(threads))
+            forget_peak()
             loaded = resident_mb()
             step()
         except Exception as error:  # whatever it is, it is the reason that the row gives

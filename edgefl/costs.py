@@ -54,7 +54,12 @@ def peak_bytes(graph: Graph, batch: int) -> int:
     makes it to the last one that reads it. Reshapes cost nothing, and an element-wise result takes the place of an
     input that dies.
     """
-    return max((bytes_now for _, bytes_now in _alive(graph, batch)), default=0)
+    return max(bytes_alive(graph, batch), default=0)
+
+
+def bytes_alive(graph: Graph, batch: int) -> list[int]:
+    """The bytes alive while each node runs, as `peak_bytes` counts them."""
+    return [bytes_now for _, bytes_now in _alive(graph, batch)]
 
 
 def alive_at_peak(graph: Graph, batch: int) -> dict[str, int]:

@@ -2,7 +2,8 @@
 
 onnxruntime merges equal nodes, and would run a copy as early as the original. So a copy reads what is kept through a
 Reshape whose shape is read off a gradient that is there by then: it moves nothing, is equal to nothing else, and cannot
-run before there is a gradient.
+run before there is a gradient. (onnxruntime 1.32 folds the shape and keeps the Reshape, also where the batch is fixed;
+for its order, which runs a node just before its first reader, that is enough.)
 """
 
 from __future__ import annotations

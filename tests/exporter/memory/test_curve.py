@@ -102,14 +102,16 @@ def test_what_has_no_row_for_each_example_cannot_wait() -> None:
 
 
 def test_the_curve_by_hand() -> None:
-    plain, least = curve(take_apart(graph(), PROGRAM, 2))
+    plain, first, *more = curve(take_apart(graph(), PROGRAM, 2))
     # The loss is read by nobody, so it is made last and d stays: a, b, c, d, g and h, of 8,000 bytes each.
     assert plain.peak_bytes == 6 * 8000
     # Without b there are a, c, d, g and h, and later a, d, h, the copy and i. Copying a or c would not help more,
     # and cost more: b's copy reads 8,000 bytes and writes as many, at 4 GB/s.
-    assert least.peak_bytes == 5 * 8000
-    assert least.chosen == {"b"}
-    assert least.added_s == pytest.approx(4e-6)
+    assert first.peak_bytes == 5 * 8000
+    assert first.chosen == {"b"}
+    assert first.added_s == pytest.approx(4e-6)
+    smooth = [plain.smooth, first.smooth, *(point.smooth for point in more)]
+    assert smooth == sorted(smooth, reverse=True)
 
 
 def test_alive_at_the_peak() -> None:
