@@ -187,3 +187,11 @@ def test_who_is_on_trial_may_take_twice_as_long_as_its_last_reply_took() -> None
     for name in ("d00", "d01"):
         send(coordinator, name, 2001.0)
     assert coordinator.deadline_s == 2010.0
+
+
+def test_a_round_says_how_far_each_reply_moved_and_who_was_missing() -> None:
+    """Announced was 0."""
+    coordinator, _ = open_with(3, quorum=0.6)
+    send(coordinator, "d00", value=3.0), send(coordinator, "d01", value=-4.0)
+    (done,) = of(coordinator.tick(100.0), RoundDone)
+    assert done.norms == {"d00": 3.0, "d01": 4.0} and done.missed == ("d02",)
