@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 @click.option("--input", "shape", help="Shape of one example, e.g. 1x8x8, where MODEL gives only a module.")
 @click.option("--loss", help="As of `edgefl export`; a bundle has its own.")
 @click.option("--train", help="As of `edgefl export`, e.g. 'head.*'; a bundle has its own.")
+@click.option("--memory-curve", is_flag=True, help="Time against memory, as `edgefl export --memory` trades them.")
 @format_option
 @tells
 @click.pass_context
@@ -36,6 +37,7 @@ def doctor(
     shape: str | None,
     loss: str | None,
     train: str | None,
+    memory_curve: bool,
     form: str,
     teller: Teller,
 ) -> None:
@@ -60,6 +62,7 @@ def doctor(
                 shape=shape,
                 loss=loss,
                 train=train,
+                memory_curve=memory_curve,
                 progress=tell,
             )
         except Refused as refused:
@@ -81,6 +84,7 @@ def _as_json(result: Examined, model: str) -> dict[str, Any]:
         "batch_size": result.batch_size,
         "examples": result.examples,
         "devices": [asdict(verdict) for verdict in result.verdicts],
+        "memory_curve": [asdict(spent) for spent in result.memory_curve],
     }
 
 
@@ -104,6 +108,24 @@ def _print(result: Examined) -> None:
         [[str(m.batch_size), size(m.tensors), size(m.process)] for m in costs.memory],
     )
     click.echo(f"(whole process: `edgefl device` with {result.examples:,} examples in memory)")
+    if result.memory_curve:
+        plain = result.memory_curve[0]
+        click.echo()
+        print_table(
+            f"Time against memory, batches of {result.batch_size}",
+            ["made again", "tensors alive", "a process grows by", "of the first", "a step takes"],
+            [
+                [
+                    str(spent.again),
+                    size(spent.counted_bytes),
+                    size(spent.grown_bytes),
+                    f"{spent.grown_bytes / max(plain.grown_bytes, 1):.0%}",
+                    f"{spent.step_s * 1e3:.3g} ms",
+                ]
+                for spent in result.memory_curve
+            ],
+        )
+        click.echo("(`edgefl export --memory SIZE` gives the fastest that fits)")
     uploads = ", ".join(f"{size(count)} as {encoding}" for encoding, count in costs.upload_bytes.items())
     click.echo(f"\nupload per round: {uploads}\n")
     print_table(

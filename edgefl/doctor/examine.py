@@ -14,10 +14,27 @@ from edgefl.doctor.diagnosis import Costs, Verdict, count, judge
 from edgefl.doctor.speed import Speed, best_seconds, measure_speed
 from edgefl.errors import EdgeflError, InputError, LoweringError, ParityError
 from edgefl.manifest import MANIFEST
-from edgefl.shapes import example_inputs
+from edgefl.shapes import Graph, example_inputs
 
 PROGRAMS = ("train", "evaluate", "predict")
 TIMED_STEPS = 10
+CURVE_POINTS = 5  # at most
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What one train program of `edgefl export --memory` takes, measured here: memory in its first steps, and time.
+
+    again           forward tensors that it makes again instead of keeping them; 0: the plain program
+    counted_bytes   the most of its tensors alive at once, in the order that onnxruntime takes
+    grown_bytes     by how much a process grows
+    step_s          the shortest step
+    """
+
+    again: int
+    counted_bytes: int
+    grown_bytes: int
+    step_s: float
 
 
 @dataclass(frozen=True)
@@ -26,6 +43,7 @@ class Examined:
 
     here, step_s    this machine's speed, and the seconds of a training step of `batch_size` on one core of it
     examples        in a device's data set
+    memory_curve    where it was asked for: from the plain program to the least
     """
 
     bundle: Bundle
@@ -35,6 +53,7 @@ class Examined:
     batch_size: int
     examples: int
     verdicts: list[Verdict]
+    memory_curve: tuple[Spent, ...] = ()
 
 
 class Refused(Exception):
@@ -59,17 +78,19 @@ def examine(
     shape: str | None = None,
     loss: str | None = None,
     train: str | None = None,
+    memory_curve: bool = False,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Examined:
     """What `model` (FILE:OBJECT, zoo:NAME or a bundle) asks of a device, or of all that are known.
 
     shape       of one example ("1x8x8"), where the model gives only a module; loss, train: as of `edgefl export`; a
                 bundle has its own
+    memory_curve  time against memory, measured in some processes of their own; on Linux
 
     Raises Refused where it cannot be lowered or is not proven, InputError.
     """
     with _bundle(model, shape, loss, train, progress) as bundle:
-        return _examine(bundle, device, examples, batch_size, progress)
+        return _examine(bundle, device, examples, batch_size, memory_curve, progress)
 
 
 @contextlib.contextmanager
@@ -110,7 +131,12 @@ def _bundle(
 
 
 def _examine(
-    bundle: Bundle, device: str | None, examples: int, batch_size: int, tell: Callable[[str], None]
+    bundle: Bundle,
+    device: str | None,
+    examples: int,
+    batch_size: int,
+    memory_curve: bool,
+    tell: Callable[[str], None],
 ) -> Examined:
     tell("counting work and memory")
     costs, train = count(bundle, examples)
@@ -130,7 +156,25 @@ def _examine(
         )
         for name in ([device] if device else DEVICES)
     ]
-    return Examined(bundle, costs, here, step_s, batch_size, examples, verdicts)
+    spent = tuple(_spent(bundle, train, batch_size, tell)) if memory_curve else ()
+    return Examined(bundle, costs, here, step_s, batch_size, examples, verdicts, spent)
+
+
+def _spent(bundle: Bundle, train: Graph, batch_size: int, tell: Callable[[str], None]) -> Iterator[Spent]:
+    """Some programs from the plain one to the least, evenly along the curve."""
+    from edgefl_exporter.memory.curve import curve
+    from edgefl_exporter.memory.growth import measure
+    from edgefl_exporter.memory.training import take_apart
+    from edgefl_exporter.memory.write import write
+
+    program, data, weights = bundle.manifest.program("train"), bundle.program_bytes("train"), bundle.weights()
+    points = curve(take_apart(train, program, batch_size))
+    last = len(points) - 1
+    for index in sorted({round(part * last / (CURVE_POINTS - 1)) for part in range(CURVE_POINTS)}):
+        point = points[index]
+        tell(f"measuring with {len(point.chosen)} tensors made again")
+        growth = measure(program, write(data, point.program) if index else data, weights, batch_size)
+        yield Spent(len(point.chosen), point.peak_bytes, growth.grown_bytes, growth.step_s)
 
 
 def _step_seconds(bundle: Bundle, batch_size: int) -> float:

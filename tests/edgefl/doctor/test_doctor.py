@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -167,6 +168,14 @@ def test_the_command_gives_one_json_object(regression: Bundle) -> None:
     (verdict,) = found["devices"]
     assert verdict["device"] == "pi-4" and verdict["fits"]
     assert 0 < verdict["epoch_s"][0] < verdict["epoch_s"][1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is measured on Linux")
+def test_time_against_memory_begins_with_the_plain_program(regression: Bundle) -> None:
+    _, text = doctor(str(regression.path), "--memory-curve", "--format", "json")
+    plain, *_ = json.loads(text)["memory_curve"]
+    assert plain["again"] == 0
+    assert plain["counted_bytes"] > 0 and plain["grown_bytes"] > 0 and plain["step_s"] > 0
 
 
 def test_a_bundle_that_does_not_fit_exits_1(regression: Bundle) -> None:
