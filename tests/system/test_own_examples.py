@@ -61,7 +61,7 @@ def test_all_of_them_in_one_run(start: Start, tmp_path: Path) -> None:
     records = records_of(json_of(out), tmp_path)
     assert len(records) == 3 and records[-1]["loss"] < records[0]["loss"]
     assert sum(records[0]["weights"].values()) == pytest.approx(1, abs=1e-5)
-    (run,) = (tmp_path / "runs").iterdir()
+    (run,) = (place for place in (tmp_path / "runs").iterdir() if place.is_dir())
     assert {"method.py", "fusion.py", "weights.py"} <= {p.name for p in run.iterdir()}
 
     for name in ("own_method.py", "own_fusion.py", "own_weights.py", "own_loss.py", "digits.py"):
