@@ -87,7 +87,7 @@ def build(
     """Make a bundle of a model as the recipe says, and write it to the directory `out`.
 
     `example_input` is a batch [batch, ...]; its shape and dtype become the data contract. The model is left as it
-    was. Equal models, recipes and versions give equal bytes.
+    was. Equal models, recipes and versions give equal bytes, but for what a memory budget measures.
 
     Raises LoweringError for a model that cannot become a program, ParityError for a program that does not compute what
     PyTorch computes, InputError for a choice that makes no sense; in each case nothing is written.
