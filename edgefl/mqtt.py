@@ -39,6 +39,17 @@ QUICK_LOSSES = 5  # in a row, then we say what may be wrong
 NOT_YET_VALID = 9  # OpenSSL: X509_V_ERR_CERT_NOT_YET_VALID
 
 
+class _Secured(ssl.SSLSocket):
+    """A socket that is closed when its handshake fails: paho leaves that to the garbage collector."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        try:
+            super().do_handshake(block)
+        except BaseException:
+            self.close()
+            raise
+
+
 class Connection:
     """One MQTT client. `will` is asked before every (re)connect what the broker should say when we vanish."""
 
@@ -211,6 +222,7 @@ class Connection:
                 raise ConfigError(f"no {name} file at {path}")
         try:
             context = ssl.create_default_context(cafile=str(tls.ca) if tls.ca else None)
+            context.sslsocket_class = _Secured
             if tls.cert is not None:
                 context.load_cert_chain(tls.cert, tls.key)
         except (ssl.SSLError, OSError) as error:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
-from importlib import import_module
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -30,6 +32,15 @@ def mnist_like(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def loaded(path: Path) -> ModuleType:
+    """The file as a module of its own: an example, or a person's own file, may have its name."""
+    spec = spec_from_file_location(f"bench.{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[spec.name] = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.stem)
 def test_a_quick_run_prints_one_object(path: Path, mnist_like: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """In this process, which imports torch once for all of them; run as a script, a file does the same."""
@@ -37,7 +48,7 @@ def test_a_quick_run_prints_one_object(path: Path, mnist_like: Path, capfd: pyte
     arguments = ["--quick", "--format", "json"]
     if "@data_option" in path.read_text():
         arguments += ["--data", str(mnist_like)]
-    import_module(path.stem).main(arguments, standalone_mode=False)
+    loaded(path).main(arguments, standalone_mode=False)
     out, _ = capfd.readouterr()
     result = json.loads(out)  # one object and nothing else on standard output
     assert set(result) == {"name", "machine", "versions", "rows", "targets"}
@@ -52,7 +63,7 @@ def test_a_quick_run_prints_one_object(path: Path, mnist_like: Path, capfd: pyte
 @pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.stem)
 def test_its_help_says_what_it_measures(path: Path) -> None:
     """In this process, which imports torch once for all of them."""
-    done = CliRunner().invoke(import_module(path.stem).main, ["--help"])
+    done = CliRunner().invoke(loaded(path).main, ["--help"])
     assert done.exit_code == 0, done.output
     assert "--quick" in done.output and "--format" in done.output
     assert len(done.output.split("Options:")[0].split()) > 5  # more than "Usage: NAME [OPTIONS]"

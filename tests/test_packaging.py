@@ -109,14 +109,14 @@ def test_where_a_package_is_missing_the_hint_names_the_extra_of_the_command(tmp_
         sys.modules.update(dict.fromkeys(("onnx", "torch", "onnxscript", "onnx_ir", "sklearn")))
         from click.testing import CliRunner
         from edgefl.cli import main
-        for words in (["zoo"], ["export", "zoo:digits"], ["doctor", "zoo:digits"], ["doctor", {bundle!r}],
+        for words in (["export", "zoo:digits"], ["doctor", "zoo:digits"], ["doctor", {bundle!r}],
                       ["model", {bundle!r}, {bundle!r} + "/weights.safetensors"],
                       ["split", "digits", "--devices", "2", "-o", "parts"]):
             done = CliRunner().invoke(main, words)
             print(done.exit_code, done.stderr.splitlines()[-1])
     """
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
-    said = [f"3 hint: pip install 'edgefl[{extra}]'" for extra in (*["exporter"] * 3, *["aggregator"] * 2, "demo")]
+    said = [f"3 hint: pip install 'edgefl[{extra}]'" for extra in (*["exporter"] * 2, *["aggregator"] * 2, "demo")]
     assert done.stdout.splitlines() == said, done.stderr
 
 

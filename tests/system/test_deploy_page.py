@@ -199,6 +199,8 @@ def test_two_devices_and_a_run_come_back_from_a_power_cut(machine: Machine) -> N
     }
     for name, command in commands.items():
         machine.start(name, command, broker)
+        if name != "lab":
+            machine.wait_for(name, "waiting for an aggregator")
     machine.wait_for("lab", r"^ +2 ")
     for name in ("pi-1", "lab"):
         assert machine.end(name, signal.SIGKILL) == -signal.SIGKILL

@@ -11,7 +11,7 @@ def runtime_order(nodes: Sequence[Node]) -> list[Node]:
     """Depth first from the nodes that nobody reads, backwards: a node runs just before its first reader needs it.
 
     As onnxruntime's GraphViewer does it: of leaves, and of what a node reads, the one that is later in the file goes
-    first. Checked against profiles of 1.32.0.
+    first. Where the runtime does otherwise, the plan is less than the best; what a program needs is measured.
     """
     maker = {name: index for index, node in enumerate(nodes) for name in node.outputs if name}
     reads = [sorted({maker[name] for name in node.inputs if name in maker}) for node in nodes]
