@@ -1,15 +1,51 @@
-"""Bundles for the laws of methods: the one made by hand, and small networks as the exporter makes them."""
+"""Bundles for the laws of methods: the one made by hand, and small networks as the exporter makes them. Connections to
+a real broker, over a line that can be cut."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from relay import Relay
 
+import edgefl_broker
 from edgefl import bundle as bundles
+from edgefl.address import Address
 from edgefl.bundle import Bundle
+from edgefl.mqtt import Connection
+from edgefl_broker import RunningBroker
+
+
+@pytest.fixture
+def broker() -> Iterator[RunningBroker]:
+    with edgefl_broker.start() as running:
+        yield running
+
+
+@pytest.fixture
+def relay(broker: RunningBroker) -> Iterator[Relay]:
+    relay = Relay(broker.port)
+    yield relay
+    relay.close()
+
+
+@pytest.fixture
+def connect() -> Iterator[Callable[..., Connection]]:
+    """Make a connection to a port of this machine; all are closed with the test."""
+    opened: list[Connection] = []
+
+    def connect(port: int, name: str, *topics: str) -> Connection:
+        connection = Connection(Address("127.0.0.1", port), name)
+        connection.subscribe(*topics)
+        opened.append(connection)
+        connection.connect()
+        return connection
+
+    yield connect
+    for connection in opened:
+        connection.close(timeout_s=1.0)
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,7 +11,6 @@ import pytest
 from relay import Relay
 from scripted_broker import ACCEPTED, scripted
 
-import edgefl_broker
 from edgefl import patience
 from edgefl.address import Address
 from edgefl.errors import BrokerError
@@ -20,36 +19,6 @@ from edgefl.patience import Pauses
 from edgefl.protocol import CHUNK_BYTES, MIN_CHUNK_BYTES
 from edgefl.transport import Connected, Disconnected, Event, Received
 from edgefl_broker import RunningBroker
-
-
-@pytest.fixture
-def broker() -> Iterator[RunningBroker]:
-    with edgefl_broker.start() as running:
-        yield running
-
-
-@pytest.fixture
-def relay(broker: RunningBroker) -> Iterator[Relay]:
-    relay = Relay(broker.port)
-    yield relay
-    relay.close()
-
-
-@pytest.fixture
-def connect() -> Iterator[Callable[..., Connection]]:
-    """Make a connection to a port of this machine; all are closed with the test."""
-    opened: list[Connection] = []
-
-    def connect(port: int, name: str, *topics: str) -> Connection:
-        connection = Connection(Address("127.0.0.1", port), name)
-        connection.subscribe(*topics)
-        opened.append(connection)
-        connection.connect()
-        return connection
-
-    yield connect
-    for connection in opened:
-        connection.close(timeout_s=1.0)
 
 
 def wait_for(connection: Connection, kind: type[Event]) -> Event:

@@ -4,44 +4,16 @@ from __future__ import annotations
 
 import itertools
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from relay import Relay
 
-import edgefl_broker
 from edgefl.address import Address
 from edgefl.errors import BrokerError, NoBroker
 from edgefl.mqtt import Connection
 from edgefl.transport import Connected, Received
 from edgefl_broker import RunningBroker
-
-
-@pytest.fixture(scope="module")
-def broker() -> Iterator[RunningBroker]:
-    with edgefl_broker.start() as running:
-        yield running
-
-
-@pytest.fixture
-def relay(broker: RunningBroker) -> Iterator[Relay]:
-    relay = Relay(broker.port)
-    yield relay
-    relay.close()
-
-
-@pytest.fixture
-def connect() -> Iterator[Callable[[int, str], Connection]]:
-    opened: list[Connection] = []
-
-    def connect(port: int, name: str) -> Connection:
-        opened.append(Connection(Address("127.0.0.1", port), name))
-        opened[-1].connect()
-        return opened[-1]
-
-    yield connect
-    for connection in opened:
-        connection.close(timeout_s=1.0)
 
 
 def until(connection: Connection, topic: str) -> list[tuple[str, bool]]:
@@ -55,7 +27,7 @@ def until(connection: Connection, topic: str) -> list[tuple[str, bool]]:
 
 
 def test_topics_come_and_go_while_connected_and_the_others_survive_a_lost_line(
-    broker: RunningBroker, relay: Relay, connect: Callable[[int, str], Connection]
+    broker: RunningBroker, relay: Relay, connect: Callable[..., Connection]
 ) -> None:
     listener, speaker = connect(relay.port, "listener"), connect(broker.port, "speaker")
 
@@ -84,9 +56,7 @@ def test_topics_come_and_go_while_connected_and_the_others_survive_a_lost_line(
     assert told("a", "b", "end") == ["b", "end"]
 
 
-def test_nothing_is_retained_that_is_not_asked_to_be(
-    broker: RunningBroker, connect: Callable[[int, str], Connection]
-) -> None:
+def test_nothing_is_retained_that_is_not_asked_to_be(broker: RunningBroker, connect: Callable[..., Connection]) -> None:
     speaker, late = connect(broker.port, "speaker"), connect(broker.port, "late")
     speaker.publish("kept/plain", b"x")
     speaker.publish("kept/retained", b"x", retain=True)

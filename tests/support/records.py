@@ -23,3 +23,17 @@ def record(number: int, **fields: Any) -> Record:
         "weights": {"pi-1": 1.0},
     }
     return Record(round=number, **(plain | fields))
+
+
+def of_fleet(number: int, **fields: Any) -> Record:
+    """Of round `number`: seven of eight devices replied, and two are named, one of them new in each round."""
+    plain: dict[str, Any] = {
+        "replies": 7,
+        "asked": 8,
+        "bytes_up": 1024,
+        "bytes_down": 3 * 2**20,
+        "devices": ["pi-1", f"pi-{number}"],
+        "weights": {},
+        "metrics": {"train.loss": 1 / number},
+    }
+    return record(number, **(plain | fields))

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import records
 from pages import Page
+from records import of_fleet as record
 
 from edgefl.aggregator.fleet import Known
 from edgefl.aggregator.record import Record
@@ -22,19 +22,6 @@ from edgefl.results.rounds import COLUMNS, OWN
 from edgefl.results.summary import summary_of
 
 CONFIG = 'name = "digits"  # <5 & more\nmodel = "</pre><script>alert(1)</script>"\n'
-
-
-def record(number: int, **more: Any) -> Record:
-    plain: dict[str, Any] = {
-        "replies": 7,
-        "asked": 8,
-        "bytes_up": 1024,
-        "bytes_down": 3 * 2**20,
-        "devices": ["pi-1", f"pi-{number}"],
-        "weights": {},
-        "metrics": {"train.loss": 1 / number},
-    }
-    return records.record(number, **(plain | more))
 
 
 RECORDS = [record(n, loss=2 / n, accuracy=1 - 0.5 / n) for n in (1, 2, 3, 4)]

@@ -2,28 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
-import records
+from records import of_fleet as record
 
-from edgefl.aggregator.record import Record
 from edgefl.results.rounds import Rows, duration, facts, size
 from edgefl.results.summary import summary_of
-
-
-def record(number: int, **more: Any) -> Record:
-    plain: dict[str, Any] = {
-        "replies": 7,
-        "asked": 8,
-        "bytes_up": 1024,
-        "bytes_down": 3 * 2**20,
-        "devices": ["pi-1", f"pi-{number}"],
-        "weights": {},
-        "metrics": {"train.loss": 1 / number},
-    }
-    return records.record(number, **(plain | more))
-
 
 RECORDS = [record(n, loss=2 / n, accuracy=1 - 0.5 / n) for n in (1, 2, 3, 4)]
 
